@@ -1,0 +1,67 @@
+"""Opening audio files: lazily described, fully read once when checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from lhotse import AudioSource, Recording
+
+from smoe_cli.errors import DataError
+
+
+def describe(path: Path, recording_id: str) -> Recording:
+    """A Recording from a file's header, not yet read.
+
+    Raises:
+        DataError: If the file is missing, unreadable, empty or has several channels.
+    """
+    if not path.is_file():
+        raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(
+            f"cannot open audio `{path}` (utterance `{recording_id}`): {error}", "convert it to FLAC or WAV, or remove it"
+        ) from error
+    if info.frames <= 0:
+        raise DataError(f"audio `{path}` (utterance `{recording_id}`) holds no samples", "remove it, or bring back the whole file")
+    if info.channels != 1:
+        raise DataError(
+            f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels; one is expected",
+            "split it into one file per channel, for example with `sox in.wav out.wav remix 1`",
+        )
+    source = AudioSource(type="file", channels=[0], source=str(path.resolve()))
+    return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
+
+
+def check_readable(recording: Recording) -> None:
+    """Read a recording to its end.
+
+    Raises:
+        DataError: If it breaks off, or holds a value that is not finite, or nothing but zeros.
+    """
+    for source in recording.sources:
+        where = f"audio `{source.source}` (utterance `{recording.id}`)"
+        if source.type != "file":
+            raise DataError(
+                f"{where} is of type `{source.type}`: a manifest could run a program or reach the network that way",
+                "save the audio as a file and name that",
+            )
+        if not Path(source.source).is_file():
+            raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
+        try:
+            samples, rate = soundfile.read(source.source, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise DataError(f"{where} cannot be read to its end: {error}", "bring back the whole file, or remove it") from error
+        if recording.transforms is None and (len(samples) != recording.num_samples or rate != recording.sampling_rate):
+            raise DataError(
+                f"{where} breaks off: {len(samples)} samples at {rate} Hz "
+                f"where {recording.num_samples} at {recording.sampling_rate} Hz are promised",
+                "bring back the whole file, or remove it",
+            )
+        if not np.isfinite(samples).all():
+            raise DataError(f"{where} holds values that are not numbers", "convert it again from the original")
+        if not samples.any():
+            raise DataError(f"{where} is nothing but silence (all zeros)", "remove it, or bring back the right file")

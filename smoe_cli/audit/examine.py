@@ -1,0 +1,50 @@
+"""The whole audit: supervision, execution, swap test, one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smoe_cli.audit.execution import observe_experts
+from smoe_cli.audit.supervision import check_manifest
+from smoe_cli.audit.swap import swap_test
+from smoe_cli.checkpoint import System
+from smoe_cli.decoding.decode import Decoder
+from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.records import AuditReport, Swap
+from smoe_cli.watch import Watcher
+
+FEATURE_CACHE_MB = 500
+
+
+def audit(system: System, manifest: Path, utterances: int, swap: bool, watcher: Watcher) -> AuditReport:
+    """Audit a trained system on a tagged manifest.
+
+    Args:
+        utterances: Cuts per route that are run, the first of each.
+        swap: Whether to decode with every wrong expert in turn.
+
+    Raises:
+        DataError: If the manifest cannot be read at all; wrong tags are findings, not errors.
+    """
+    groups, findings, total = check_manifest(manifest, system)
+    chosen = {route: cuts[:utterances] for route, cuts in groups.items()}
+    decoder = Decoder(system, cache_mb=FEATURE_CACHE_MB)
+    served, right, strays = observe_experts(decoder, chosen, watcher)
+    findings += strays
+    swaps: list[Swap] = []
+    if swap:
+        swaps, harmless = swap_test(decoder, chosen, right, watcher)
+        findings += harmless
+    return AuditReport(
+        system=system.config.name,
+        checkpoint=str(system.folder),
+        manifest=str(manifest),
+        cuts=total,
+        routes={str(route): len(cuts) for route, cuts in chosen.items()},
+        layers=len(system.model.encoder.layers) + len(system.model.decoder.layers),
+        observations=sum(row.utterances for row in served),
+        served=served,
+        parameters=count_parameters(system.model),
+        swaps=swaps,
+        findings=findings,
+    )

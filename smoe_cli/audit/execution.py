@@ -1,0 +1,103 @@
+"""Which expert really ran: observed by hooks on the experts themselves while decoding."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from lhotse import MonoCut
+from torch import Tensor, nn
+
+from smoe_cli.decoding.decode import Decoder
+from smoe_cli.model.speech_to_text import SpeechToText
+from smoe_cli.records import Finding, Hypothesis, Served
+from smoe_cli.tags import Route
+from smoe_cli.watch import Watcher
+
+Place = tuple[str, int, str]
+"""(stack, layer, expert)."""
+
+
+@contextmanager
+def watched_experts(model: SpeechToText) -> Iterator[dict[Place, int]]:
+    """Count, for every expert of every layer, the utterances it was last handed, as long as the context lasts."""
+    ran: dict[Place, int] = {}
+    handles = []
+
+    def watch(place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            del module, output
+            ran[place] = max(ran.get(place, 0), inputs[0].shape[0])
+
+        return hook
+
+    for stack, number, moe in model.routed_layers():
+        for name, expert in moe.experts.items():
+            handles.append(expert.register_forward_hook(watch((stack, number, name))))
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observe_experts(
+    decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watcher: Watcher
+) -> tuple[list[Served], dict[Route, list[Hypothesis]], list[Finding]]:
+    """Decode each route's cuts and compare the experts that ran with the plan's, layer by layer.
+
+    A batch holds one route only, so an expert that was handed all of its utterances served each of them.
+
+    Returns:
+        What served whom, the hypotheses with the planned experts, and a finding for every stray.
+    """
+    plan, model = decoder.system.plan, decoder.system.model
+    counts: dict[tuple[Route, Place], int] = defaultdict(int)
+    hypotheses: dict[Route, list[Hypothesis]] = {}
+    findings: list[Finding] = []
+    done, total = 0, sum(len(cuts) for cuts in groups.values())
+    for route, cuts in groups.items():
+        planned = {"encoder": plan.encoder.expert(route), "decoder": plan.decoder.expert(route)}
+        hypotheses[route] = []
+        for batch_cuts in decoder.batches(cuts):
+            with watched_experts(model) as ran:
+                hypotheses[route] += decoder.decode_batch(decoder.collator(batch_cuts))
+            for (stack, layer, expert), utterances in sorted(ran.items()):
+                counts[route, (stack, layer, expert)] += utterances
+                if expert != planned[stack] or utterances != len(batch_cuts):
+                    said = f"expert `{expert}` served {utterances} of {len(batch_cuts)} utterances; the plan names `{planned[stack]}`"
+                    findings.append(_stray(stack, layer, route, said))
+            for stack, layer, _ in model.routed_layers():
+                if (stack, layer, planned[stack]) not in ran:
+                    findings.append(_stray(stack, layer, route, f"the planned expert `{planned[stack]}` did not run"))
+            done += len(batch_cuts)
+            watcher.progress("experts observed", done, total)
+    served = [
+        Served(
+            stack=stack,
+            layer=layer,
+            route=str(route),
+            expert=expert,
+            utterances=utterances,
+            planned=expert == (plan.encoder if stack == "encoder" else plan.decoder).expert(route),
+        )
+        for (route, (stack, layer, expert)), utterances in counts.items()
+    ]
+    return served, hypotheses, findings
+
+
+def _stray(stack: str, layer: int, route: Route, message: str) -> Finding:
+    hint = "the checkpoint's plan and the code that runs it disagree: do not trust this model's scores"
+    return Finding(check="execution", where=f"{stack} layer {layer}, route {route}", message=message, hint=hint)
+
+
+def with_expert(decoder: Decoder, cuts: Sequence[MonoCut], stack: str, index: int) -> list[Hypothesis]:
+    """Decode cuts with one stack's expert replaced on purpose; guiding tokens and everything else stay right."""
+    hypotheses = []
+    for batch_cuts in decoder.batches(cuts):
+        batch = decoder.collator(batch_cuts)
+        forced = torch.full((len(batch_cuts),), index)
+        hypotheses += decoder.decode_batch(batch.with_expert(stack, forced))
+    return hypotheses

@@ -1,0 +1,194 @@
+"""Single-route batches, interleaved over routes by their size, and collation into tensors.
+
+The order is a pure function of the manifest, the seed and the step: to resume is to count.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from lhotse import CutSet, MonoCut
+from lhotse.dataset import BucketingSampler, SimpleCutSampler
+from torch import Tensor
+
+from smoe_cli.cuts import route_of, tags_of
+from smoe_cli.errors import DataError
+from smoe_cli.features import FrontEnd
+from smoe_cli.routing import RoutingPlan
+from smoe_cli.tags import Route
+from smoe_cli.tokenizer import END_ID, PAD_ID, Tokenizer
+
+IGNORE_ID = -100
+"""Target at positions that carry no loss: padding, and the guiding tokens, which are given."""
+# N utterances, T frames, F mel bins, U tokens, L transcript tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances ready for the model.
+
+    Attributes:
+        features: (N,T,F) float32, zero-padded.
+        feature_lengths: (N,) int64.
+        tokens_in: (N,U) guiding tokens and text.
+        targets: (N,U) text and end; `IGNORE_ID` where there is no loss.
+        ctc_targets: (N,L) transcript tokens, zero-padded.
+        ctc_lengths: (N,) int64.
+        encoder_expert, decoder_expert: (N,) int64, on the CPU always.
+        routes, cuts: Per utterance.
+    """
+
+    features: Tensor
+    feature_lengths: Tensor
+    tokens_in: Tensor
+    targets: Tensor
+    ctc_targets: Tensor
+    ctc_lengths: Tensor
+    encoder_expert: Tensor
+    decoder_expert: Tensor
+    routes: list[Route]
+    cuts: list[MonoCut]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; expert indices stay on the CPU, where they decide control flow."""
+        moved = ("features", "feature_lengths", "tokens_in", "targets", "ctc_targets", "ctc_lengths")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in moved})
+
+    def with_expert(self, stack: str, expert_N: Tensor) -> Batch:
+        """The batch with one stack's experts replaced on purpose."""
+        return replace(self, encoder_expert=expert_N) if stack == "encoder" else replace(self, decoder_expert=expert_N)
+
+
+class Collator:
+    """Tagged cuts -> `Batch`; the route of each cut decides its experts and its guiding tokens."""
+
+    def __init__(self, front_end: FrontEnd, tokenizer: Tokenizer, plan: RoutingPlan) -> None:
+        self.front_end, self.tokenizer, self.plan = front_end, tokenizer, plan
+
+    def __call__(self, cuts: Sequence[MonoCut]) -> Batch:
+        """Read, compute and pad.
+
+        Raises:
+            DataError: If audio cannot be read or tags are missing.
+            RouteError: If the plan has no such route.
+        """
+        routes = [self.plan.check(route_of(cut)) for cut in cuts]
+        features = [self.front_end(cut) for cut in cuts]
+        texts = [self.tokenizer.encode(str(cut.supervisions[0].text)) for cut in cuts]
+        prefixes = [self.tokenizer.guiding_ids(route) for route in routes]
+        transcripts = [torch.tensor(self.tokenizer.encode(tags_of(cut).transcript), dtype=torch.int64) for cut in cuts]
+        tokens = [torch.tensor(prefix + text) for prefix, text in zip(prefixes, texts, strict=True)]
+        targets = [torch.tensor([IGNORE_ID] * (len(prefix) - 1) + text + [END_ID]) for prefix, text in zip(prefixes, texts, strict=True)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return Batch(
+            features=pad(features, batch_first=True),
+            feature_lengths=torch.tensor([len(item) for item in features]),
+            tokens_in=pad(tokens, batch_first=True, padding_value=PAD_ID),
+            targets=pad(targets, batch_first=True, padding_value=IGNORE_ID),
+            ctc_targets=pad(transcripts, batch_first=True),
+            ctc_lengths=torch.tensor([len(item) for item in transcripts]),
+            encoder_expert=torch.tensor([self.plan.encoder.index(route) for route in routes]),
+            decoder_expert=torch.tensor([self.plan.decoder.index(route) for route in routes]),
+            routes=routes,
+            cuts=list(cuts),
+        )
+
+
+def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:
+    """Cuts grouped by route, in the plan's order.
+
+    Raises:
+        RouteError: If a cut's route is not in the plan.
+    """
+    groups: dict[Route, list[MonoCut]] = defaultdict(list)
+    for cut in cuts:
+        groups[plan.check(route_of(cut))].append(cut)
+    return {Route.parse(name): CutSet.from_cuts(groups[Route.parse(name)]) for name in plan.routes if Route.parse(name) in groups}
+
+
+class RouteBatches:
+    """An endless, exactly resumable stream of single-route batches of cuts.
+
+    Each route has its own shuffled, duration-bucketed epochs (Lhotse's sampler); routes take turns in proportion
+    to ``share ** (1 / temperature)`` of their audio. Turns are dealt evenly rather than drawn, so that even a short run
+    keeps the proportions.
+
+    Args:
+        groups: Route -> its training cuts.
+        batch_s: Seconds of audio per batch, padding included.
+        max_utterances: Utterances per batch at most.
+        seed: Of all shuffling.
+        temperature: 1 keeps the data's proportions, larger evens them out.
+
+    Raises:
+        DataError: If a cut alone is longer than a batch.
+    """
+
+    def __init__(self, groups: dict[Route, CutSet], batch_s: float, max_utterances: int, seed: int, temperature: float = 1.0) -> None:
+        self.groups, self.batch_s, self.max_utterances, self.seed = groups, batch_s, max_utterances, seed
+        for cuts in groups.values():
+            for cut in cuts:
+                if cut.duration > batch_s:
+                    raise DataError(
+                        f"cut `{cut.id}` lasts {cut.duration:.1f} s, longer than a batch of {batch_s:g} s",
+                        "raise `train.batch_s`, or leave the cut out",
+                    )
+        seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
+        weights = {route: value ** (1.0 / temperature) for route, value in seconds.items()}
+        self.shares = {route: weight / sum(weights.values()) for route, weight in weights.items()}
+
+    def turns(self) -> Iterator[Route]:
+        """Which route serves step 0, 1, 2, ...: smooth weighted round robin."""
+        credit = dict.fromkeys(self.shares, 0.0)
+        while True:
+            for route, share in self.shares.items():
+                credit[route] += share
+            chosen = max(credit, key=lambda route: credit[route])
+            credit[chosen] -= 1.0
+            yield chosen
+
+    def stream(self, start_step: int = 0) -> Iterator[list[MonoCut]]:
+        """Batches from ``start_step`` on; only metadata is read for those before it."""
+        routes = {route: self._batches(route) for route in self.groups}
+        for step, route in enumerate(self.turns()):
+            cuts = next(routes[route])
+            if step >= start_step:
+                yield cuts
+
+    def _batches(self, route: Route) -> Iterator[list[MonoCut]]:
+        cuts = self.groups[route]
+        limits = {
+            "max_duration": self.batch_s,
+            "max_cuts": self.max_utterances,
+            "shuffle": True,
+            "seed": self.seed,
+            "rank": 0,
+            "world_size": 1,
+        }
+        # Buckets need a few batches each to choose from; a smaller route is only shuffled.
+        buckets = min(20, len(cuts) // (4 * self.max_utterances))
+        epoch = 0
+        while True:
+            # A new sampler per epoch: its order then depends on nothing but seed and epoch.
+            sampler = BucketingSampler(cuts, num_buckets=buckets, **limits) if buckets >= 2 else SimpleCutSampler(cuts, **limits)
+            sampler.set_epoch(epoch)
+            for batch in sampler:
+                yield list(batch)
+            epoch += 1
+
+
+def chunk(cuts: Sequence[MonoCut], batch_s: float, max_utterances: int) -> Iterator[list[MonoCut]]:
+    """Cut a sequence, in its order, into batches whose padded length stays within ``batch_s``."""
+    batch: list[MonoCut] = []
+    longest = 0.0
+    for cut in cuts:
+        longest = max(longest, cut.duration)
+        if batch and (longest * (len(batch) + 1) > batch_s or len(batch) == max_utterances):
+            yield batch
+            batch, longest = [], cut.duration
+        batch.append(cut)
+    if batch:
+        yield batch

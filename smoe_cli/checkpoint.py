@@ -1,0 +1,209 @@
+"""A checkpoint is a folder: weights, configuration, routing plan, tokenizer, and for training the exact position.
+
+    model.safetensors   config.json   plan.json   bpe.model   tokenizer.json
+    training.safetensors   training.json          (only in checkpoints that training can continue from)
+
+Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smoe_cli.config import Config, ModelSettings
+from smoe_cli.errors import CheckpointError, DataError
+from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
+from smoe_cli.records import write_text_atomically
+from smoe_cli.routing import RoutingPlan
+from smoe_cli.tokenizer import Tokenizer
+
+WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.json"
+TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
+DIGESTS = "digests.json"
+
+
+def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
+    """The only place where configuration meets the model."""
+    return SpeechToText(
+        Dimensions(
+            vocab_size=vocab_size,
+            mel_bins=mel_bins,
+            dim=settings.d_model,
+            heads=settings.heads,
+            encoder_layers=settings.encoder_layers,
+            decoder_layers=settings.decoder_layers,
+            encoder_hidden_dim=settings.ffn_dim,
+            decoder_hidden_dim=settings.ffn_dim * settings.decoder_ffn_scale,
+            encoder_experts=plan.encoder.experts,
+            decoder_experts=plan.decoder.experts,
+            subsampling=settings.subsampling,
+            subsampling_channels=settings.subsampling_channels,
+            conv_kernel=settings.conv_kernel,
+            dropout=settings.dropout,
+            tie_embeddings=settings.tie_embeddings,
+            ctc=settings.ctc,
+        )
+    )
+
+
+@dataclass
+class System:
+    """A model with everything needed to use it."""
+
+    model: SpeechToText
+    config: Config
+    plan: RoutingPlan
+    tokenizer: Tokenizer
+    folder: Path | None = None
+
+
+@dataclass
+class Position:
+    """Where training stands: tensors of the optimiser, and plain state."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: Path, system: System, position: Position | None = None) -> None:
+    """Write a checkpoint whole or not at all: into a sibling folder, flushed to disk, then renamed.
+
+    Raises:
+        DataError: If the folder cannot be written or the disk is full; what was there before stays.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        weights = system.model.state_dict()
+        if system.config.model.tie_embeddings:
+            del weights["decoder.output.weight"]
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
+        write_text_atomically(temporary / CONFIG, system.config.model_dump_json(indent=2) + "\n")
+        write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")
+        system.tokenizer.save(temporary)
+        if position is not None:
+            save_file({name: tensor.contiguous() for name, tensor in position.tensors.items()}, temporary / TRAINING_TENSORS)
+            write_text_atomically(temporary / TRAINING_STATE, json.dumps(position.state, indent=2) + "\n")
+        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+        write_text_atomically(temporary / DIGESTS, json.dumps(digests, indent=2) + "\n")
+        for path in temporary.iterdir():
+            _flush(path)
+        if folder.exists():
+            discarded = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(discarded)
+            temporary.rename(folder)
+            shutil.rmtree(discarded)
+        else:
+            temporary.rename(folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(f"cannot write checkpoint `{folder}`: {error}", "check the folder's rights and the free disk space") from error
+
+
+def load(folder: Path) -> System:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: If it is missing, incomplete or damaged, or its parts do not belong together.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint `{folder}`", "run `smoe train` first, or name a checkpoint with --checkpoint")
+    _verify(folder)
+    try:
+        config = Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+        plan = RoutingPlan.model_validate_json((folder / PLAN).read_text(encoding="utf-8"))
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, ValidationError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint `{folder}` is damaged: {error}", "use another checkpoint, or train again") from error
+    tokenizer = Tokenizer(folder)
+    with torch.device("meta"):
+        model = build_model(config.model, config.features.mel_bins, plan, tokenizer.vocab_size)
+    load_weights(model, weights, config.model.tie_embeddings, str(folder))
+    return System(model.eval(), config, plan, tokenizer, folder)
+
+
+def load_weights(model: SpeechToText, weights: dict[str, Tensor], tied: bool, where: str) -> None:
+    """Put weights into a model of exactly that shape.
+
+    Raises:
+        CheckpointError: Naming a weight that is missing, unknown or of another shape.
+    """
+    if tied:
+        weights = {**weights, "decoder.output.weight": weights["decoder.embedding.weight"]}
+    wanted = model.state_dict()
+    missing, unknown = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    shapes = [name for name in wanted if name in weights and wanted[name].shape != weights[name].shape]
+    if missing or unknown or shapes:
+        first = (
+            f"weight `{missing[0]}` is missing"
+            if missing
+            else f"weight `{unknown[0]}` is unknown"
+            if unknown
+            else f"weight `{shapes[0]}` has shape {tuple(weights[shapes[0]].shape)}, expected {tuple(wanted[shapes[0]].shape)}"
+        )
+        raise CheckpointError(
+            f"weights of `{where}` do not fit its configuration, plan and tokenizer: {first} "
+            f"({len(missing) + len(unknown) + len(shapes)} in all)",
+            "use a checkpoint whose parts were saved together",
+        )
+    model.load_state_dict(weights, assign=True)
+    if tied:
+        model.decoder.output.weight = model.decoder.embedding.weight
+
+
+def load_position(folder: Path) -> Position:
+    """Read where training stood. The folder has been verified by `load`.
+
+    Raises:
+        CheckpointError: If the checkpoint was not made to continue training from.
+    """
+    try:
+        state = json.loads((folder / TRAINING_STATE).read_text(encoding="utf-8"))
+        return Position(load_file(folder / TRAINING_TENSORS), state)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint `{folder}` holds no training position: {error}", "continue from a checkpoint in `checkpoints/`"
+        ) from error
+
+
+def _verify(folder: Path) -> None:
+    """Every file is as it was written: a torn or flipped byte is found before anything is computed."""
+    try:
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`{folder}` is no checkpoint or an incomplete one: {error}", "name a folder that `smoe train` wrote"
+        ) from error
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file() or _digest(path) != digest:
+            raise CheckpointError(
+                f"checkpoint `{folder}` is damaged: `{name}` is not as it was written", "use another checkpoint, or train again"
+            )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

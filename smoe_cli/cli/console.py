@@ -1,0 +1,77 @@
+"""What commands print: results on stdout, everything else on stderr, colours only on a terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+
+PIPED_WIDTH = 200
+"""Columns of a table that goes into a file or a pipe, where a terminal's 80 would cut words."""
+_NUMBER = re.compile(r"(-?[\d,]+(\.\d+)?)?")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on the present stdout or stderr; without colours and control codes unless that is a terminal."""
+    from rich.console import Console
+
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Pass on the exception that Rich is handling: `failures` decides how a command ends, Rich would exit by itself."""
+            raise
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return PipedConsole(
+        stderr=stderr, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, highlight=False, markup=False, emoji=False
+    )
+
+
+def print_error(message: str, hint: str) -> None:
+    """Print `error: ...` and, after a blank line, `hint: ...` on stderr."""
+    from rich.text import Text
+
+    text = Text.assemble(("error:", "bold red"), f" {message}")
+    if hint:
+        text.append("\n\n").append("hint:", style="bold cyan").append(f" {hint}")
+    console(stderr=True).print(text, soft_wrap=True)
+
+
+def print_json(report: BaseModel) -> None:
+    """Print a report as the only thing on stdout."""
+    print(report.model_dump_json(indent=2))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """Print a table on stdout; columns of numbers stand right, an empty table prints nothing.
+
+    Args:
+        header: Column names, with units.
+        rows: One cell per column; None is shown as an empty cell, an integer with thousands separators.
+        title: A line above the table.
+    """
+    from rich import box
+    from rich.table import Table
+
+    rows = [list(row) for row in rows]
+    if not rows:
+        return
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        numeric = all(_NUMBER.fullmatch(_cell(row[index])) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

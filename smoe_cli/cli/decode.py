@@ -1,0 +1,81 @@
+"""`smoe decode`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smoe_cli.cli import options
+from smoe_cli.cli.plan import show_plan
+from smoe_cli.cli.watcher import open_watcher
+
+
+def decode(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="INPUTS",
+            exists=True,
+            help="Audio files, or cut manifests (.jsonl, .jsonl.gz).",
+            show_default="the recipe's manifests of --split",
+        ),
+    ] = None,
+    config: options.RecipePath = None,
+    overrides: options.Overrides = None,
+    task: options.TaskName = None,
+    lang: options.Language = None,
+    bandwidth: options.Band = None,
+    split: Annotated[
+        str, typer.Option("--split", metavar="NAME", help="Which manifests to decode when no inputs are named: train, dev or test.")
+    ] = "test",
+    checkpoint: options.Checkpoint = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(
+            "--beam", metavar="N", min=1, help="Beams per utterance; 1 is greedy search.", show_default="the recipe's `decode.beam`"
+        ),
+    ] = None,
+    out: options.Out = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write down or translate speech with the experts that the tags choose.
+
+    Checks that the model has every route that is asked for; no tag is guessed. Prints the paths of the files of hypotheses, or,
+    for bare audio files without `--out` and with `--json`, the hypotheses themselves, one JSON object a line.
+
+    Example: smoe decode call.wav --task translate --lang de --bandwidth nb
+    """
+    flags = [] if beam is None else [f"decode.beam={beam}"]
+    if dry_run:
+        from smoe_cli.layout import Layout
+
+        planned = options.load_recipe(config, overrides, flags)
+        at = Layout.of(planned)
+        tasks = [(name, code) for name, settings in planned.tasks.items() for code in settings.languages]
+        files = [at.hypotheses(split, name, code) for name, code in tasks if task in (None, name) and lang in (None, code)]
+        reads = [*(inputs or [at.cuts(split)]), checkpoint or at.final]
+        show_plan(planned, "decode", as_json, reads, [out] if out else [] if inputs else files)
+        return
+    recipe = options.load_recipe_if_any(config, overrides, flags, instead=checkpoint is not None and bool(inputs))
+    from smoe_cli import pipeline
+
+    with open_watcher() as watcher:
+        report = pipeline.decode(
+            recipe,
+            inputs=inputs or (),
+            task=task,
+            lang=lang,
+            bandwidth=bandwidth,
+            split=split,
+            checkpoint=checkpoint,
+            out=out,
+            watcher=watcher,
+        )
+    if as_json or not report.paths:
+        for hypothesis in report.hypotheses:
+            print(hypothesis.model_dump_json())
+    else:
+        print(*report.paths, sep="\n")

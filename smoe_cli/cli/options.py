@@ -1,0 +1,110 @@
+"""Options that several commands share, and the recipe that they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from smoe_cli.cli import complete
+from smoe_cli.tags import Bandwidth
+
+if TYPE_CHECKING:
+    from smoe_cli.config import Config
+
+RecipePath = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="PATH", help="The recipe.", show_default="smoe.yaml in this folder"),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting of the recipe, e.g. `train.max_steps=500`; repeatable.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON; nothing else goes to stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the configuration, say what would be read and written, write nothing.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="FOLDER",
+        exists=True,
+        help="A trained model; it brings its own configuration.",
+        show_default="what `train` wrote",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where to write.", show_default="in the recipe's `exp_dir`")]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", metavar="NAME", help="What to produce.", autocompletion=complete.task, show_default="all of the recipe"),
+]
+Language = Annotated[
+    str | None,
+    typer.Option("--lang", metavar="LANG", help="Language to write.", autocompletion=complete.language, show_default="all of the task"),
+]
+Band = Annotated[
+    Bandwidth | None,
+    typer.Option("--bandwidth", help="`nb`: telephone speech, `wb`: 16 kHz or more.", show_default="as the data is tagged"),
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="Model variant.", autocompletion=complete.preset, show_default="the recipe's")
+]
+
+
+def load_recipe(path: Path | None, overrides: Sequence[str] | None, flags: Sequence[str] = ()) -> Config:
+    """Read the recipe of a command.
+
+    Args:
+        path: `--config`.
+        overrides: Every `--set`, as `key=value`.
+        flags: What other options of the command say, in the same form; they win.
+
+    Raises:
+        ConfigError: If the recipe is missing or a setting is unknown or impossible.
+    """
+    from smoe_cli.config import load_config
+
+    return load_config(path, [*(overrides or ()), *flags])
+
+
+def load_recipe_if_any(path: Path | None, overrides: Sequence[str] | None, flags: Sequence[str], instead: bool) -> Config | None:
+    """Read the recipe, unless there is none and the command can do without.
+
+    Args:
+        path: `--config`.
+        overrides: Every `--set`.
+        flags: What other options say.
+        instead: Whether the command was given files that stand for a recipe, such as a checkpoint.
+
+    Returns:
+        None when neither `--config` nor `smoe.yaml` in this folder is there and `instead` is true.
+
+    Raises:
+        ConfigError: If the recipe is missing although it is needed, or a setting is unknown or impossible.
+    """
+    from smoe_cli.config import RECIPE_FILE
+    from smoe_cli.errors import ConfigError
+
+    if path is not None or not instead or Path(RECIPE_FILE).exists():
+        return load_recipe(path, overrides, flags)
+    if overrides or flags:
+        changes = ", ".join(f"`{change}`" for change in [*(overrides or ()), *flags])
+        raise ConfigError(
+            f"no recipe `{RECIPE_FILE}` here that {changes} could change", "name the recipe with --config, or leave the change out"
+        )
+    return None
+
+
+def corpus_flags(names: Sequence[str], recipe: Config) -> list[str]:
+    """Overrides that add corpora which the recipe lacks but which need no settings, e.g. `synth`."""
+    from smoe_cli.config import Corpus
+
+    kinds = {kind.model_fields["type"].default: kind for kind in get_args(get_args(Corpus)[0])}
+    return [
+        f"data.corpora.{name}={{type: {name}}}"
+        for name in names
+        if name not in recipe.data.corpora and name in kinds and not any(field.is_required() for field in kinds[name].model_fields.values())
+    ]

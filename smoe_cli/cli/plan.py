@@ -1,0 +1,66 @@
+"""What a step would do (`--dry-run`), and where its page lies afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smoe_cli.cli.console import print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from smoe_cli.config import Config
+
+
+def show_plan(
+    recipe: Config,
+    step: str,
+    as_json: bool,
+    reads: Sequence[Path] = (),
+    writes: Sequence[Path] | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print what a step would read and write; nothing is written.
+
+    Args:
+        recipe: The recipe.
+        step: Name of the command.
+        as_json: Print JSON.
+        reads: What other options make it read instead of what the step before left.
+        writes: What other options make it write instead.
+        out: Folder that it writes to instead.
+
+    Raises:
+        SmoeError: If the recipe does not allow the step.
+    """
+    from smoe_cli.steps import plan_step
+
+    plan = plan_step(recipe, step)
+    usual = plan.reads, plan.writes
+    asked = list(reads) or plan.reads, plan.writes if writes is None else list(writes)
+    if out is not None:
+        asked = asked[0], [out / path.name for path in plan.writes]
+    if asked != usual:
+        # Only the recipe's own files are remembered as up to date.
+        plan = plan.model_copy(update={"state": "would run", "reason": "", "reads": asked[0], "writes": asked[1]})
+    if as_json:
+        print_json(plan)
+        return
+    print(f"{plan.name}: {plan.state}" + (f" ({plan.reason})" if plan.reason else ""))
+    rows = [("reads", path, "" if path.exists() else "missing") for path in plan.reads]
+    rows += [("writes", path, "exists" if path.exists() else "") for path in plan.writes]
+    print_table(("", "path", "now"), rows)
+
+
+def show_page(out: Path | None, folder: Path | None, name: str) -> None:
+    """Print the path of the page that a step wrote.
+
+    Args:
+        out: `--out`.
+        folder: The recipe's folder; None: without a recipe and `--out` no page is written.
+        name: The page.
+    """
+    written_to = out or folder
+    if written_to is not None:
+        print(written_to / name)

@@ -1,0 +1,62 @@
+"""`smoe prepare`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from smoe_cli.cli import options
+from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.plan import show_plan
+from smoe_cli.cli.watcher import open_watcher
+
+
+def prepare(
+    config: options.RecipePath = None,
+    overrides: options.Overrides = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option("--corpus", metavar="NAME", help="Prepare this corpus only; repeatable.", show_default="all of the recipe"),
+    ] = None,
+    nb_downsample: Annotated[
+        bool | None,
+        typer.Option(
+            "--nb-downsample/--no-nb-downsample",
+            help="Add a narrowband twin (8 kHz and back) of every wideband utterance.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Processes at once; 0: one per CPU core.")] = 0,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Turn corpora into cut manifests that carry a task, a language and a bandwidth on every cut.
+
+    Checks that each recording opens, has the length it claims, stands in one split only, and has the texts that its tasks need.
+    An utterance with a problem is an error; nothing is dropped in silence.
+
+    `--corpus synth` makes synthetic speech, whatever the recipe holds.
+
+    Example: smoe prepare --nb-downsample
+    """
+    flags = [] if nb_downsample is None else [f"data.nb_downsample={str(nb_downsample).lower()}"]
+    recipe = options.load_recipe(config, overrides, flags)
+    added = options.corpus_flags(corpus or (), recipe)
+    if added:
+        recipe = options.load_recipe(config, overrides, [*flags, *added])
+    if dry_run:
+        show_plan(recipe, "prepare", as_json)
+        return
+    from smoe_cli import pipeline
+
+    with open_watcher() as watcher:
+        report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs)
+    if as_json:
+        print_json(report)
+        return
+    rows = [(row.split, row.task, row.lang, row.bandwidth, row.subset, row.cuts, row.hours) for row in report.rows]
+    print_table(("split", "task", "lang", "band", "subset", "cuts", "hours"), rows)
+    for note in report.notes:
+        print(f"note: {note}")
+    print(report.cuts_dir)

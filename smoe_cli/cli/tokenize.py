@@ -1,0 +1,36 @@
+"""`smoe tokenize`."""
+
+from __future__ import annotations
+
+from smoe_cli.cli import options
+from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.plan import show_plan
+from smoe_cli.cli.watcher import open_watcher
+
+
+def tokenize(
+    config: options.RecipePath = None,
+    overrides: options.Overrides = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train the byte-level BPE tokenizer on the training texts of the prepared manifests.
+
+    Checks that every text survives encoding and decoding, and that no text can forge a guiding token.
+
+    Example: smoe tokenize --set tokenizer.vocab_size=4000
+    """
+    recipe = options.load_recipe(config, overrides)
+    if dry_run:
+        show_plan(recipe, "tokenize", as_json)
+        return
+    from smoe_cli import pipeline
+
+    with open_watcher() as watcher:
+        report = pipeline.tokenize(recipe, watcher=watcher)
+    if as_json:
+        print_json(report)
+        return
+    print(f"{report.kind}, {report.vocab_size:,} pieces, guiding tokens {' '.join(report.guiding_tokens)}")
+    print_table(("lang", "tokens per word"), sorted(report.fertility.items()))
+    print(report.path)

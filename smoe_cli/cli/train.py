@@ -1,0 +1,48 @@
+"""`smoe train`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from smoe_cli.cli import options
+from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.plan import show_plan
+from smoe_cli.cli.watcher import open_watcher
+
+
+def train(
+    config: options.RecipePath = None,
+    overrides: options.Overrides = None,
+    resume: Annotated[
+        Literal["auto", "never"],
+        typer.Option("--resume", help="`auto`: go on exactly where an earlier run stopped; `never`: start anew."),
+    ] = "auto",
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train the model on the prepared manifests.
+
+    Checks that every cut has a route of the recipe and every route an expert, and that a run to resume has the same
+    configuration, plan and tokenizer. Ctrl-C and SIGTERM end it with a checkpoint; the same command goes on from there.
+
+    Example: smoe train --set train.max_steps=500
+    """
+    recipe = options.load_recipe(config, overrides)
+    if dry_run:
+        show_plan(recipe, "train", as_json)
+        return
+    from smoe_cli import pipeline
+
+    with open_watcher() as watcher:
+        report = pipeline.train(recipe, resume=resume, watcher=watcher)
+    if as_json:
+        print_json(report)
+        return
+    resumed = "" if report.resumed_from is None else f", resumed from step {report.resumed_from:,}"
+    ended = "finished" if report.finished else "stopped early; the same command goes on"
+    print(f"{ended}: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
+    print_table(("parameters", "count"), report.parameters.items())
+    print_table(("route", "validation loss"), report.validation.items())
+    print(report.checkpoint)

@@ -1,0 +1,127 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from smoe_cli.cli.console import console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from smoe_cli.watch import Watcher
+
+LINE_EVERY_S = 10.0
+REFRESH_PER_S = 4
+"""Redrawing costs time of the process that trains; four a second still looks alive."""
+
+
+@contextmanager
+def open_watcher() -> Iterator[Watcher]:
+    """Show progress on stderr as long as the block runs."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "") in {"dumb", ""}:
+        yield LineWatcher(sys.stderr)
+        return
+    with _bars() as progress:
+        yield BarWatcher(progress)
+
+
+@dataclass
+class _Work:
+    started_s: float
+    first_done: float
+
+
+class LineWatcher:
+    """Whole lines without control characters, for log files: at the start and the end of work, and at most every 10 s.
+
+    Args:
+        stream: Where to write.
+        clock: Seconds from any origin; tests pass their own.
+    """
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._works: dict[str, _Work] = {}
+        self._said_s = float("-inf")
+
+    def log(self, message: str) -> None:
+        print(message, file=self._stream, flush=True)
+
+    def progress(self, what: str, done: float, total: float, detail: str = "") -> None:
+        now_s = self._clock()
+        starts, ends = what not in self._works, done >= total
+        work = self._works.setdefault(what, _Work(now_s, done))
+        if ends:
+            del self._works[what]
+        if starts or ends or now_s - self._said_s >= LINE_EVERY_S:
+            self._said_s = now_s
+            self.log(_line(what, done, total, detail, now_s - work.started_s, done - work.first_done))
+
+
+class BarWatcher:
+    """One bar for each piece of work under way; a finished one leaves its last state as a line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, tuple[TaskID, float]] = {}
+
+    def log(self, message: str) -> None:
+        self._progress.console.print(message, soft_wrap=True)
+
+    def progress(self, what: str, done: float, total: float, detail: str = "") -> None:
+        if what not in self._bars:
+            bar = self._progress.add_task(what, total=total, completed=int(done), count="", detail="")
+            self._bars[what] = bar, time.monotonic()
+        bar, started_s = self._bars[what]
+        self._progress.update(bar, total=total, completed=done, count=_count(done, total), detail=detail)
+        if done >= total:
+            del self._bars[what]
+            self._progress.remove_task(bar)
+            self.log(_line(what, done, total, detail, time.monotonic() - started_s, 0.0))
+
+
+def _bars() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def text(template: str, column: Column | None = None) -> TextColumn:
+        return TextColumn(template, markup=False, table_column=column)
+
+    return Progress(
+        text("{task.description}"),
+        BarColumn(bar_width=30),
+        text("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        text("left"),
+        TimeRemainingColumn(),
+        text("{task.fields[detail]}", Column(no_wrap=True, overflow="ellipsis")),
+        console=console(stderr=True),
+        transient=True,
+        refresh_per_second=REFRESH_PER_S,
+        # Results are printed after the bars are gone; stdout may be a file, which a bar must not reach.
+        redirect_stdout=False,
+    )
+
+
+def _line(what: str, done: float, total: float, detail: str, elapsed_s: float, gained: float) -> str:
+    left = f", left {_clock_text(elapsed_s * (total - done) / gained)}" if gained > 0 and done < total else ""
+    return f"{what}  {_count(done, total)}  {_clock_text(elapsed_s)}{left}" + (f"  {detail}" if detail else "")
+
+
+def _count(done: float, total: float) -> str:
+    digits = 0 if float(total).is_integer() and float(done).is_integer() else 1
+    return f"{done:,.{digits}f}/{total:,.{digits}f}"
+
+
+def _clock_text(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"

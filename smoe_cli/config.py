@@ -1,0 +1,324 @@
+"""Every setting of a recipe: one typed field, one sentence, one check; unknown keys are refused.
+
+`smoe.yaml` in the working folder holds them; `--set a.b=c` overrides. The merged configuration is saved with
+every checkpoint, so that `decode` needs nothing repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from smoe_cli.errors import ConfigError
+from smoe_cli.presets import apply_preset
+from smoe_cli.tags import AXES, TASK_KINDS, Bandwidth, Route, TaskKind
+
+RECIPE_FILE = "smoe.yaml"
+SPLITS = ("train", "dev", "test")
+TAG_PATTERN = r"^[a-z][a-z0-9_-]*$"
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- corpora ---------------------------------------------------------------------------------------------
+
+
+class CorpusSettings(Settings):
+    """What every corpus may say."""
+
+    language: str = Field("en", description="Spoken language, unless the corpus names one per utterance.")
+    subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
+    splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
+
+
+class TsvCorpus(CorpusSettings):
+    """A tab-separated table: id, path, split, speaker, sample_rate, duration, transcript, one column per target language."""
+
+    type: Literal["tsv"] = "tsv"
+    path: Path = Field(description="The table: UTF-8, one header line, no quoting; audio paths are relative to it.")
+    translations: dict[str, str] = Field({}, description="Target language -> column; several references by ` ||| `.")
+    language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
+    subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
+    segments_column: str | None = Field(None, description="Column with several audio paths, joined with `gaps_ms` between them.")
+    where: dict[str, list[str]] = Field({}, description="Keep rows whose column has one of these values.")
+    minimum: dict[str, float] = Field({}, description="Keep rows whose column is a number of at least this, e.g. `{age: 18}`.")
+
+
+class LhotseCorpus(CorpusSettings):
+    """Existing Lhotse cut manifests, one per split."""
+
+    type: Literal["lhotse"] = "lhotse"
+    cuts: dict[str, Path] = Field(description="Split -> cut manifest (`.jsonl` or `.jsonl.gz`).")
+    translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
+
+
+class SynthCorpus(CorpusSettings):
+    """Synthetic speech over a built-in parallel text (English with exact German and French)."""
+
+    type: Literal["synth"] = "synth"
+    sentences: dict[str, int] = Field({"train": 1200, "dev": 60, "test": 150}, description="Distinct sentences per split; none is shared.")
+    renditions: int = Field(1, ge=1, description="Voices that speak each training sentence.")
+    engines: list[Literal["hibari", "nanotts", "piper", "espeak"]] = Field(
+        ["hibari", "nanotts"], description="Synthesizers; `piper` and `espeak` come with the extra `smoe[gpl-voices]`."
+    )
+    seed: int = Field(0, description="Same seed, same sentences, voices, speeds and pitches.")
+
+
+Corpus = Annotated[TsvCorpus | LhotseCorpus | SynthCorpus, Field(discriminator="type")]
+
+
+class DataSettings(Settings):
+    """Which speech, in which bands."""
+
+    root: Path | None = Field(
+        None, description="Folder that relative corpus paths start from, by default the recipe's; `$NAME` is read from the environment."
+    )
+    corpora: dict[str, Corpus] = Field({"synth": SynthCorpus()}, description="Name -> corpus.")
+    nb_downsample: bool = Field(False, description="Add a narrowband twin (8 kHz and back) of every wideband utterance.")
+    lowercase: bool = Field(False, description="Lower-case all text, what is trained on and the references alike.")
+    strip_punctuation: bool = Field(
+        False, description="Remove punctuation except inside words (`it's`, `rendez-vous`), in training text and references alike."
+    )
+    min_duration_s: float = Field(0.1, gt=0, description="Shorter recordings are errors.")
+    max_duration_s: float = Field(30.0, gt=0, description="Longer recordings are errors.")
+
+
+# --- the parts of the system -----------------------------------------------------------------------------
+
+
+class TaskSettings(Settings):
+    """One task of the recipe."""
+
+    kind: str = Field("", description=f"Kind of task ({', '.join(TASK_KINDS)}); by default the task's own name.")
+    languages: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(
+        min_length=1, description="Target languages, the languages of the written text."
+    )
+
+
+class TokenizerSettings(Settings):
+    """Byte-level BPE."""
+
+    vocab_size: int = Field(
+        1000, ge=260, description="Pieces, the 256 byte symbols and the special tokens included; 40,000 at paper scale."
+    )
+
+
+class FeatureSettings(Settings):
+    """Log-mel filterbanks."""
+
+    sample_rate_hz: int = Field(16000, gt=0, description="Rate to which all audio is brought.")
+    mel_bins: int = Field(80, gt=0, description="Number of mel filters.")
+    cache_mb: int = Field(0, ge=0, description="Memory for computed features (float16), kept between epochs; 0 computes anew.")
+
+
+class ModelSettings(Settings):
+    """The encoder-decoder. A preset states its differences from `base`; the recipe states its own from the preset."""
+
+    preset: str = Field("encdec-smoe", description="Model variant: base, dec-ffn-x2, dec-smoe, enc-smoe, encdec-smoe.")
+    d_model: int = Field(512, gt=0, description="Width of the residual stream.")
+    heads: int = Field(8, gt=0, description="Attention heads.")
+    encoder_layers: int = Field(12, gt=0, description="Encoder layers.")
+    decoder_layers: int = Field(6, gt=0, description="Decoder layers.")
+    ffn_dim: int = Field(2048, gt=0, description="Hidden width of a feed-forward network, and of each expert.")
+    decoder_ffn_scale: int = Field(
+        1, gt=0, description="Widen the decoder's feed-forward networks by this factor (the width-matched control)."
+    )
+    subsampling: Literal[2, 4, 8] = Field(4, description="Feature frames per encoder frame.")
+    subsampling_channels: int = Field(1024, gt=0, description="Inner channels of the convolutional subsampler.")
+    conv_kernel: int | None = Field(
+        None, gt=0, description="Odd width of a depthwise convolution in every encoder layer, in frames; null: none, as in the paper."
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")
+    tie_embeddings: bool = Field(False, description="Share the decoder's input embedding with its output projection.")
+    ctc: bool = Field(True, description="Auxiliary CTC head on the encoder, over the transcript.")
+    encoder_experts_by: str | None = Field(
+        None, description=f"Tag that chooses the encoder's expert ({', '.join(AXES)}); null: one dense FFN."
+    )
+    decoder_experts_by: str | None = Field(
+        None, description=f"Tag that chooses the decoder's expert ({', '.join(AXES)}); null: one dense FFN."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.d_model % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide d_model ({self.d_model})")
+        if self.conv_kernel is not None and self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that frames keep their place")
+        if self.d_model % 2:
+            raise ValueError(f"d_model ({self.d_model}) must be even: positions are pairs of sine and cosine")
+        for stack, axis in (("encoder", self.encoder_experts_by), ("decoder", self.decoder_experts_by)):
+            if axis is not None and axis not in AXES:
+                raise ValueError(f"{stack}_experts_by `{axis}` is no axis of supervision; known: {', '.join(AXES)}")
+        return self
+
+
+class TrainSettings(Settings):
+    """The training loop."""
+
+    seed: int = Field(0, description="Seed of weights, batches, dropout and augmentation.")
+    max_steps: int = Field(1000, gt=0, description="Optimiser steps.")
+    batch_s: float = Field(120.0, gt=0, description="Seconds of audio in one batch, padding included.")
+    max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
+    temperature: float = Field(1.0, ge=1, description="1: routes drawn by their size; larger: more evenly.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(200, gt=0, description="Steps of linear warm-up.")
+    schedule: Literal["inverse-sqrt", "cosine"] = Field(
+        "cosine", description="Learning rate after the warm-up; cosine reaches 0 at max_steps."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
+    clip_norm: float = Field(5.0, gt=0, description="Gradients are scaled down to this norm.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of probability spread over the vocabulary.")
+    ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of the CTC loss in the total.")
+    time_masks: int = Field(2, ge=0, description="SpecAugment: masks along time.")
+    time_mask_share: float = Field(0.1, ge=0, le=1, description="SpecAugment: longest time mask, as a share of the utterance.")
+    frequency_masks: int = Field(2, ge=0, description="SpecAugment: masks along frequency.")
+    frequency_mask_bins: int = Field(27, ge=0, description="SpecAugment: widest frequency mask.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: the faster of fp32 and bf16, measured on this machine at start."
+    )
+    validate_every: int = Field(200, gt=0, description="Steps between validations (and checkpoints).")
+    validation_utterances: int = Field(200, gt=0, description="Utterances per route in each validation at most.")
+    workers: int = Field(0, ge=0, description="Processes that load and compute features; 0: in the training process.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
+
+
+class DecodeSettings(Settings):
+    """Beam search."""
+
+    beam: int = Field(5, gt=0, description="Beams per utterance; 1 is greedy search.")
+    ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of CTC prefix scores (transcription only).")
+    length_penalty: float = Field(1.0, ge=0, description="Exponent on the length that divides a beam's score.")
+    max_tokens_per_s: float = Field(20.0, gt=0, description="Longest output, in tokens per second of audio.")
+    min_max_tokens: int = Field(20, gt=0, description="Longest output allowed for the shortest audio.")
+    batch_s: float = Field(200.0, gt=0, description="Seconds of audio decoded together.")
+
+
+class Config(Settings):
+    """A recipe: `smoe.yaml`."""
+
+    name: str = Field("smoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the system in reports.")
+    exp_dir: Path = Field(Path("exp"), description="Folder for everything the steps write.")
+    data: DataSettings = DataSettings()
+    tasks: dict[Annotated[str, Field(pattern=TAG_PATTERN)], TaskSettings] = Field(min_length=1, description="Task name -> what it writes.")
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    features: FeatureSettings = FeatureSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    decode: DecodeSettings = DecodeSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for name, task in self.tasks.items():
+            if (task.kind or name) not in TASK_KINDS:
+                raise ValueError(f"task `{name}` is of unknown kind `{task.kind or name}`; known kinds: {', '.join(TASK_KINDS)}")
+        return self
+
+    def kind(self, task: str) -> TaskKind:
+        """The kind of a task of this recipe.
+
+        Raises:
+            KeyError: If the recipe has no such task.
+        """
+        return TASK_KINDS[self.tasks[task].kind or task]
+
+    def routes(self, bandwidths: Iterable[Bandwidth] = tuple(Bandwidth)) -> list[Route]:
+        """Every route of the recipe, in a stable order."""
+        return [Route(name, lang, band) for name, task in self.tasks.items() for lang in task.languages for band in bandwidths]
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a recipe and apply `a.b=c` overrides; the preset fills in what the recipe leaves open.
+
+    Args:
+        path: The recipe, or None for `smoe.yaml` in the working folder.
+        overrides: `key.key=value`, the value read as YAML.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, or a setting is unknown or impossible.
+    """
+    path = path or Path(RECIPE_FILE)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no recipe `{path}`", "change into a recipe folder, name one with --config, or start from recipes/quickstart"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read recipe `{path}`: {error}", "a recipe is a YAML file") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe `{path}` holds no settings", "a recipe is a YAML mapping; see recipes/quickstart/smoe.yaml")
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, str(path), path.parent)
+
+
+def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> Config:
+    """Check a tree of settings; relative `data.root` and `exp_dir` start from `base`.
+
+    Raises:
+        ConfigError: Naming each setting that is unknown or impossible.
+    """
+    tree = dict(tree)
+    tree["model"] = apply_preset(tree.get("model") or {})
+    if base is not None:
+        tree["exp_dir"] = str(base / str(tree.get("exp_dir") or "exp"))
+        data = dict(tree.get("data") or {})
+        data["root"] = str(base / _expand(str(data.get("root") or ".")))
+        tree["data"] = data
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        raise ConfigError(f"`{where}`: " + "; ".join(problems), "docs/reference/config.md lists every setting") from None
+
+
+def _problem(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting `{key}`"
+    message = re.sub(r"^Value error, ", "", item["msg"])
+    return f"`{key}`: {message}" if key else message
+
+
+def _expand(text: str) -> str:
+    """Replace `$NAME` by the environment's value; an unset name is an error, not an empty path."""
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    unset = re.search(r"\$\{?(\w+)", expanded)
+    if unset:
+        raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
+    return expanded
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"`--set {override}` is not of the form key.key=value", "for example --set train.max_steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`--set {override}`: the value is not YAML: {error}", "quote the value") from error
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"`--set {override}`: `{parent}` is a value, not a group of settings", "docs/reference/config.md lists every setting"
+            )
+        node = child
+    node[last] = value

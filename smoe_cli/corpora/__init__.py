@@ -1,0 +1,35 @@
+"""Corpora: raw files -> utterances. One file each; the registry finds them by the settings' `type`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from smoe_cli.config import SPLITS, Corpus
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.errors import DataError
+
+READERS = {
+    "tsv": "smoe_cli.corpora.tsv",
+    "lhotse": "smoe_cli.corpora.lhotse_cuts",
+    "synth": "smoe_cli.corpora.synth",
+}
+"""Corpus type -> module with `read(settings, work) -> Iterator[Utterance]`."""
+
+
+def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
+    """Yield a corpus's utterances with the recipe's split names and subset.
+
+    Raises:
+        DataError: For a damaged or missing source, or a split that is none of train, dev, test.
+    """
+    for utterance in import_module(READERS[settings.type]).read(settings, work):
+        split = settings.splits.get(utterance.split, utterance.split)
+        if split is None:
+            continue
+        if split not in SPLITS:
+            raise DataError(
+                f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
+                f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: test}}`",
+            )
+        yield utterance.placed(split, utterance.subset or settings.subset)

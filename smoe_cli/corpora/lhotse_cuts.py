@@ -1,0 +1,63 @@
+"""Existing Lhotse cut manifests, one per split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lhotse import CutSet, MonoCut
+
+from smoe_cli.config import LhotseCorpus
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.errors import DataError
+
+
+def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
+    """Yield one utterance per cut.
+
+    Raises:
+        DataError: If a manifest is missing or damaged, or a cut has not exactly one supervision with text.
+    """
+    for split, relative in settings.cuts.items():
+        path = work.root / relative
+        if not path.is_file():
+            raise DataError(f"no cut manifest `{path}`", f"correct `data.corpora.{work.name}.cuts.{split}`")
+        try:
+            cuts = list(CutSet.from_jsonl_lazy(path))
+        except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+            raise DataError(f"cannot read cut manifest `{path}`: {error}", "it must be Lhotse cuts as JSON lines") from error
+        for done, cut in enumerate(cuts, start=1):
+            yield _utterance(cut, split, settings, str(path))
+            work.progress(done, len(cuts), f"{work.name}: {split} cuts")
+
+
+def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, where: str) -> Utterance:
+    if not isinstance(cut, MonoCut) or cut.recording is None:
+        raise DataError(
+            f"`{where}`: cut `{cut.id}` is not one channel of one recording", "export mixed or feature-only cuts to audio first"
+        )
+    texts = [segment for segment in cut.supervisions if segment.text and segment.text.strip()]
+    if len(texts) != 1 or len(cut.supervisions) != 1:
+        raise DataError(
+            f"`{where}`: cut `{cut.id}` has {len(cut.supervisions)} supervisions, {len(texts)} with text; exactly one is expected",
+            "trim the cuts to their supervisions (`lhotse cut trim-to-supervisions`)",
+        )
+    segment = texts[0]
+    custom = segment.custom or {}
+    translations = {}
+    for lang, field in settings.translations.items():
+        value = custom.get(field)
+        if value is not None and not isinstance(value, (str, list)):
+            raise DataError(f"`{where}`: cut `{cut.id}`: `{field}` is neither a text nor a list of texts", "correct the manifest")
+        if value:
+            translations[lang] = [value] if isinstance(value, str) else [str(text) for text in value]
+    return Utterance(
+        id=cut.id,
+        recording=cut.recording,
+        split=split,
+        speaker=segment.speaker or "",
+        language=segment.language or settings.language,
+        transcript=str(segment.text),
+        translations=translations,
+        start_s=cut.start,
+        duration_s=cut.duration,
+    )

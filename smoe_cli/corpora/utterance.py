@@ -1,0 +1,62 @@
+"""What every corpus yields: one recorded sentence, its transcript and its translations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lhotse import Recording
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recorded sentence.
+
+    Attributes:
+        id: Unique in its corpus.
+        recording: The audio, not yet resampled; opened only when needed.
+        split: As the corpus names it; the recipe may rename it.
+        speaker: Who speaks; empty when unknown.
+        language: Language that is spoken.
+        transcript: What is said.
+        translations: Target language -> right answers, the first of which is trained on.
+        subset: Named part scored apart, e.g. a voice that is never trained on.
+        synthetic: Whether a machine spoke it.
+        start_s, duration_s: The part of the recording; None: to its end.
+    """
+
+    id: str
+    recording: Recording
+    split: str
+    speaker: str
+    language: str
+    transcript: str
+    translations: dict[str, list[str]] = field(default_factory=dict)
+    subset: str = ""
+    synthetic: bool = False
+    start_s: float = 0.0
+    duration_s: float | None = None
+
+    def placed(self, split: str, subset: str) -> Utterance:
+        """The same utterance under another split name and subset."""
+        return replace(self, split=split, subset=subset)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how a corpus is prepared.
+
+    Attributes:
+        name: The corpus's name in the recipe.
+        root: Folder that relative source paths start from.
+        audio_dir: Folder for audio that the corpus must make (synthesis, joined segments).
+        jobs: Processes that may run at once.
+        progress: Called with (done, total, what) as work goes on.
+    """
+
+    name: str
+    root: Path
+    audio_dir: Path
+    jobs: int = 1
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None

@@ -1,0 +1,203 @@
+"""The only reader and writer of tags on Lhotse cuts: utterance x task x bandwidth -> one tagged cut each."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lhotse import CutSet, MonoCut, SupervisionSegment
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from smoe_cli.config import Config
+from smoe_cli.corpora.utterance import Utterance
+from smoe_cli.errors import DataError
+from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
+from smoe_cli.text import clean
+
+NARROWBAND_HZ = 8000
+WIDEBAND_HZ = 16000
+
+
+class Tags(BaseModel):
+    """What the supervision of every cut carries besides text and language. A missing or wrong field is an error."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    utterance: str
+    corpus: str
+    task: str
+    bandwidth: str
+    source_lang: str
+    transcript: str
+    references: list[str]
+    subset: str
+    synthetic: bool
+
+
+def native_bandwidth(utterance: Utterance) -> Bandwidth:
+    """The band that a recording's sampling rate allows.
+
+    Raises:
+        DataError: For rates between telephone and wideband, which are neither.
+    """
+    rate = utterance.recording.sampling_rate
+    if rate <= NARROWBAND_HZ:
+        return Bandwidth.NB
+    if rate < WIDEBAND_HZ:
+        raise DataError(
+            f"utterance `{utterance.id}` is sampled at {rate} Hz: neither telephone ({NARROWBAND_HZ} Hz or less) "
+            f"nor wideband ({WIDEBAND_HZ} Hz or more)",
+            f"resample it to {NARROWBAND_HZ} Hz",
+        )
+    return Bandwidth.WB
+
+
+def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[MonoCut]:
+    """One cut per task and band that the utterance can serve; audio stays where it is, all resampling is lazy.
+
+    A narrowband twin goes to 8 kHz and back, as in arXiv:2508.10009, section 3.1.
+    """
+    native = native_bandwidth(utterance)
+    bands = [native]
+    if native is Bandwidth.WB and config.data.nb_downsample:
+        bands.append(Bandwidth.NB)
+    for band in bands:
+        for route, target, references in _targets(utterance, band, config):
+            yield _cut(utterance, corpus, route, target, references, native, config)
+
+
+def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[tuple[Route, str, list[str]]]:
+    """(route, text to train on, all right answers) for every task the utterance can serve."""
+    for route in config.routes([band]):
+        if config.kind(route.task).target == "transcript":
+            if route.lang == utterance.language:
+                yield route, utterance.transcript, [utterance.transcript]
+        elif route.lang != utterance.language and utterance.translations.get(route.lang):
+            references = utterance.translations[route.lang]
+            yield route, references[0], references
+
+
+def _cut(utterance: Utterance, corpus: str, route: Route, target: str, references: list[str], native: Bandwidth, config: Config) -> MonoCut:
+    policy = config.data.lowercase, config.data.strip_punctuation
+    tags = Tags(
+        utterance=f"{corpus}/{utterance.id}",
+        corpus=corpus,
+        task=route.task,
+        bandwidth=str(route.bandwidth),
+        source_lang=utterance.language,
+        transcript=clean(utterance.transcript, *policy),
+        references=[clean(reference, *policy) for reference in references],
+        subset=utterance.subset,
+        synthetic=utterance.synthetic,
+    )
+    recording = utterance.recording
+    if native is Bandwidth.WB and route.bandwidth is Bandwidth.NB:
+        recording = recording.resample(NARROWBAND_HZ)
+    recording = recording.resample(config.features.sample_rate_hz)
+    rest = recording.duration - utterance.start_s
+    duration = rest if utterance.duration_s is None else min(utterance.duration_s, rest)
+    cut_id = f"{corpus}-{utterance.id}-{route.task}-{route.lang}-{route.bandwidth}"
+    supervision = SupervisionSegment(
+        id=cut_id,
+        recording_id=recording.id,
+        start=0.0,
+        duration=duration,
+        text=clean(target, *policy),
+        language=route.lang,
+        speaker=utterance.speaker,
+        custom=tags.model_dump(),
+    )
+    return MonoCut(id=cut_id, start=utterance.start_s, duration=duration, channel=0, supervisions=[supervision], recording=recording)
+
+
+def tags_of(cut: MonoCut) -> Tags:
+    """The tags of a cut.
+
+    Raises:
+        DataError: If the cut has not one supervision with all tags; nothing is assumed.
+    """
+    if len(cut.supervisions) != 1:
+        raise DataError(
+            f"cut `{cut.id}` has {len(cut.supervisions)} supervisions, expected one", "prepare the manifest with `smoe prepare`"
+        )
+    try:
+        return Tags.model_validate(cut.supervisions[0].custom or {})
+    except ValidationError as error:
+        problems = ", ".join(f"`{item['loc'][0]}`: {item['msg'].lower()}" for item in error.errors())
+        raise DataError(f"cut `{cut.id}` lacks supervision: {problems}", "prepare the manifest with `smoe prepare`") from None
+
+
+def route_of(cut: MonoCut) -> Route:
+    """The route of a cut, from its tags alone.
+
+    Raises:
+        DataError: If a tag is missing.
+        RouteError: If the bandwidth is unknown.
+    """
+    tags = tags_of(cut)
+    return Route(tags.task, str(cut.supervisions[0].language), parse_bandwidth(tags.bandwidth))
+
+
+def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> int:
+    """Write a whole manifest or nothing; the same cuts always give the same bytes. Returns the number of cuts.
+
+    Raises:
+        DataError: If the folder cannot be written or the disk is full.
+    """
+    import json
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
+            for cut in cuts:
+                file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
+                count += 1
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write `{path}`: {error.strerror or error}", "check the folder's rights and the free disk space") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    return count
+
+
+def open_manifest(path: Path) -> CutSet:
+    """Read a manifest into memory, whatever its tags; audio sources are checked, as they could run programs.
+
+    Raises:
+        DataError: If the manifest is missing, damaged or empty, or a cut's audio is not a file.
+    """
+    if not path.is_file():
+        raise DataError(f"no manifest `{path}`", "run `smoe prepare` first, or name an existing manifest")
+    try:
+        cuts = CutSet.from_cuts(CutSet.from_jsonl_lazy(path))
+    except (ValueError, KeyError, TypeError, OSError, EOFError, AssertionError) as error:
+        raise DataError(f"cannot read manifest `{path}`: {error}", "prepare it again with `smoe prepare`") from error
+    if not len(cuts):
+        raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
+    for cut in cuts:
+        if not isinstance(cut, MonoCut) or cut.recording is None:
+            raise DataError(f"`{path}`: cut `{cut.id}` is not one channel of one recording", "prepare the manifest with `smoe prepare`")
+        for source in cut.recording.sources:
+            if source.type != "file":
+                raise DataError(
+                    f"`{path}`: cut `{cut.id}` takes its audio from a `{source.type}`, which could run a program or reach the network",
+                    "save the audio as a file and name that",
+                )
+    return cuts
+
+
+def read_cuts(path: Path) -> CutSet:
+    """Read a tagged manifest into memory.
+
+    Raises:
+        DataError: As `open_manifest`, and if a cut lacks a tag.
+    """
+    cuts = open_manifest(path)
+    for cut in cuts:
+        tags_of(cut)
+    return cuts

@@ -1,0 +1,1 @@
+"""Decoding: beam search with caches, joint CTC scores, and hypotheses for cuts."""

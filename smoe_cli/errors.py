@@ -1,0 +1,44 @@
+"""The one family of errors a user can act on; every message says what, where and the cure."""
+
+from __future__ import annotations
+
+
+class SmoeError(Exception):
+    """A problem that the user can mend.
+
+    Args:
+        message: What is wrong, where, and what is allowed.
+        hint: What to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(SmoeError):
+    """A setting in `smoe.yaml`, `--config` or `--set` is missing, unknown or impossible."""
+
+
+class DataError(SmoeError):
+    """A corpus, manifest, audio file or hypothesis file is missing, damaged or contradictory."""
+
+
+class RouteError(SmoeError):
+    """A task, language or bandwidth that the model or the recipe does not have."""
+
+
+class CheckpointError(SmoeError):
+    """A checkpoint is missing, damaged, or belongs to another plan, tokenizer or configuration."""
+
+
+class Interrupted(SmoeError):
+    """The user (Ctrl-C) or the machine (SIGTERM) asked to stop; finished work is kept."""
+
+    exit_code = 130

@@ -1,0 +1,83 @@
+"""Where the steps leave their files for the next one: the only place that knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from smoe_cli.config import Config
+from smoe_cli.errors import CheckpointError, DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths inside a recipe's experiment folder."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: Config) -> Layout:
+        return cls(config.exp_dir)
+
+    @property
+    def audio(self) -> Path:
+        """Audio that a corpus had to make (synthesis, joined segments)."""
+        return self.root / "audio"
+
+    @property
+    def cuts_dir(self) -> Path:
+        return self.root / "cuts"
+
+    def cuts(self, split: str) -> Path:
+        return self.cuts_dir / f"cuts.{split}.jsonl.gz"
+
+    @property
+    def prepare_report(self) -> Path:
+        return self.cuts_dir / "report.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def final(self) -> Path:
+        return self.model / "final"
+
+    def hypotheses(self, split: str, task: str, lang: str) -> Path:
+        return self.root / "hypotheses" / split / f"{task}-{lang}.jsonl"
+
+    def all_hypotheses(self) -> list[Path]:
+        """Every file that `decode` wrote for the recipe's test split.
+
+        Raises:
+            DataError: If there is none.
+        """
+        paths = sorted((self.root / "hypotheses" / "test").glob("*.jsonl"))
+        if not paths:
+            raise DataError(f"no hypotheses in `{self.root / 'hypotheses' / 'test'}`", "run `smoe decode` first, or name files to score")
+        return paths
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
+
+    def stamp(self, step: str) -> Path:
+        return self.root / ".done" / f"{step}.json"
+
+    def checkpoint(self) -> Path:
+        """The trained model.
+
+        Raises:
+            CheckpointError: If training has not finished.
+        """
+        if not self.final.is_dir():
+            raise CheckpointError(f"no trained model `{self.final}`", "run `smoe train` to its end, or name a checkpoint with --checkpoint")
+        return self.final

@@ -1,0 +1,185 @@
+"""The shared parts: attention, convolutional subsampling, positions, and the two kinds of layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smoe_cli.model.experts import SupervisedMoE
+
+# N utterances, S positions, T frames, U tokens, D model width, H heads, K head width, B beams, F mel bins
+
+
+def sinusoids(length: int, dim: int, device: torch.device, start: int = 0) -> Tensor:
+    """Sinusoidal positions ``start .. start + length - 1``, shape (length, dim). Source: arXiv:1706.03762, section 3.5."""
+    rate = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / dim))
+    angle = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * rate[None, :]
+    return torch.cat((angle.sin(), angle.cos()), dim=1)
+
+
+class ConvSubsampler(nn.Module):
+    """Strided convolutions with gated linear units: each halves the frame rate.
+
+    Source: the fairseq S2T front end, arXiv:2010.05171 (kernel 5, stride 2, GLU).
+    """
+
+    def __init__(self, mel_bins: int, channels: int, dim: int, factor: int) -> None:
+        super().__init__()
+        count = factor.bit_length() - 1
+        inputs = [mel_bins] + [channels // 2] * (count - 1)
+        outputs = [channels] * (count - 1) + [2 * dim]
+        self.convs = nn.ModuleList(nn.Conv1d(i, o, kernel_size=5, stride=2, padding=2) for i, o in zip(inputs, outputs, strict=True))
+
+    def forward(self, x_NTF: Tensor, lengths_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,T,F) features -> (N,S,D) states and their lengths, S = ceil(T / factor).
+
+        Frames beyond an utterance's length are zeroed before every convolution, so that an
+        utterance's states do not depend on what it was batched with.
+        """
+        x = x_NTF.transpose(1, 2)
+        for conv in self.convs:
+            frames = torch.arange(x.shape[2], device=x.device)
+            x = x.masked_fill((frames[None, :] >= lengths_N[:, None])[:, None, :], 0.0)
+            x = F.glu(conv(x), dim=1)
+            lengths_N = (lengths_N + 1) // 2
+        return x.transpose(1, 2).contiguous(), lengths_N
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with fused projections."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def project(self, x_NSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (N,H,S,K)."""
+        n, s, d = x_NSD.shape
+        qkv = self.in_proj(x_NSD).view(n, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return qkv[0], qkv[1], qkv[2]
+
+    def forward(self, x_NSD: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        q, k, v = self.project(x_NSD)
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from decoder states to encoder states."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.kv_proj = nn.Linear(dim, 2 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def keys_values(self, memory_NSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (N,H,S,K) of the encoder's states: computed once per utterance."""
+        n, s, d = memory_NSD.shape
+        kv = self.kv_proj(memory_NSD).view(n, s, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return kv[0], kv[1]
+
+    def forward(self, x_NUD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from U query rows; in beam search the rows are the beams, which share keys and values."""
+        n, u, d = x_NUD.shape
+        q = self.q_proj(x_NUD).view(n, u, self.heads, d // self.heads).transpose(1, 2)
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)))
+
+
+def merge_heads(x_NHSK: Tensor) -> Tensor:
+    """(N,H,S,K) -> (N,S,D)."""
+    return x_NHSK.transpose(1, 2).flatten(2)
+
+
+class Convolution(nn.Module):
+    """What lies near in time, mixed per channel: norm, depthwise convolution, SiLU, projection.
+
+    A lean form of the Conformer's module (arXiv:2005.08100, section 2.2), without its gated expansion.
+    """
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x_NSD: Tensor, padded_NS1: Tensor | None) -> Tensor:
+        """Same shape as ``x_NSD``; padding does not leak into real frames."""
+        x_NSD = self.norm(x_NSD)
+        if padded_NS1 is not None:
+            x_NSD = x_NSD.masked_fill(padded_NS1, 0.0)
+        return self.out_proj(F.silu(self.depthwise(x_NSD.transpose(1, 2)).transpose(1, 2)))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm self-attention and, if asked for, convolution (both shared), and a routed feed-forward network."""
+
+    def __init__(self, dim: int, heads: int, hidden_dim: int, experts: Sequence[str], dropout: float, conv_kernel: int | None) -> None:
+        super().__init__()
+        self.convolution = Convolution(dim, conv_kernel) if conv_kernel else None
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn = SupervisedMoE(experts, dim, hidden_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_NSD: Tensor, mask: Tensor | None, expert_N: Tensor) -> Tensor:
+        x_NSD = x_NSD + self.dropout(self.attention(self.attention_norm(x_NSD), mask))
+        if self.convolution is not None:
+            padded_NS1 = None if mask is None else ~mask[:, 0, 0, :, None]
+            x_NSD = x_NSD + self.dropout(self.convolution(x_NSD, padded_NS1))
+        return x_NSD + self.dropout(self.ffn(self.ffn_norm(x_NSD), expert_N))
+
+
+@dataclass
+class LayerCache:
+    """What one decoder layer remembers while decoding.
+
+    Attributes:
+        keys, values: Self-attention of the tokens so far, (N*B,H,U,K).
+        memory_keys, memory_values: Cross-attention, (N,H,S,K), shared by an utterance's beams.
+    """
+
+    keys: Tensor
+    values: Tensor
+    memory_keys: Tensor
+    memory_values: Tensor
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm causal self-attention and cross-attention (shared) and a routed feed-forward network."""
+
+    def __init__(self, dim: int, heads: int, hidden_dim: int, experts: Sequence[str], dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.memory_attention = CrossAttention(dim, heads)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.ffn = SupervisedMoE(experts, dim, hidden_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_NUD: Tensor, memory_NSD: Tensor, memory_mask: Tensor | None, expert_N: Tensor) -> Tensor:
+        """All U positions at once, each seeing only those before it (training)."""
+        x_NUD = x_NUD + self.dropout(self.attention(self.attention_norm(x_NUD), causal=True))
+        keys, values = self.memory_attention.keys_values(memory_NSD)
+        x_NUD = x_NUD + self.dropout(self.memory_attention(self.memory_norm(x_NUD), keys, values, memory_mask))
+        return x_NUD + self.dropout(self.ffn(self.ffn_norm(x_NUD), expert_N))
+
+    def step(self, x_M1D: Tensor, cache: LayerCache, memory_mask: Tensor | None, expert_N: Tensor) -> Tensor:
+        """One new position for M = N*B hypotheses; extends the cache."""
+        n, b = cache.memory_keys.shape[0], x_M1D.shape[0] // cache.memory_keys.shape[0]
+        q, k, v = self.attention.project(self.attention_norm(x_M1D))
+        cache.keys, cache.values = torch.cat((cache.keys, k), 2), torch.cat((cache.values, v), 2)
+        attended = F.scaled_dot_product_attention(q, cache.keys, cache.values)
+        x_NBD = (x_M1D + self.attention.out_proj(merge_heads(attended))).view(n, b, -1)
+        x_NBD = x_NBD + self.memory_attention(self.memory_norm(x_NBD), cache.memory_keys, cache.memory_values, memory_mask)
+        x_NBD = x_NBD + self.ffn(self.ffn_norm(x_NBD), expert_N)
+        return x_NBD.view(n * b, 1, -1)

@@ -1,0 +1,207 @@
+"""Encoder, decoder and auxiliary CTC head, joined; built from plain dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from smoe_cli.model.experts import SupervisedMoE
+from smoe_cli.model.layers import ConvSubsampler, DecoderLayer, EncoderLayer, LayerCache, sinusoids
+
+# N utterances, T frames, F mel bins, S encoder frames, U tokens, D model width, V vocabulary, B beams, M = N*B
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Everything the architecture needs to know."""
+
+    vocab_size: int
+    mel_bins: int = 80
+    dim: int = 512
+    heads: int = 8
+    encoder_layers: int = 12
+    decoder_layers: int = 6
+    encoder_hidden_dim: int = 2048
+    decoder_hidden_dim: int = 2048
+    encoder_experts: Sequence[str] = ("dense",)
+    decoder_experts: Sequence[str] = ("dense",)
+    subsampling: int = 4
+    subsampling_channels: int = 1024
+    conv_kernel: int | None = None
+    dropout: float = 0.1
+    tie_embeddings: bool = False
+    ctc: bool = True
+
+
+@dataclass
+class Memory:
+    """What the encoder hands to the decoder.
+
+    Attributes:
+        states: (N,S,D).
+        lengths: (N,) real encoder frames.
+        mask: (N,1,1,S), true where attention may look; None when nothing is padded.
+    """
+
+    states: Tensor
+    lengths: Tensor
+    mask: Tensor | None
+
+
+class Encoder(nn.Module):
+    """Log-mel features -> states. Source: arXiv:2508.10009, figure 1; pre-norm as in arXiv:2010.05171."""
+
+    def __init__(self, dims: Dimensions) -> None:
+        super().__init__()
+        self.subsampler = ConvSubsampler(dims.mel_bins, dims.subsampling_channels, dims.dim, dims.subsampling)
+        self.dropout = nn.Dropout(dims.dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(dims.dim, dims.heads, dims.encoder_hidden_dim, dims.encoder_experts, dims.dropout, dims.conv_kernel)
+            for _ in range(dims.encoder_layers)
+        )
+        self.norm = nn.LayerNorm(dims.dim)
+
+    def forward(self, features_NTF: Tensor, lengths_N: Tensor, expert_N: Tensor) -> Memory:
+        """Encode a batch.
+
+        Args:
+            features_NTF: Log-mel features, padded.
+            lengths_N: Real frames per utterance.
+            expert_N: Encoder expert per utterance, int64 on the CPU.
+        """
+        x, lengths_N = self.subsampler(features_NTF, lengths_N)
+        x = self.dropout(x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype))
+        mask = None
+        if int(lengths_N.min()) < x.shape[1]:
+            mask = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths_N[:, None])[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask, expert_N)
+        return Memory(self.norm(x), lengths_N, mask)
+
+
+@dataclass
+class DecoderState:
+    """Caches of every decoder layer, and how many tokens they hold."""
+
+    layers: list[LayerCache]
+    tokens: int = 0
+
+    def reorder(self, index_M: Tensor) -> None:
+        """Let hypothesis m continue what hypothesis ``index_M[m]`` was; beams stay within their utterance."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[index_M], layer.values[index_M]
+
+
+class Decoder(nn.Module):
+    """Tokens so far and encoder states -> next-token logits."""
+
+    def __init__(self, dims: Dimensions) -> None:
+        super().__init__()
+        self.scale = math.sqrt(dims.dim)
+        self.embedding = nn.Embedding(dims.vocab_size, dims.dim)
+        self.dropout = nn.Dropout(dims.dropout)
+        self.layers = nn.ModuleList(
+            DecoderLayer(dims.dim, dims.heads, dims.decoder_hidden_dim, dims.decoder_experts, dims.dropout)
+            for _ in range(dims.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(dims.dim)
+        self.output = nn.Linear(dims.dim, dims.vocab_size, bias=False)
+        if dims.tie_embeddings:
+            self.output.weight = self.embedding.weight
+
+    def embed(self, tokens_NU: Tensor, start: int) -> Tensor:
+        x = self.scale * self.embedding(tokens_NU)
+        return self.dropout(x + sinusoids(x.shape[1], x.shape[2], x.device, start).to(x.dtype))
+
+    def forward(self, tokens_NU: Tensor, memory: Memory, expert_N: Tensor) -> Tensor:
+        """States (N,U,D) from which `output` makes logits; position u sees tokens 0..u."""
+        x = self.embed(tokens_NU, 0)
+        for layer in self.layers:
+            x = layer(x, memory.states, memory.mask, expert_N)
+        states: Tensor = self.norm(x)
+        return states
+
+    def start(self, memory: Memory, beams: int) -> DecoderState:
+        """Empty caches for N*B hypotheses, with the cross-attention keys computed once per utterance."""
+        layers = []
+        for layer in self.layers:
+            keys, values = cast(DecoderLayer, layer).memory_attention.keys_values(memory.states)
+            empty = keys.new_empty(keys.shape[0] * beams, keys.shape[1], 0, keys.shape[3])
+            layers.append(LayerCache(empty, empty, keys, values))
+        return DecoderState(layers)
+
+    def step(self, tokens_M: Tensor, state: DecoderState, memory: Memory, expert_N: Tensor) -> Tensor:
+        """Logits (M,V) after one more token per hypothesis; extends the caches."""
+        x = self.embed(tokens_M[:, None], state.tokens)
+        for layer, cache in zip(self.layers, state.layers, strict=True):
+            x = cast(DecoderLayer, layer).step(x, cache, memory.mask, expert_N)
+        state.tokens += 1
+        logits: Tensor = self.output(self.norm(x[:, 0]))
+        return logits
+
+
+class SpeechToText(nn.Module):
+    """The whole model.
+
+    Source: S-MoE, arXiv:2508.10009. Attention, convolution, embeddings and norms are shared by all routes; only the
+    feed-forward experts differ.
+    """
+
+    def __init__(self, dims: Dimensions) -> None:
+        super().__init__()
+        self.dims = dims
+        self.encoder = Encoder(dims)
+        self.decoder = Decoder(dims)
+        self.ctc = nn.Linear(dims.dim, dims.vocab_size) if dims.ctc else None
+        self.apply(_initialise)
+
+    def forward(
+        self, features_NTF: Tensor, lengths_N: Tensor, tokens_NU: Tensor, encoder_expert_N: Tensor, decoder_expert_N: Tensor
+    ) -> tuple[Tensor, Memory]:
+        """Decoder states (N,U,D) before the vocabulary projection, and the encoder's memory."""
+        memory = self.encoder(features_NTF, lengths_N, encoder_expert_N)
+        return self.decoder(tokens_NU, memory, decoder_expert_N), memory
+
+    def routed_layers(self) -> Iterator[tuple[str, int, SupervisedMoE]]:
+        """Every set of experts as (stack, layer number, experts), in the order in which data meets them."""
+        for stack, layers in (("encoder", self.encoder.layers), ("decoder", self.decoder.layers)):
+            for number, layer in enumerate(layers):
+                yield stack, number, cast(EncoderLayer | DecoderLayer, layer).ffn
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv1d):
+        # A gated linear unit passes about 0.27 of the variance: without this gain the signal of three convolutions drowns
+        # in the positions that are added to it, and CTC takes twice as long to leave its plateau.
+        nn.init.normal_(module.weight, std=1.9 / math.sqrt(module.in_channels * module.kernel_size[0]))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+
+
+def count_parameters(model: SpeechToText) -> dict[str, int]:
+    """Total and active parameters, and those of each expert summed over its stack's layers.
+
+    Active: what one utterance's forward pass uses, i.e. one expert per layer. The auxiliary CTC head, which
+    serves training, is counted apart (`ctc_head`) as published parameter counts leave it out.
+    """
+    head = sum(p.numel() for p in model.ctc.parameters()) if model.ctc is not None else 0
+    total = sum(p.numel() for p in model.parameters()) - head
+    counts: dict[str, int] = {}
+    idle = 0
+    for stack, _, moe in model.routed_layers():
+        sizes = {name: sum(p.numel() for p in expert.parameters()) for name, expert in moe.experts.items()}
+        idle += sum(sizes.values()) - max(sizes.values())
+        for name, size in sizes.items():
+            counts[f"{stack}.{name}"] = counts.get(f"{stack}.{name}", 0) + size
+    return {"total": total, "active": total - idle, "ctc_head": head, **counts}

@@ -1,0 +1,399 @@
+"""The Python front door: one function per command. Steps meet only through the files of `Layout`.
+
+Heavy libraries load inside the function that needs them, so that `score` never waits for torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from smoe_cli.config import SPLITS, Config
+from smoe_cli.errors import ConfigError, DataError, RouteError
+from smoe_cli.layout import Layout
+from smoe_cli.records import AuditReport, Hypothesis, Record, ScoreReport, read_audit, write_json, write_jsonl, write_text_atomically
+from smoe_cli.steps import STEPS, Step, mark_done, plan_step
+from smoe_cli.tags import parse_bandwidth
+from smoe_cli.watch import Silent, Watcher
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
+
+    from smoe_cli.checkpoint import System
+    from smoe_cli.preparation import PrepareReport
+    from smoe_cli.training import TrainReport
+
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+class TokenizerReport(Record):
+    """What `smoe tokenize` learned."""
+
+    path: Path
+    kind: str
+    vocab_size: int
+    sentences: int
+    guiding_tokens: list[str]
+    fertility: dict[str, float] = Field(description="Language -> tokens per word on the train split.")
+
+
+class DecodeReport(Record):
+    """What `smoe decode` wrote."""
+
+    checkpoint: Path
+    paths: list[Path] = Field(description="Files of hypotheses; empty for bare audio without --out.")
+    hypotheses: list[Hypothesis]
+
+
+class RunReport(Record):
+    """What `smoe run` did."""
+
+    steps: list[Step]
+    findings: int = Field(description="Findings of the route audit.")
+    report: Path
+    audit: Path
+
+
+class ParameterReport(Record):
+    """Parameters of a recipe's model."""
+
+    preset: str
+    vocab_size: int
+    total: int
+    active: int = Field(description="Used for one utterance: one expert per layer.")
+    ctc_head: int = Field(description="Auxiliary head, not part of total.")
+    experts: dict[str, int] = Field(description="Stack and expert -> parameters over all layers.")
+
+
+def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int = 0, watcher: Watcher | None = None) -> PrepareReport:
+    """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`."""
+    from smoe_cli import preparation
+
+    report = preparation.prepare(config, corpora, jobs, watcher or Silent())
+    if corpora is None or set(corpora) == set(config.data.corpora):
+        mark_done(config, "prepare")
+    return report
+
+
+def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerReport:
+    """Learn the tokenizer from the train split: transcripts and translations, each text once per utterance.
+
+    Raises:
+        DataError: If the train manifest is missing.
+        ConfigError: If the texts cannot give so large a vocabulary.
+    """
+    from smoe_cli.cuts import read_cuts, route_of, tags_of
+    from smoe_cli.tokenizer import KIND, Tokenizer
+
+    layout = Layout.of(config)
+    texts: dict[tuple[str, str], str] = {}
+    for cut in read_cuts(layout.cuts("train")):
+        tags = tags_of(cut)
+        texts[tags.utterance, tags.source_lang] = tags.transcript
+        texts[tags.utterance, route_of(cut).lang] = str(cut.supervisions[0].text)
+    guiding = [f"<{name}>" for name in config.tasks]
+    guiding += [f"<{lang}>" for lang in dict.fromkeys(lang for task in config.tasks.values() for lang in task.languages)]
+    if len(set(guiding)) != len(guiding):
+        raise ConfigError(
+            f"a task and a language share a name, so they would share a guiding token: {', '.join(guiding)}", "rename the task"
+        )
+    tokenizer = Tokenizer.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
+    words: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    for (_, lang), text in texts.items():
+        words[lang] = words.get(lang, 0) + len(text.split())
+        ids = tokenizer.encode(text)
+        tokens[lang] = tokens.get(lang, 0) + len(ids)
+        if tokenizer.decode(ids) != text:
+            raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
+    mark_done(config, "tokenize")
+    (watcher or Silent()).log(f"learned {tokenizer.vocab_size} pieces from {len(texts)} sentences")
+    return TokenizerReport(
+        path=layout.tokenizer,
+        kind=KIND,
+        vocab_size=tokenizer.vocab_size,
+        sentences=len(texts),
+        guiding_tokens=guiding,
+        fertility={lang: round(tokens[lang] / max(1, words[lang]), 3) for lang in sorted(words)},
+    )
+
+
+def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:
+    """Train the recipe's model, continuing from the last checkpoint. See `smoe_cli.training.Trainer`."""
+    from smoe_cli.cuts import read_cuts
+    from smoe_cli.tokenizer import Tokenizer
+    from smoe_cli.training import Trainer
+
+    if resume not in ("auto", "never"):
+        raise ConfigError(f"unknown --resume `{resume}`; known: auto, never", "auto continues, never starts anew")
+    layout = Layout.of(config)
+    trainer = Trainer(
+        config, layout.model, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), Tokenizer(layout.tokenizer), watcher
+    )
+    report = trainer.run(resume)
+    write_json(layout.model / "report.json", report)
+    mark_done(config, "train")
+    return report
+
+
+def decode(
+    config: Config | None,
+    *,
+    inputs: Sequence[Path] = (),
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    split: str = "test",
+    checkpoint: Path | None = None,
+    out: Path | None = None,
+    watcher: Watcher | None = None,
+) -> DecodeReport:
+    """Decode the recipe's split, other manifests, or bare audio files.
+
+    Args:
+        config: The recipe; None: everything comes from the checkpoint.
+        inputs: Audio files or cut manifests; empty: the recipe's `split`.
+        task, lang, bandwidth: The route of bare audio; on manifests, keep only cuts with these tags.
+        checkpoint: Folder; None: the recipe's trained model.
+        out: File for the hypotheses of `inputs`.
+
+    Raises:
+        RouteError: If the model has no such route.
+        DataError: If an input is missing, damaged or empty.
+        CheckpointError: If there is no trained model.
+    """
+    from smoe_cli import checkpoint as checkpoints
+    from smoe_cli.decoding.decode import Decoder
+    from smoe_cli.training.precision import choose_precision
+
+    if config is None and checkpoint is None:
+        raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or use --checkpoint")
+    if not inputs and config is None:
+        raise ConfigError("nothing to decode: no input and no recipe", "name audio files or manifests")
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split `{split}`; known: {', '.join(SPLITS)}", "correct --split")
+    layout = Layout.of(config) if config is not None else None
+    folder = checkpoint or (layout.checkpoint() if layout else Path())
+    system = checkpoints.load(folder)
+    decoder = Decoder(system, config.decode if config is not None else None)
+    choose_precision("fp32", decoder.device)
+    _check_asked(system, task, lang, bandwidth)
+    cuts: list[MonoCut] = []
+    for path in inputs or [layout.cuts(split)] if layout else inputs:
+        cuts += _cuts_of(path, system, task, lang, bandwidth)
+    if not cuts:
+        asked = "/".join(part or "*" for part in (task, lang, bandwidth))
+        raise DataError(
+            f"no cut with tags {asked} in {', '.join(f'`{path}`' for path in inputs) or f'the {split} split'}",
+            "correct --task, --lang or --bandwidth",
+        )
+    hypotheses = decoder.decode(cuts, watcher)
+    paths: list[Path] = []
+    if out is not None:
+        write_jsonl(out, hypotheses)
+        paths = [out]
+    elif not inputs and layout is not None:
+        groups: dict[Path, list[Hypothesis]] = {}
+        for hypothesis in hypotheses:
+            groups.setdefault(layout.hypotheses(split, hypothesis.task, hypothesis.lang), []).append(hypothesis)
+        for path, group in groups.items():
+            write_jsonl(path, group)
+        paths = list(groups)
+        if config is not None and split == "test" and not (task or lang or bandwidth or checkpoint):
+            mark_done(config, "decode")
+    return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
+
+
+def _check_asked(system: System, task: str | None, lang: str | None, bandwidth: str | None) -> None:
+    """Refuse tags that no route of the model has, with the list of those it has."""
+    if bandwidth is not None:
+        parse_bandwidth(bandwidth)
+    for name in system.plan.routes:
+        has_task, has_lang, has_bandwidth = name.split("/")
+        if task in (None, has_task) and lang in (None, has_lang) and bandwidth in (None, has_bandwidth):
+            return
+    asked = "/".join(part or "*" for part in (task, lang, bandwidth))
+    raise RouteError(
+        f"the model has no route `{asked}`; it has: {', '.join(system.plan.routes)}",
+        "choose one of these with --task, --lang and --bandwidth",
+    )
+
+
+def _cuts_of(path: Path, system: System, task: str | None, lang: str | None, bandwidth: str | None) -> list[MonoCut]:
+    from smoe_cli.cuts import read_cuts, route_of
+    from smoe_cli.decoding.decode import cut_of_file
+
+    if path.name.endswith(MANIFEST_SUFFIXES):
+        chosen = []
+        for cut in read_cuts(path):
+            route = route_of(cut)
+            if task in (None, route.task) and lang in (None, route.lang) and bandwidth in (None, str(route.bandwidth)):
+                chosen.append(cut)
+        return chosen
+    if not path.is_file():
+        raise DataError(f"no input `{path}`", "name an audio file, or a cut manifest (.jsonl, .jsonl.gz)")
+    tasks = [name for name in system.config.tasks if task in (None, name)]
+    if len(tasks) != 1:
+        raise RouteError(
+            f"`{path}` is bare audio, and the model has several tasks: {', '.join(system.config.tasks)}", "choose one with --task"
+        )
+    langs = [name for name in system.config.tasks[tasks[0]].languages if lang in (None, name)]
+    if len(langs) != 1:
+        raise RouteError(
+            f"`{path}` is bare audio, and task `{tasks[0]}` has several languages: {', '.join(langs)}", "choose one with --lang"
+        )
+    band = parse_bandwidth(bandwidth) if bandwidth is not None else None
+    features = system.config.features
+    return [cut_of_file(path, tasks[0], langs[0], band, features.sample_rate_hz, system.config.data.max_duration_s)]
+
+
+def score(
+    config: Config | None, *, hypotheses: Sequence[Path] = (), out: Path | None = None, watcher: Watcher | None = None
+) -> ScoreReport:
+    """Score hypotheses; writes `scores.json` and `report.html`.
+
+    Args:
+        config: The recipe; None: files are named, and kinds of task are their names.
+        hypotheses: Files to score; empty: all that `decode` wrote for the recipe.
+        out: Folder to write to; None: the recipe's, or nothing without a recipe.
+
+    Raises:
+        DataError: If a file is missing or damaged, a cut occurs twice, or there is no reference.
+    """
+    import json
+
+    from smoe_cli.scoring import report, slices
+    from smoe_cli.tags import TASK_KINDS
+
+    del watcher
+    if config is None and not hypotheses:
+        raise ConfigError("nothing to score: no file and no recipe", "name files of hypotheses, or change into a recipe folder")
+    layout = Layout.of(config) if config is not None else None
+    paths = list(hypotheses) or (layout.all_hypotheses() if layout else [])
+    sources = slices.read_sources(paths)
+
+    def metrics_of(task: str) -> tuple[str, ...]:
+        kind = config.tasks[task].kind or task if config is not None and task in config.tasks else task
+        if kind not in TASK_KINDS:
+            raise RouteError(
+                f"hypotheses name the unknown task `{task}`; known: {', '.join(TASK_KINDS)}",
+                "correct the file, or score inside the recipe that has the task",
+            )
+        return TASK_KINDS[kind].metrics
+
+    result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
+    folder = out or (layout.scores if layout else None)
+    if folder is not None:
+        notes = []
+        if layout is not None and layout.prepare_report.is_file() and json.loads(layout.prepare_report.read_text()).get("synthetic"):
+            notes.append("synthetic speech")
+        write_json(folder / "scores.json", result)
+        write_text_atomically(
+            folder / "report.html", report.score_report_html(result, [item for group in sources.values() for item in group], notes)
+        )
+    if config is not None and not (hypotheses or out):
+        mark_done(config, "score")
+    return result
+
+
+def route_audit(
+    config: Config | None,
+    *,
+    checkpoint: Path | None = None,
+    cuts: Path | None = None,
+    utterances: int = 30,
+    swap: bool = True,
+    out: Path | None = None,
+    watcher: Watcher | None = None,
+) -> AuditReport:
+    """Audit what experts really served which cut. See `smoe_cli.audit.audit`.
+
+    Args:
+        checkpoint, cuts: By default the recipe's trained model and test manifest.
+        utterances: Cuts per route to run.
+        swap: Whether to try every wrong expert in turn.
+        out: Folder for `audit.json` and `audit.html`; None: the recipe's.
+    """
+    from smoe_cli import checkpoint as checkpoints
+    from smoe_cli.audit import report
+    from smoe_cli.audit.examine import audit
+
+    if config is None and (checkpoint is None or cuts is None):
+        raise ConfigError("no recipe, and not both --checkpoint and --cuts are named", "change into a recipe folder, or name both")
+    layout = Layout.of(config) if config is not None else None
+    folder = checkpoint or (layout.checkpoint() if layout else Path())
+    manifest = cuts or (layout.cuts("test") if layout else Path())
+    result = audit(checkpoints.load(folder), manifest, utterances, swap, watcher or Silent())
+    target = out or (layout.audit if layout else None)
+    if target is not None:
+        write_json(target / "audit.json", result)
+        write_text_atomically(target / "audit.html", report.audit_report_html(result))
+    if config is not None and not (checkpoint or cuts or out) and swap:
+        mark_done(config, "route-audit")
+    return result
+
+
+def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: Watcher | None = None) -> RunReport:
+    """Do every step whose results are not up to date, in order.
+
+    Args:
+        force: Do all of them.
+        dry_run: Only say which would run.
+    """
+    watcher = watcher or Silent()
+    functions: dict[str, Callable[[], object]] = {
+        "prepare": lambda: prepare(config, watcher=watcher),
+        "tokenize": lambda: tokenize(config, watcher=watcher),
+        "train": lambda: train(config, resume="never" if force else "auto", watcher=watcher),
+        "decode": lambda: decode(config, watcher=watcher),
+        "score": lambda: score(config, watcher=watcher),
+        "route-audit": lambda: route_audit(config, watcher=watcher),
+    }
+    steps: list[Step] = []
+    upstream = False
+    for name in STEPS:
+        step = plan_step(config, name)
+        wanted = force or step.state == "would run"
+        if dry_run:
+            # What an earlier step will rewrite may make this one stale.
+            steps.append(
+                step.model_copy(update={"state": "would run", "reason": step.reason or "an earlier step would run"})
+                if wanted or upstream
+                else step
+            )
+            upstream |= wanted
+        elif wanted:
+            watcher.log(f"{name}: {step.reason or 'forced'}")
+            started = time.monotonic()
+            functions[name]()
+            steps.append(step.model_copy(update={"state": "done", "seconds": round(time.monotonic() - started, 1)}))
+        else:
+            steps.append(step.model_copy(update={"state": "skipped", "reason": "up to date"}))
+    layout = Layout.of(config)
+    findings = len(read_audit(layout.audit / "audit.json").findings) if not dry_run else 0
+    return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
+
+
+def params(config: Config) -> ParameterReport:
+    """Count a recipe's parameters without allocating them."""
+    import torch
+
+    from smoe_cli.checkpoint import build_model
+    from smoe_cli.model.speech_to_text import count_parameters
+    from smoe_cli.routing import make_plan
+
+    with torch.device("meta"):
+        model = build_model(config.model, config.features.mel_bins, make_plan(config), config.tokenizer.vocab_size)
+    counts = count_parameters(model)
+    return ParameterReport(
+        preset=config.model.preset,
+        vocab_size=config.tokenizer.vocab_size,
+        total=counts.pop("total"),
+        active=counts.pop("active"),
+        ctc_head=counts.pop("ctc_head"),
+        experts=counts,
+    )

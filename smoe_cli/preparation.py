@@ -1,0 +1,186 @@
+"""Corpora -> checked, tagged cut manifests and a report of what they hold."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lhotse import MonoCut
+from pydantic import Field
+
+from smoe_cli.audio import check_readable
+from smoe_cli.config import SPLITS, Config
+from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.cuts import make_cuts, route_of, tags_of, write_cuts
+from smoe_cli.errors import ConfigError, DataError
+from smoe_cli.layout import Layout
+from smoe_cli.records import Record, write_json
+from smoe_cli.watch import Watcher
+
+SHOWN_PROBLEMS = 10
+
+
+class PrepareRow(Record):
+    """Cuts and audio of one split x task x language x bandwidth."""
+
+    split: str
+    task: str
+    lang: str
+    bandwidth: str
+    subset: str
+    cuts: int
+    hours: float
+
+
+class PrepareReport(Record):
+    """What `smoe prepare` wrote."""
+
+    cuts_dir: Path
+    rows: list[PrepareRow]
+    utterances: dict[str, int] = Field(description="Split -> utterances.")
+    synthetic: bool = Field(description="Whether a machine spoke any of it.")
+    notes: list[str]
+
+
+def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: Watcher) -> PrepareReport:
+    """Read the recipe's corpora, check every utterance, write one manifest per split.
+
+    Args:
+        corpora: Names of corpora to take; None: all of the recipe.
+        jobs: Processes at once; 0: one per core.
+
+    Raises:
+        ConfigError: If a named corpus is not in the recipe.
+        DataError: Naming what is damaged or contradictory; then no manifest is written.
+    """
+    layout = Layout.of(config)
+    jobs = jobs or os.cpu_count() or 1
+    cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
+    utterances: list[Utterance] = []
+    untranslated: Counter[str] = Counter()
+    seen: dict[str, str] = {}
+    for name in corpora or config.data.corpora:
+        if name not in config.data.corpora:
+            raise ConfigError(
+                f"no corpus `{name}` in the recipe; it has: {', '.join(config.data.corpora)}",
+                "correct --corpus, or add it under `data.corpora`",
+            )
+        work = Work(
+            name, config.data.root or Path(), layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total)
+        )
+        found = list(read_corpus(config.data.corpora[name], work))
+        if not found:
+            raise DataError(f"corpus `{name}` gives no utterance", f"check the filters under `data.corpora.{name}`")
+        _check_audio(found, name, config, jobs, watcher)
+        for utterance in found:
+            key = f"{name}/{utterance.id}"
+            if key in seen:
+                where = (
+                    f"twice in split `{utterance.split}`"
+                    if seen[key] == utterance.split
+                    else f"in splits `{seen[key]}` and `{utterance.split}`"
+                )
+                raise DataError(f"utterance `{utterance.id}` of corpus `{name}` occurs {where}", "ids must be unique; rename or remove one")
+            seen[key] = utterance.split
+            made = list(make_cuts(utterance, name, config))
+            served = {(route.task, route.lang) for route in map(route_of, made)}
+            for task, settings in config.tasks.items():
+                if config.kind(task).target == "translation":
+                    untranslated.update(
+                        f"{task}/{lang}" for lang in settings.languages if lang != utterance.language and (task, lang) not in served
+                    )
+            cuts[utterance.split] += made
+        utterances += found
+    notes = [f"{count} utterances have no text for {what}; they serve the other tasks" for what, count in sorted(untranslated.items())]
+    notes += _shared_speakers(utterances)
+    _check_served(config, cuts)
+    for split in SPLITS:
+        if cuts[split]:
+            write_cuts(layout.cuts(split), cuts[split])
+        else:
+            layout.cuts(split).unlink(missing_ok=True)
+    report = PrepareReport(
+        cuts_dir=layout.cuts_dir,
+        rows=_rows(cuts),
+        utterances=dict(Counter(utterance.split for utterance in utterances)),
+        synthetic=any(utterance.synthetic for utterance in utterances),
+        notes=notes,
+    )
+    write_json(layout.prepare_report, report)
+    return report
+
+
+def _check_audio(utterances: Sequence[Utterance], corpus: str, config: Config, jobs: int, watcher: Watcher) -> None:
+    """Read every recording to its end; all problems are collected before anything is said."""
+
+    def problem(utterance: Utterance) -> str | None:
+        try:
+            check_readable(utterance.recording)
+        except DataError as error:
+            return error.message
+        duration = utterance.recording.duration if utterance.duration_s is None else utterance.duration_s
+        if not config.data.min_duration_s <= duration <= config.data.max_duration_s:
+            return f"utterance `{utterance.id}` lasts {duration:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`"
+        if not utterance.transcript.strip():
+            return f"utterance `{utterance.id}` has an empty transcript"
+        return None
+
+    problems = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for done, found in enumerate(pool.map(problem, utterances), start=1):
+            if found:
+                problems.append(found)
+            watcher.progress(f"{corpus}: audio checked", done, len(utterances))
+    if problems:
+        more = f"\n... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise DataError(
+            f"corpus `{corpus}`: {len(problems)} of {len(utterances)} utterances are not fit for use:\n"
+            + "\n".join(problems[:SHOWN_PROBLEMS])
+            + more,
+            "mend or remove them; nothing was written",
+        )
+
+
+def _shared_speakers(utterances: Sequence[Utterance]) -> list[str]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for utterance in utterances:
+        if utterance.speaker:
+            splits[utterance.speaker].add(utterance.split)
+    shared = sorted(speaker for speaker, where in splits.items() if len(where) > 1)
+    return (
+        [f"{len(shared)} of {len(splits)} speakers are in more than one split: scores on them are not speaker-independent"]
+        if shared
+        else []
+    )
+
+
+def _check_served(config: Config, cuts: dict[str, list[MonoCut]]) -> None:
+    """Every task and language of the recipe has something to learn from or to be tested on."""
+    served = {(route.task, route.lang) for split in cuts.values() for route in map(route_of, split)}
+    for task, settings in config.tasks.items():
+        for lang in settings.languages:
+            if (task, lang) not in served:
+                raise DataError(
+                    f"no utterance serves task `{task}`, language `{lang}`: the corpora name no such text",
+                    f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`",
+                )
+
+
+def _rows(cuts: dict[str, list[MonoCut]]) -> list[PrepareRow]:
+    counts: Counter[tuple[str, str, str, str, str]] = Counter()
+    hours: Counter[tuple[str, str, str, str, str]] = Counter()
+    for split, some in cuts.items():
+        for cut in some:
+            route = route_of(cut)
+            key = (split, route.task, route.lang, str(route.bandwidth), tags_of(cut).subset)
+            counts[key] += 1
+            hours[key] += cut.duration / 3600
+    order = {split: position for position, split in enumerate(SPLITS)}
+    return [
+        PrepareRow(split=k[0], task=k[1], lang=k[2], bandwidth=k[3], subset=k[4], cuts=counts[k], hours=round(hours[k], 4))
+        for k in sorted(counts, key=lambda k: (order[k[0]], k[1:]))
+    ]

@@ -1,0 +1,185 @@
+"""What the steps hand on: hypotheses, scores and audits, as JSON with units in the names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from smoe_cli.errors import DataError
+from smoe_cli.tags import Route, parse_bandwidth
+
+
+class Record(BaseModel):
+    """A strict, immutable record: an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hypothesis(Record):
+    """One decoded cut."""
+
+    id: str = Field(description="Cut id: utterance, task, language and bandwidth.")
+    utterance: str = Field(description="Utterance id, shared by the cut's sisters in other tasks and bands.")
+    task: str
+    lang: str = Field(description="Target language.")
+    bandwidth: str
+    text: str = Field(description="What the model wrote.")
+    references: list[str] = Field(default=[], description="Right answers; empty when decoding bare audio.")
+    corpus: str = ""
+    subset: str = Field(default="", description="A named part of the corpus, e.g. a voice never trained on.")
+    speaker: str = ""
+    source_lang: str = Field(default="", description="Language that is spoken.")
+    duration_s: float
+    score: float = Field(description="Log probability of the best beam, length-normalised.")
+    stopped: str = Field(description="`end` when the model ended the text itself, `length` when the limit did.")
+
+    @property
+    def route(self) -> Route:
+        return Route(self.task, self.lang, parse_bandwidth(self.bandwidth))
+
+
+class Score(Record):
+    """One metric on one slice, with what is needed to quote it."""
+
+    metric: str
+    value: float
+    unit: str = "%"
+    errors: int | None = Field(default=None, description="Edit errors (WER, CER).")
+    total: int | None = Field(default=None, description="Reference words or characters (WER, CER).")
+    signature: str = Field(description="Library, version and settings; sacrebleu's own signature for BLEU and chrF.")
+
+
+class SliceScores(Record):
+    """All metrics of one slice: task x language x bandwidth, per named subset."""
+
+    task: str
+    lang: str
+    bandwidth: str
+    subset: str
+    utterances: int
+    hours: float
+    truncated: int = Field(description="Hypotheses cut off by the length limit.")
+    scores: list[Score]
+
+
+class ScoreReport(Record):
+    """Everything `smoe score` measured."""
+
+    system: str
+    hypotheses: list[str] = Field(description="Files that were scored.")
+    slices: list[SliceScores]
+    versions: dict[str, str]
+
+
+class Finding(Record):
+    """One thing an audit found wrong."""
+
+    check: str
+    where: str
+    message: str
+    hint: str
+
+
+class Served(Record):
+    """How many utterances of a route one expert of one layer served."""
+
+    stack: Literal["encoder", "decoder"]
+    layer: int = Field(ge=0)
+    route: str
+    expert: str
+    utterances: int = Field(ge=0)
+    planned: bool = Field(description="Whether the routing plan names this expert for this route.")
+
+
+class Swap(Record):
+    """A route decoded with a wrong expert on purpose, beside the right one."""
+
+    stack: Literal["encoder", "decoder"]
+    route: str
+    right: str
+    used: str
+    metric: str
+    value: float = Field(description="With the wrong expert.")
+    right_value: float = Field(description="With the planned expert.")
+    unit: str
+    utterances: int = Field(ge=0)
+
+
+class AuditReport(Record):
+    """Everything `smoe route-audit` saw."""
+
+    system: str
+    checkpoint: str
+    manifest: str
+    cuts: int
+    routes: dict[str, int] = Field(description="Route -> number of cuts audited.")
+    layers: int = Field(description="Routed layers observed.")
+    observations: int = Field(description="(layer, utterance) pairs whose expert was observed by a hook.")
+    served: list[Served] = Field(description="Per layer, route and expert: utterances served.")
+    parameters: dict[str, int] = Field(description="total, active, and per-expert parameters.")
+    swaps: list[Swap] = Field(description="Every wrong expert in turn, its metric beside the right one's.")
+    findings: list[Finding]
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a whole file or nothing: into a sibling, flushed to disk, then renamed.
+
+    Raises:
+        DataError: If the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write `{path}`: {error.strerror or error}", "check the folder's rights and the free disk space") from error
+    finally:
+        temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+
+
+def write_json(path: Path, record: BaseModel) -> None:
+    write_text_atomically(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[BaseModel]) -> None:
+    write_text_atomically(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def read_hypotheses(path: Path) -> Iterator[Hypothesis]:
+    """Read hypotheses written by `smoe decode`, or by any program that fills the same fields.
+
+    Raises:
+        DataError: Naming file and line of a missing file, broken JSON or wrong field.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read hypotheses `{path}`: {error}", "run `smoe decode` first, or name the file to score") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield Hypothesis.model_validate(json.loads(line))
+        except (ValueError, ValidationError) as error:
+            raise DataError(
+                f"`{path}` line {number} is not a hypothesis: {error}", "each line is one JSON object as `smoe decode` writes it"
+            ) from error
+
+
+def read_audit(path: Path) -> AuditReport:
+    """Read what `smoe route-audit` wrote.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
+    try:
+        return AuditReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read audit `{path}`: {error}", "run `smoe route-audit` again") from error

@@ -1,0 +1,1 @@
+"""Scores of hypotheses: metrics, slices, alignments, tables and the HTML report. Needs no torch."""

@@ -1,0 +1,131 @@
+"""Hypotheses grouped by subset, task, language and bandwidth, each slice scored with its task's metrics."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from smoe_cli import __version__
+from smoe_cli.errors import DataError, SmoeError
+from smoe_cli.records import Hypothesis, ScoreReport, SliceScores, read_hypotheses
+from smoe_cli.scoring.align import check_references
+from smoe_cli.scoring.metrics import find_metric
+from smoe_cli.tags import parse_bandwidth
+
+SECONDS_PER_HOUR = 3600.0
+MAIN_SUBSET = "main"
+"""How reports call the subset without a name."""
+
+
+class SliceKey(NamedTuple):
+    """What the utterances of a slice have in common; sorts as reports list them."""
+
+    subset: str
+    task: str
+    lang: str
+    bandwidth: str
+
+
+def read_sources(paths: Iterable[Path]) -> dict[str, list[Hypothesis]]:
+    """Read hypothesis files.
+
+    Returns:
+        File name -> its hypotheses, in the order given.
+
+    Raises:
+        DataError: If a file is named twice, missing, or has a broken line.
+    """
+    sources: dict[str, list[Hypothesis]] = {}
+    for path in paths:
+        if str(path) in sources:
+            raise DataError(f"hypothesis file `{path}` is named twice", "name each file once")
+        sources[str(path)] = list(read_hypotheses(path))
+    return sources
+
+
+def check_sources(sources: Mapping[str, Sequence[Hypothesis]]) -> list[Hypothesis]:
+    """Refuse what would falsify a score, and join the files.
+
+    Args:
+        sources: File name -> its hypotheses.
+
+    Returns:
+        All hypotheses.
+
+    Raises:
+        DataError: If there are none, a cut id appears twice, a tag is unknown, or a hypothesis has no (or an empty) reference.
+    """
+    file_of: dict[str, str] = {}
+    for file, hypotheses in sources.items():
+        for hypothesis in hypotheses:
+            if hypothesis.id in file_of:
+                earlier = file_of[hypothesis.id]
+                where = f"twice in `{file}`" if earlier == file else f"in `{earlier}` and again in `{file}`"
+                raise DataError(
+                    f"cut `{hypothesis.id}` is decoded {where}: it would count double",
+                    "remove one of the two, or score the files apart",
+                )
+            file_of[hypothesis.id] = file
+            try:
+                parse_bandwidth(hypothesis.bandwidth)
+                check_references([hypothesis])
+            except SmoeError as error:
+                raise DataError(f"`{file}`, cut `{hypothesis.id}`: {error.message}", error.hint) from error
+    if not file_of:
+        raise DataError(f"no hypotheses in {', '.join(f'`{file}`' for file in sources) or 'no file'}", "run `smoe decode` first")
+    return [hypothesis for hypotheses in sources.values() for hypothesis in hypotheses]
+
+
+def group(hypotheses: Iterable[Hypothesis]) -> dict[SliceKey, list[Hypothesis]]:
+    """Group by subset, task, language and bandwidth; slices and their utterances (by cut id) in sorted order."""
+    groups: dict[SliceKey, list[Hypothesis]] = {}
+    for hypothesis in sorted(hypotheses, key=lambda found: found.id):
+        key = SliceKey(hypothesis.subset, hypothesis.task, hypothesis.lang, hypothesis.bandwidth)
+        groups.setdefault(key, []).append(hypothesis)
+    return dict(sorted(groups.items()))
+
+
+def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: Callable[[str], tuple[str, ...]]) -> ScoreReport:
+    """Score every slice with the metrics of its task.
+
+    Args:
+        system: Name of the system in reports.
+        sources: File name -> its hypotheses, as `read_sources` returns them.
+        metrics_of: Task name -> names of metrics, the headline metric first; KeyError for a task it does not know.
+
+    Returns:
+        The report; the same for any order of files and utterances, but for `hypotheses`, which lists the files as given.
+
+    Raises:
+        DataError: If a cut id appears twice, a hypothesis has no reference, or a tag or task is unknown.
+        ConfigError: If a task asks for a metric that does not exist.
+    """
+    groups = group(check_sources(sources))
+    return ScoreReport(
+        system=system,
+        hypotheses=list(sources),
+        slices=[_score_slice(key, hypotheses, metrics_of) for key, hypotheses in groups.items()],
+        versions={"smoe": __version__, "jiwer": version("jiwer"), "sacrebleu": version("sacrebleu"), "python": platform.python_version()},
+    )
+
+
+def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Callable[[str], tuple[str, ...]]) -> SliceScores:
+    try:
+        names = metrics_of(key.task)
+    except KeyError:
+        raise DataError(
+            f"cut `{hypotheses[0].id}`: no recipe or kind of task says how to score task `{key.task}`",
+            "score with the recipe (`--config`) that the hypotheses were decoded with",
+        ) from None
+    return SliceScores(
+        **key._asdict(),
+        utterances=len(hypotheses),
+        # fsum is exact, hence the same for every order of the utterances.
+        hours=math.fsum(hypothesis.duration_s for hypothesis in hypotheses) / SECONDS_PER_HOUR,
+        truncated=sum(hypothesis.stopped == "length" for hypothesis in hypotheses),
+        scores=[find_metric(name)(hypotheses) for name in names],
+    )

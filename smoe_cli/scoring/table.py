@@ -1,0 +1,28 @@
+"""A score report as plain rows of text, for the terminal."""
+
+from __future__ import annotations
+
+from smoe_cli.records import ScoreReport
+from smoe_cli.scoring.metrics import find_metric
+from smoe_cli.scoring.slices import MAIN_SUBSET
+
+
+def score_rows(report: ScoreReport) -> tuple[list[str], list[list[str]]]:
+    """Lay a report out: one row per slice, one column per metric that any slice has.
+
+    Returns:
+        Header and rows, all of one length; a metric that a slice does not have is an empty cell. Values have one decimal.
+
+    Raises:
+        ConfigError: If the report has a metric that is not in the metrics table.
+    """
+    # Per metric the unit, in order of first appearance.
+    units = {score.metric: score.unit for part in report.slices for score in part.scores}
+    metrics = [find_metric(name).label + (f" {unit}" if unit == "%" else "") for name, unit in units.items()]
+    rows = []
+    for part in report.slices:
+        values = {score.metric: f"{score.value:.1f}" for score in part.scores}
+        tags = [part.subset or MAIN_SUBSET, part.task, part.lang, part.bandwidth]
+        counts = [f"{part.utterances:,}", f"{part.hours:.2f}", f"{part.truncated:,}"]
+        rows.append(tags + [values.get(name, "") for name in units] + counts)
+    return ["subset", "task", "lang", "band", *metrics, "utterances", "hours", "cut off"], rows

@@ -1,0 +1,149 @@
+"""What each step reads, writes and depends on, and whether its results are up to date."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from smoe_cli import __version__
+from smoe_cli.config import SPLITS, Config, LhotseCorpus, TsvCorpus
+from smoe_cli.errors import ConfigError
+from smoe_cli.layout import Layout
+from smoe_cli.records import Record, write_text_atomically
+
+
+class Step(Record):
+    """One step of a recipe, and how it stands."""
+
+    name: str
+    state: Literal["would run", "up to date", "done", "skipped"]
+    reason: str = Field(default="", description="Why it would run.")
+    seconds: float | None = None
+    reads: list[Path] = Field(default_factory=list)
+    writes: list[Path] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """A step's files, and the settings whose change makes it stale."""
+
+    settings: Callable[[Config], Any]
+    reads: Callable[[Config, Layout], list[Path]]
+    writes: Callable[[Config, Layout], list[Path]]
+
+
+def _sources(config: Config) -> list[Path]:
+    """Tables and manifests that the corpora start from."""
+    root = config.data.root or Path()
+    found: list[Path] = []
+    for corpus in config.data.corpora.values():
+        if isinstance(corpus, TsvCorpus):
+            found.append(root / corpus.path)
+        elif isinstance(corpus, LhotseCorpus):
+            found += [root / path for path in corpus.cuts.values()]
+    return found
+
+
+def _tasks(config: Config) -> dict[str, Any]:
+    return {name: task.model_dump() for name, task in config.tasks.items()}
+
+
+STEPS: dict[str, _Definition] = {
+    "prepare": _Definition(
+        lambda c: [c.data.model_dump(mode="json", exclude={"root"}), _tasks(c), c.features.sample_rate_hz],
+        lambda c, at: _sources(c),
+        lambda c, at: [at.cuts(split) for split in SPLITS],
+    ),
+    "tokenize": _Definition(
+        lambda c: [c.tokenizer.model_dump(), _tasks(c)], lambda c, at: [at.cuts("train")], lambda c, at: [at.tokenizer]
+    ),
+    "train": _Definition(
+        lambda c: [
+            c.model.model_dump(),
+            c.train.model_dump(exclude={"workers", "threads"}),
+            c.features.model_dump(exclude={"cache_mb"}),
+            _tasks(c),
+        ],
+        lambda c, at: [at.cuts("train"), at.cuts("dev"), at.tokenizer],
+        lambda c, at: [at.final],
+    ),
+    "decode": _Definition(
+        lambda c: c.decode.model_dump(),
+        lambda c, at: [at.cuts("test"), at.final],
+        lambda c, at: [at.hypotheses("test", name, lang) for name, task in c.tasks.items() for lang in task.languages],
+    ),
+    "score": _Definition(
+        lambda c: _tasks(c),
+        lambda c, at: [at.hypotheses("test", name, lang) for name, task in c.tasks.items() for lang in task.languages],
+        lambda c, at: [at.scores / "scores.json", at.scores / "report.html"],
+    ),
+    "route-audit": _Definition(
+        lambda c: c.decode.model_dump(),
+        lambda c, at: [at.cuts("test"), at.final],
+        lambda c, at: [at.audit / "audit.json", at.audit / "audit.html"],
+    ),
+}
+"""Steps in the order of the data."""
+
+
+def plan_step(config: Config, name: str) -> Step:
+    """Whether a step would run, and why.
+
+    Raises:
+        ConfigError: If there is no such step.
+    """
+    if name not in STEPS:
+        raise ConfigError(f"no step `{name}`; known: {', '.join(STEPS)}", "correct the name")
+    step, layout = STEPS[name], Layout.of(config)
+    reads, writes = step.reads(config, layout), step.writes(config, layout)
+    reason = _stale(config, name, [path for path in writes if not path.exists()])
+    return Step(name=name, state="would run" if reason else "up to date", reason=reason, reads=reads, writes=writes)
+
+
+def mark_done(config: Config, name: str) -> None:
+    """Remember what a finished step was made from."""
+    write_text_atomically(Layout.of(config).stamp(name), json.dumps(_ingredients(config, name), indent=2) + "\n")
+
+
+def _stale(config: Config, name: str, missing: list[Path]) -> str:
+    if missing:
+        return f"`{missing[0]}` does not exist"
+    try:
+        before = json.loads(Layout.of(config).stamp(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "it was not finished before"
+    now = _ingredients(config, name)
+    if before.get("settings") != now["settings"]:
+        return "its settings changed"
+    if before.get("version") != now["version"]:
+        return f"smoe {before.get('version')} made it"
+    changed = [path for path in now["reads"] if before.get("reads", {}).get(path) != now["reads"][path]]
+    return f"`{changed[0]}` changed" if changed else ""
+
+
+def _ingredients(config: Config, name: str) -> dict[str, Any]:
+    step, layout = STEPS[name], Layout.of(config)
+    # Paths relative to the experiment, so that moving or renaming it does not make it stale.
+    reads = {_name(path, layout): _fingerprint(path) for path in step.reads(config, layout)}
+    return {"version": __version__, "settings": json.loads(json.dumps(step.settings(config), default=str)), "reads": reads}
+
+
+def _name(path: Path, layout: Layout) -> str:
+    return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else path.name
+
+
+def _fingerprint(path: Path) -> str:
+    """Digest of a file's bytes, or of a folder's files; `missing` if there is none."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if path.is_dir():
+        inside = sorted(item for item in path.iterdir() if item.is_file())
+        return hashlib.sha256("".join(f"{item.name} {_fingerprint(item)}\n" for item in inside).encode()).hexdigest()
+    return "missing"

@@ -1,0 +1,154 @@
+"""Byte-level BPE on SentencePiece, with guiding tokens that no text can forge.
+
+"Byte-level" means: text becomes UTF-8 bytes, each byte one printable character, and BPE merges those. There are
+256 base symbols, so no text in any script is unknown, and every text comes back exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece as spm
+
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
+from smoe_cli.records import write_text_atomically
+from smoe_cli.tags import Route
+
+KIND = "byte-level BPE"
+MODEL_FILE, CARD_FILE = "bpe.model", "tokenizer.json"
+PAD_ID, UNKNOWN_ID, END_ID = 0, 1, 2
+"""Padding is also CTC's blank: neither is ever written. Unknown exists because SentencePiece wants one; bytes never need it."""
+
+
+def _printable_bytes() -> dict[int, str]:
+    """Each byte but the space -> one printable character; visible ASCII stands for itself, the rest starts at U+0100.
+
+    The space stays a space, so that SentencePiece keeps merges inside words.
+    """
+    visible = set(range(0x21, 0x7F))
+    return {byte: chr(byte) if byte in visible else chr(0x100 + byte) for byte in range(256) if byte != 0x20} | {0x20: " "}
+
+
+_TO_CHARACTER = _printable_bytes()
+_TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
+_SPACE = "\u2581"
+
+
+def _as_characters(text: str) -> str:
+    return "".join(_TO_CHARACTER[byte] for byte in text.encode("utf-8"))
+
+
+class Tokenizer:
+    """Text <-> token ids, and routes -> guiding-token ids.
+
+    Args:
+        folder: Holds `bpe.model` and `tokenizer.json`, as `Tokenizer.train` leaves them.
+
+    Raises:
+        CheckpointError: If the folder is incomplete, or holds a tokenizer of another kind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+            self.model_bytes = (folder / MODEL_FILE).read_bytes()
+            self._model = spm.SentencePieceProcessor(model_proto=self.model_bytes)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"no usable tokenizer in `{folder}`: {error}", "run `smoe tokenize`") from error
+        if card.get("kind") != KIND:
+            raise CheckpointError(f"tokenizer in `{folder}` is `{card.get('kind')}`, not `{KIND}`", "run `smoe tokenize` to make one")
+        self.guiding_tokens: tuple[str, ...] = tuple(card["guiding_tokens"])
+        self._guiding_ids = {token: self._model.piece_to_id(token) for token in self.guiding_tokens}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, guiding_tokens: Sequence[str], folder: Path) -> Tokenizer:
+        """Learn merges from texts and write the tokenizer's folder.
+
+        Args:
+            texts: Training sentences.
+            vocab_size: Pieces in all: 256 bytes, 3 special and the guiding tokens, and merges.
+            guiding_tokens: e.g. `<transcribe>`, `<de>`; control symbols, so text that looks like them stays text.
+            folder: Where to write.
+
+        Raises:
+            DataError: If there is no text.
+            ConfigError: If the texts cannot give so many pieces.
+        """
+        lines = [_as_characters(text) for text in texts]
+        if not any(lines):
+            raise DataError("no text to learn a tokenizer from", "check that the train split has transcripts")
+        model = io.BytesIO()
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                character_coverage=1.0,
+                required_chars="".join(_TO_CHARACTER[byte] for byte in range(256) if byte != 0x20),
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                split_by_unicode_script=False,
+                split_by_number=False,
+                max_sentence_length=1 << 20,
+                pad_id=PAD_ID,
+                unk_id=UNKNOWN_ID,
+                eos_id=END_ID,
+                bos_id=-1,
+                control_symbols=list(guiding_tokens),
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot learn a vocabulary of {vocab_size} pieces from {len(lines)} sentences: {error}",
+                "lower `tokenizer.vocab_size`, or train on more text",
+            ) from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / f".{MODEL_FILE}.tmp"
+            temporary.write_bytes(model.getvalue())
+            temporary.replace(folder / MODEL_FILE)
+        except OSError as error:
+            raise DataError(f"cannot write `{folder}`: {error.strerror}", "check the folder's rights and the free disk space") from error
+        card = {"kind": KIND, "vocab_size": vocab_size, "guiding_tokens": list(guiding_tokens)}
+        write_text_atomically(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
+        return cls(folder)
+
+    def save(self, folder: Path) -> None:
+        """Copy into another folder, e.g. a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (MODEL_FILE, CARD_FILE):
+            shutil.copyfile(self.folder / name, folder / name)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._model.get_piece_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; never a special or guiding token, whatever the text says."""
+        return list(self._model.encode(_as_characters(text)))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special and guiding tokens are silent.
+
+        A cut-off multi-byte character, which a model can write, becomes U+FFFD.
+        """
+        pieces = "".join(self._model.id_to_piece(i) for i in ids if not self._model.is_control(i) and not self._model.is_unknown(i))
+        spaced = pieces.replace(_SPACE, " ").removeprefix(" ")
+        return bytes(_TO_BYTE[character] for character in spaced).decode("utf-8", errors="replace")
+
+    def guiding_ids(self, route: Route) -> list[int]:
+        """The decoder's prefix for a route.
+
+        Raises:
+            RouteError: If the tokenizer has no such guiding token.
+        """
+        for token in route.guiding_tokens:
+            if token not in self._guiding_ids:
+                raise RouteError(f"route `{route}`: no guiding token `{token}`; known: {', '.join(self.guiding_tokens)}", "correct the tag")
+        return [self._guiding_ids[token] for token in route.guiding_tokens]

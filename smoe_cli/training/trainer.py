@@ -1,0 +1,412 @@
+"""The loop: single-route steps, validation per route, checkpoints, and exact resume.
+
+Every random draw of step s (dropout, SpecAugment, batch order) is a function of (seed, s) alone. So the exact
+training position is the weights, the optimiser's tensors and a number.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lhotse import CutSet, MonoCut
+from pydantic import Field
+from torch.utils.data import DataLoader
+
+from smoe_cli import checkpoint
+from smoe_cli.batching import IGNORE_ID, Batch, Collator, RouteBatches, by_route, chunk
+from smoe_cli.checkpoint import Position, System
+from smoe_cli.config import Config
+from smoe_cli.errors import CheckpointError, DataError, Interrupted, SmoeError
+from smoe_cli.features import FrontEnd, spec_augment
+from smoe_cli.loss import Losses, combined_loss
+from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.records import Record, write_text_atomically
+from smoe_cli.routing import make_plan
+from smoe_cli.tags import Route
+from smoe_cli.tokenizer import PAD_ID, Tokenizer
+from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from smoe_cli.training.precision import choose_precision
+from smoe_cli.watch import Silent, Watcher
+
+KEPT_CHECKPOINTS = 2
+LOCK_FILE, METRICS_FILE, FINAL, CHECKPOINTS = "training.lock", "metrics.jsonl", "final", "checkpoints"
+
+
+class TrainReport(Record):
+    """What training did."""
+
+    checkpoint: Path
+    steps: int
+    minutes: float = Field(description="Wall time of this call.")
+    resumed_from: int | None = Field(description="Step of the checkpoint it continued from.")
+    parameters: dict[str, int]
+    precision: str
+    validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
+    steps_by_route: dict[str, int]
+    finished: bool
+
+
+class Trainer:
+    """Trains one recipe into one folder.
+
+    Args:
+        config: The recipe.
+        folder: `final/` (the result), `checkpoints/` and `metrics.jsonl` go here.
+        train_cuts, dev_cuts: Tagged cuts.
+        tokenizer: Of the same recipe.
+        watcher: Shown progress.
+
+    Raises:
+        DataError: If a route of the recipe has no training cuts in any band.
+        RouteError: If a cut's route is not in the recipe.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, train_cuts: CutSet, dev_cuts: CutSet, tokenizer: Tokenizer, watcher: Watcher | None = None
+    ) -> None:
+        self.config, self.settings, self.folder = config, config.train, folder
+        self.watcher = watcher or Silent()
+        self.plan = make_plan(config)
+        self.groups = by_route(train_cuts, self.plan)
+        self._check_routes()
+        self.plan = make_plan(config, sorted({route.bandwidth for route in self.groups}))
+        self.dev_groups = by_route(dev_cuts, make_plan(config))
+        self.tokenizer = tokenizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
+        front_end = FrontEnd(config.features.sample_rate_hz, config.features.mel_bins, config.features.cache_mb)
+        self.collator = Collator(front_end, tokenizer, self.plan)
+        self.batches = RouteBatches(
+            self.groups, self.settings.batch_s, self.settings.max_utterances, self.settings.seed, self.settings.temperature
+        )
+        torch.manual_seed(self.settings.seed)
+        model = checkpoint.build_model(config.model, config.features.mel_bins, self.plan, tokenizer.vocab_size)
+        self.system = System(model.to(self.device), config, self.plan, tokenizer)
+        self.optimiser = make_optimiser(model, self.settings)
+        self.precision, reason = choose_precision(self.settings.precision, self.device)
+        self.watcher.log(f"precision {self.precision} on {self.device} ({reason}), {torch.get_num_threads()} threads")
+        self.step = 0
+        self.steps_by_route: dict[str, int] = dict.fromkeys(map(str, self.groups), 0)
+        self.validation: dict[str, float] = {}
+
+    def _check_routes(self) -> None:
+        served = {(route.task, route.lang) for route in self.groups}
+        for route in self.config.routes():
+            if (route.task, route.lang) not in served:
+                raise DataError(
+                    f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
+                    f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",
+                )
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, resume: str = "auto") -> TrainReport:
+        """Train to `train.max_steps`, continuing from the last checkpoint if there is one.
+
+        Args:
+            resume: `auto` continues, `never` starts anew and discards what is there.
+
+        Raises:
+            Interrupted: After saving, when SIGINT or SIGTERM came.
+            CheckpointError: If what is there belongs to another configuration.
+        """
+        started = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _lock(self.folder / LOCK_FILE), _stop_flag() as stop:
+            if resume == "never":
+                self._discard()
+            resumed_from = self._resume()
+            if self.step < self.settings.max_steps:
+                self._loop(stop)
+            self.validate()
+            self._save_final()
+        return TrainReport(
+            checkpoint=self.folder / FINAL,
+            steps=self.step,
+            minutes=(time.monotonic() - started) / 60,
+            resumed_from=resumed_from,
+            parameters=count_parameters(self.system.model),
+            precision=self.precision,
+            validation=self.validation,
+            steps_by_route=self.steps_by_route,
+            finished=self.step >= self.settings.max_steps,
+        )
+
+    def _loop(self, stop: threading.Event) -> None:
+        loader = DataLoader(
+            _CutBatches(self.collator),
+            sampler=_From(self.batches, self.step),
+            batch_size=None,
+            num_workers=self.settings.workers,
+            persistent_workers=False,
+        )
+        recent: dict[str, float] = {}
+        clock, frames, waited = time.monotonic(), 0, 0.0
+        fetched = time.monotonic()
+        for batch in loader:
+            waited += time.monotonic() - fetched
+            losses = self.train_step(batch)
+            route = str(batch.routes[0])
+            loss = losses.total.item()
+            if not math.isfinite(loss):
+                self._fail_on(batch, loss)
+            recent[route] = loss if route not in recent else 0.9 * recent[route] + 0.1 * loss
+            frames += int(batch.feature_lengths.sum())
+            self.steps_by_route[route] += 1
+            self.step += 1
+            elapsed = time.monotonic() - clock
+            shown = "  ".join(f"{name.removesuffix('b')} {value:.2f}" for name, value in sorted(recent.items()))
+            self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {frames / elapsed:,.0f} frames/s")
+            finished = self.step == self.settings.max_steps
+            if self.step % self.settings.validate_every == 0 or finished or stop.is_set():
+                if not stop.is_set():
+                    self.validate()
+                    self._record(
+                        {
+                            "step": self.step,
+                            "train_loss": recent,
+                            "validation_loss": self.validation,
+                            "learning_rate": learning_rate(self.step - 1, self.settings),
+                            "frames_per_s": frames / elapsed,
+                            "waiting_share": waited / elapsed,
+                        }
+                    )
+                self._save_checkpoint()
+                clock, frames, waited = time.monotonic(), 0, 0.0
+            if stop.is_set():
+                raise Interrupted(
+                    f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
+                    "run `smoe train` again to continue exactly there",
+                )
+            if finished:
+                return
+            fetched = time.monotonic()
+
+    def train_step(self, batch: Batch) -> Losses:
+        """One optimiser step. Experts that the batch does not use keep their weights bit for bit."""
+        seed = self.settings.seed * 1_000_003 + self.step
+        batch = batch.to(self.device)
+        features = spec_augment(
+            batch.features,
+            batch.feature_lengths,
+            self.settings.time_masks,
+            self.settings.time_mask_share,
+            self.settings.frequency_masks,
+            self.settings.frequency_mask_bins,
+            seed,
+        )
+        torch.manual_seed(seed)
+        self.system.model.train()
+        # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = self.losses(batch, features)
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.system.model.parameters(), self.settings.clip_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.settings)
+        self.optimiser.step()
+        return losses
+
+    def losses(self, batch: Batch, features: torch.Tensor, label_smoothing: float | None = None) -> Losses:
+        """Loss terms of a batch under given features (N,T,F)."""
+        model = self.system.model
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            states, memory = model(features, batch.feature_lengths, batch.tokens_in, batch.encoder_expert, batch.decoder_expert)
+            logits = model.decoder.output(states)
+            ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
+        return combined_loss(
+            logits,
+            batch.targets,
+            ctc_logits,
+            memory.lengths,
+            batch.ctc_targets,
+            batch.ctc_lengths,
+            self.settings.label_smoothing if label_smoothing is None else label_smoothing,
+            self.settings.ctc_weight,
+            IGNORE_ID,
+            PAD_ID,
+        )
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Cross-entropy per target token of every route on (part of) the dev split, without label smoothing."""
+        self.system.model.eval()
+        self.validation = {}
+        for route, cuts in self.dev_groups.items():
+            total, tokens = 0.0, 0
+            some = list(cuts)[: self.settings.validation_utterances]
+            for batch_cuts in chunk(sorted(some, key=lambda cut: cut.duration), self.settings.batch_s, self.settings.max_utterances):
+                batch = self.collator(batch_cuts).to(self.device)
+                losses = self.losses(batch, batch.features, label_smoothing=0.0)
+                total += float(losses.attention) * losses.tokens
+                tokens += losses.tokens
+            self.validation[str(route)] = total / max(1, tokens)
+        shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())
+        self.watcher.log(f"step {self.step}: validation loss per token  {shown}")
+        return self.validation
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def _record(self, values: dict[str, Any]) -> None:
+        import json
+
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def _checkpoints(self) -> list[Path]:
+        """Checkpoints, newest first."""
+        folder = self.folder / CHECKPOINTS
+        return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
+
+    def _save_checkpoint(self) -> None:
+        state = {"step": self.step, "steps_by_route": self.steps_by_route, "data": self._fingerprint()}
+        position = Position(optimiser_tensors(self.system.model, self.optimiser), state)
+        checkpoint.save(self.folder / CHECKPOINTS / f"step-{self.step:08d}", self.system, position)
+        for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
+            shutil.rmtree(old)
+
+    def _save_final(self) -> None:
+        checkpoint.save(self.folder / FINAL, self.system)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What the batch order depends on besides the configuration."""
+        return {str(route): [len(cuts), round(sum(cut.duration for cut in cuts), 3)] for route, cuts in self.groups.items()}
+
+    def _resume(self) -> int | None:
+        """Continue from the newest checkpoint that is whole; says so when it had to pass over a damaged one."""
+        for folder in self._checkpoints():
+            try:
+                saved = checkpoint.load(folder)
+            except CheckpointError as error:
+                self.watcher.log(f"passing over a damaged checkpoint: {error.message}")
+                continue
+            self._check_same(saved, folder)
+            position = checkpoint.load_position(folder)
+            if position.state["data"] != self._fingerprint():
+                raise CheckpointError(
+                    f"`{folder}` was trained on other data than the manifests hold now",
+                    "train anew with --resume never, or set another exp_dir",
+                )
+            checkpoint.load_weights(self.system.model, saved.model.state_dict(), self.config.model.tie_embeddings, str(folder))
+            self.system.model.to(self.device)
+            # `assign` gave the model new tensors; the optimiser must own those.
+            self.optimiser = make_optimiser(self.system.model, self.settings)
+            restore_optimiser(self.system.model, self.optimiser, position.tensors)
+            self.step = int(position.state["step"])
+            self.steps_by_route.update(position.state["steps_by_route"])
+            self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
+            return self.step
+        return None
+
+    def _check_same(self, saved: System, folder: Path) -> None:
+        """Refuse to continue a run of another configuration, plan or tokenizer."""
+        ignored = {"exp_dir", "decode", "data"}
+        old, new = saved.config.model_dump(exclude=ignored), self.config.model_dump(exclude=ignored)
+        free = {"train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads"}, "features": {"cache_mb"}}
+        for section, keys in free.items():
+            for key in keys:
+                old[section].pop(key), new[section].pop(key)
+        changed = [
+            f"{section}.{key}: {old[section][key]!r} -> {value!r}"
+            if isinstance(new[section], dict)
+            else f"{section}: {old[section]!r} -> {new[section]!r}"
+            for section in new
+            for key, value in (new[section].items() if isinstance(new[section], dict) else [("", None)])
+            if (old[section].get(key) != value if isinstance(new[section], dict) else old[section] != new[section])
+        ]
+        if changed:
+            raise CheckpointError(
+                f"`{folder}` was trained with another configuration: {'; '.join(changed)}",
+                "set these back, train anew with --resume never, or set another exp_dir",
+            )
+        if saved.plan != self.plan:
+            raise CheckpointError(
+                f"`{folder}` has another routing plan: {saved.plan} instead of {self.plan}",
+                "train anew with --resume never, or set another exp_dir",
+            )
+        if saved.tokenizer.model_bytes != self.tokenizer.model_bytes:
+            raise CheckpointError(
+                f"`{folder}` was trained with another tokenizer", "train anew with --resume never, or bring back the tokenizer"
+            )
+
+    def _discard(self) -> None:
+        for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.folder / METRICS_FILE).unlink(missing_ok=True)
+
+    def _fail_on(self, batch: Batch, loss: float) -> None:
+        report = self.folder / "failed-batch.txt"
+        write_text_atomically(report, "".join(f"{cut.id}\n" for cut in batch.cuts))
+        raise SmoeError(
+            f"the loss became {loss} at step {self.step} on route {batch.routes[0]}; the batch's cuts are listed in `{report}`",
+            "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
+        )
+
+
+class _CutBatches(torch.utils.data.Dataset[Batch]):
+    """Lets loader workers collate: the "index" is the batch's list of cuts."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __getitem__(self, cuts: list[MonoCut]) -> Batch:
+        return self.collator(cuts)
+
+
+class _From:
+    """The batch stream from a step on, as the loader's sampler."""
+
+    def __init__(self, batches: RouteBatches, step: int) -> None:
+        self.batches, self.step = batches, step
+
+    def __iter__(self) -> Iterator[list[MonoCut]]:
+        return self.batches.stream(self.step)
+
+
+@contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM raise a flag that is looked at between steps; a second SIGINT stops at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if flag.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process per folder; the lock ends with the process, however that ends."""
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SmoeError(f"another process is training in `{path.parent}`", "wait for it, stop it, or set another exp_dir") from None
+        yield
+
+
+__all__ = ["Route", "TrainReport", "Trainer"]

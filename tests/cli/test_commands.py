@@ -1,0 +1,302 @@
+"""Each command hands its options to its twin in the pipeline, prints the result on stdout and nothing else there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
+from smoe_cli.preparation import PrepareReport, PrepareRow
+from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
+from smoe_cli.steps import STEPS, Step
+from smoe_cli.training import TrainReport
+
+PREPARED = PrepareReport(
+    cuts_dir=Path("exp/cuts"),
+    rows=[PrepareRow(split="train", task="translate", lang="de", bandwidth="nb", subset="", cuts=1200, hours=1.5)],
+    utterances={"train": 1200},
+    synthetic=True,
+    notes=["3 cuts sound narrower than their tag says"],
+)
+TOKENIZED = TokenizerReport(
+    path=Path("exp/tokenizer"),
+    kind="byte-level BPE",
+    vocab_size=1000,
+    sentences=9,
+    guiding_tokens=["<translate>", "<de>"],
+    fertility={"de": 1.75},
+)
+TRAINED = TrainReport(
+    checkpoint=Path("exp/model/final"),
+    steps=1000,
+    minutes=2.5,
+    resumed_from=400,
+    parameters={"total": 668_416},
+    precision="bf16",
+    validation={"translate/de/nb": 1.25},
+    steps_by_route={"translate/de/nb": 1000},
+    finished=True,
+)
+HYPOTHESIS = Hypothesis(
+    id="u1-translate-de-nb",
+    utterance="u1",
+    task="translate",
+    lang="de",
+    bandwidth="nb",
+    text="Grüße",
+    duration_s=1.0,
+    score=-0.5,
+    stopped="end",
+)
+SCORED = ScoreReport(
+    system="tiny",
+    hypotheses=["a.jsonl"],
+    slices=[
+        SliceScores(
+            task="transcribe",
+            lang="en",
+            bandwidth="nb",
+            subset="",
+            utterances=150,
+            hours=0.2,
+            truncated=0,
+            scores=[Score(metric="wer", value=12.34, errors=1, total=8, signature="jiwer")],
+        )
+    ],
+    versions={"jiwer": "4"},
+)
+FINDING = Finding(check="execution", where="encoder layer 3", message="`u1` was served by `wb`, its tag says `nb`", hint="report it")
+PARAMETERS = ParameterReport(
+    preset="base", vocab_size=1000, total=660_032, active=660_032, ctc_head=33_000, experts={"encoder.dense": 4192}
+)
+
+
+def audited(*findings: Finding) -> AuditReport:
+    served = {"stack": "encoder", "layer": 0, "route": "transcribe/en/nb", "expert": "nb", "utterances": 30, "planned": True}
+    swap = {"stack": "encoder", "route": "transcribe/en/nb", "right": "nb", "used": "wb", "metric": "wer"}
+    return AuditReport(
+        system="tiny",
+        checkpoint="exp/model/final",
+        manifest="cuts.test.jsonl.gz",
+        cuts=30,
+        routes={"transcribe/en/nb": 30},
+        layers=2,
+        observations=60,
+        served=[served, served | {"layer": 1}],
+        parameters={"total": 660_032},
+        swaps=[swap | {"value": 80.0, "right_value": 12.5, "unit": "%", "utterances": 30}],
+        findings=list(findings),
+    )
+
+
+def ran(findings: int) -> RunReport:
+    steps = [Step(name="prepare", state="skipped", reason="up to date"), Step(name="train", state="done", seconds=151.5)]
+    return RunReport(steps=steps, findings=findings, report=Path("exp/scores/report.html"), audit=Path("exp/audit/audit.html"))
+
+
+REPORTS = {
+    "prepare": ("prepare", PREPARED),
+    "tokenize": ("tokenize", TOKENIZED),
+    "train": ("train", TRAINED),
+    "score": ("score", SCORED),
+    "route-audit": ("route_audit", audited()),
+    "run": ("run", ran(findings=0)),
+    "params": ("params", PARAMETERS),
+}
+
+
+@pytest.mark.parametrize("command", REPORTS)
+def test_json_is_the_whole_report_and_alone_on_stdout(smoe, replace, command):
+    function, report = REPORTS[command]
+
+    def talk(*args, watcher=None, **kwargs):
+        if watcher:
+            watcher.log("a log line")
+            watcher.progress(command, 1, 1)
+        return report
+
+    replace(function, talk)
+    result = smoe(command, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json.loads(report.model_dump_json())
+    assert ("a log line" in result.stderr) == (command != "params")
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("prepare", ["translate", "1,200", "1.50", "note: 3 cuts sound narrower", "exp/cuts"]),
+        ("tokenize", ["byte-level BPE, 1,000 pieces", "<translate> <de>", "1.75", "exp/tokenizer"]),
+        ("train", ["finished: 1,000 steps in 2.5 min, resumed from step 400", "668,416", "translate/de/nb", "exp/model/final"]),
+        ("score", ["tiny", "WER", "12.3", "exp/scores/report.html"]),
+        ("route-audit", ["60 observations", "transcribe/en/nb", "80.00", "passed", "exp/audit/audit.html"]),
+        ("run", ["up to date", "151.5", "report: exp/scores/report.html", "0 finding(s)"]),
+        ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense"]),
+    ],
+)
+def test_people_get_tables_without_escape_codes_and_the_path_last(smoe, replace, command, shown):
+    function, report = REPORTS[command]
+    replace(function, report)
+    result = smoe(command)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [text for text in shown if text not in result.stdout] == []
+    assert "\x1b" not in result.stdout
+
+
+def test_findings_exit_with_1_in_words_and_in_json(smoe, replace):
+    replace("route_audit", audited(FINDING))
+    for words in (("route-audit",), ("route-audit", "--json")):
+        result = smoe(*words)
+        assert result.exit_code == 1
+        assert FINDING.message in result.stdout
+
+
+def test_a_run_whose_audit_has_findings_exits_with_1(smoe, replace):
+    replace("run", ran(findings=2))
+    assert [smoe("run", *words).exit_code for words in ((), ("--json",))] == [1, 1]
+
+
+def test_run_hands_on_its_options(smoe, replace):
+    run = replace("run", ran(findings=0))
+    smoe("run")
+    result = smoe("run", "--force", "--dry-run")
+    assert [(call.kwargs["force"], call.kwargs["dry_run"]) for call in run.call_args_list] == [(False, False), (True, True)]
+    assert "report:" not in result.stdout
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_dry_run_names_files_and_writes_none(smoe, step, tmp_path):
+    result = smoe(step, "--dry-run")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{step}: would run (`")
+    assert "writes" in result.stdout
+    plan = Step.model_validate_json(smoe(step, "--dry-run", "--json").stdout)
+    assert (plan.name, plan.state) == (step, "would run")
+    assert [str(path) for path in plan.writes if str(path) not in result.stdout] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["smoe.yaml"]
+
+
+def test_a_dry_run_of_everything_names_every_step(smoe, tmp_path):
+    result = smoe("run", "--dry-run")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines() if "would run" in line] == list(STEPS)
+    assert [path.name for path in tmp_path.iterdir()] == ["smoe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reads", "writes"),
+    [
+        (("decode", "call.wav", "--checkpoint", "model"), ["call.wav", "model"], []),
+        (
+            ("decode", "--split", "dev", "--lang", "fr"),
+            ["exp/cuts/cuts.dev.jsonl.gz", "exp/model/final"],
+            ["exp/hypotheses/dev/translate-fr.jsonl"],
+        ),
+        (("decode", "call.wav", "--out", "a.jsonl"), ["call.wav", "exp/model/final"], ["a.jsonl"]),
+        (("score", "call.wav", "--out", "there"), ["call.wav"], ["there/scores.json", "there/report.html"]),
+        (("route-audit", "--cuts", "call.wav"), ["call.wav", "exp/model/final"], ["exp/audit/audit.json", "exp/audit/audit.html"]),
+    ],
+)
+def test_a_dry_run_heeds_the_files_that_are_named(smoe, tmp_path, words, reads, writes):
+    for name in ("call.wav", "model"):
+        (tmp_path / name).touch()
+    plan = Step.model_validate_json(smoe(*words, "--dry-run", "--json").stdout)
+    assert ([str(path) for path in plan.reads], [str(path) for path in plan.writes]) == (reads, writes)
+
+
+def test_a_dry_run_checks_the_configuration(smoe):
+    assert smoe("train", "--dry-run", "--set", "train.max_steps=0").exit_code == 2
+
+
+def test_prepare_hands_on_its_options(smoe, replace):
+    prepare = replace("prepare", PREPARED)
+    assert smoe("prepare", "--nb-downsample", "--jobs", "3", "--set", "data.max_duration_s=9").exit_code == 0
+    recipe = prepare.call_args.args[0]
+    assert (recipe.data.nb_downsample, recipe.data.max_duration_s) == (True, 9.0)
+    assert (prepare.call_args.kwargs["jobs"], prepare.call_args.kwargs["corpora"]) == (3, None)
+
+
+def test_a_corpus_that_needs_no_settings_can_be_named_without_being_in_the_recipe(smoe, replace, recipe):
+    recipe.write_text(recipe.read_text() + "data: {corpora: {mine: {type: tsv, path: mine.tsv}}}\n")
+    prepare = replace("prepare", PREPARED)
+    assert smoe("prepare", "--corpus", "synth").exit_code == 0
+    assert list(prepare.call_args.args[0].data.corpora) == ["mine", "synth"]
+    assert prepare.call_args.kwargs["corpora"] == ["synth"]
+    assert smoe("prepare", "--corpus", "mine").exit_code == 0
+    assert list(prepare.call_args.args[0].data.corpora) == ["mine"]
+
+
+def test_a_corpus_that_nobody_knows_exits_with_2(smoe):
+    result = smoe("prepare", "--corpus", "tsv")
+    assert result.exit_code == 2
+    assert "no corpus `tsv`" in result.stderr
+
+
+def test_train_hands_on_whether_to_resume(smoe, replace):
+    train = replace("train", TRAINED)
+    smoe("train")
+    smoe("train", "--resume", "never")
+    assert [call.kwargs["resume"] for call in train.call_args_list] == ["auto", "never"]
+
+
+def test_decode_hands_on_its_options_and_prints_where_it_wrote(smoe, replace):
+    paths = [Path("exp/hypotheses/test/translate-de.jsonl"), Path("exp/hypotheses/test/translate-fr.jsonl")]
+    decode = replace("decode", DecodeReport(checkpoint=Path("exp/model/final"), paths=paths, hypotheses=[HYPOTHESIS]))
+    result = smoe("decode", "--task", "translate", "--lang", "de", "--bandwidth", "nb", "--split", "dev", "--beam", "2")
+    assert result.stdout.splitlines() == [str(path) for path in paths]
+    asked = decode.call_args.kwargs
+    assert (asked["task"], asked["lang"], asked["bandwidth"], asked["split"]) == ("translate", "de", "nb", "dev")
+    assert decode.call_args.args[0].decode.beam == 2
+
+
+def test_decode_prints_hypotheses_of_bare_audio_and_on_request(smoe, replace, tmp_path):
+    (tmp_path / "call.wav").touch()
+    decode = replace("decode", DecodeReport(checkpoint=Path("final"), paths=[], hypotheses=[HYPOTHESIS, HYPOTHESIS]))
+    result = smoe("decode", "call.wav")
+    assert [Hypothesis.model_validate_json(line) for line in result.stdout.splitlines()] == [HYPOTHESIS, HYPOTHESIS]
+    assert decode.call_args.kwargs["inputs"] == [Path("call.wav")]
+    decode.return_value = DecodeReport(checkpoint=Path("final"), paths=[Path("a.jsonl")], hypotheses=[HYPOTHESIS])
+    assert Hypothesis.model_validate_json(smoe("decode", "--json").stdout) == HYPOTHESIS
+
+
+def test_files_that_stand_for_a_recipe_make_it_dispensable(smoe, replace, recipe, tmp_path):
+    recipe.unlink()
+    for name in ("call.wav", "model", "cuts.jsonl", "hyps.jsonl"):
+        (tmp_path / name).touch()
+    functions = [replace("decode", DecodeReport(checkpoint=Path("model"), paths=[], hypotheses=[])), replace("score", SCORED)]
+    functions += [replace("route_audit", audited())]
+    assert smoe("decode", "call.wav", "--checkpoint", "model").exit_code == 0
+    assert smoe("score", "hyps.jsonl").exit_code == 0
+    assert smoe("route-audit", "--checkpoint", "model", "--cuts", "cuts.jsonl").exit_code == 0
+    assert [function.call_args.args[0] for function in functions] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("decode", "call.wav"), "no recipe `smoe.yaml`"),
+        (("score",), "no recipe `smoe.yaml`"),
+        (("route-audit", "--checkpoint", "model"), "no recipe `smoe.yaml`"),
+        (("decode", "call.wav", "--checkpoint", "model", "--beam", "1"), "`decode.beam=1` could change"),
+    ],
+)
+def test_otherwise_a_missing_recipe_exits_with_2(smoe, recipe, tmp_path, words, message):
+    recipe.unlink()
+    (tmp_path / "call.wav").touch()
+    (tmp_path / "model").mkdir()
+    result = smoe(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_out_moves_the_page(smoe, replace):
+    score = replace("score", SCORED)
+    assert smoe("score", "--out", "elsewhere").stdout.splitlines()[-1] == "elsewhere/report.html"
+    assert score.call_args.kwargs["out"] == Path("elsewhere")
+
+
+def test_params_counts_another_preset_for_real(smoe):
+    counts = [json.loads(smoe("params", "--preset", preset, "--json").stdout) for preset in ("base", "encdec-smoe")]
+    assert [count["preset"] for count in counts] == ["base", "encdec-smoe"]
+    assert counts[0]["total"] < counts[1]["total"]
+    assert counts[0]["active"] == counts[1]["active"]

@@ -1,0 +1,80 @@
+"""Shared fixtures: real speech where it is at hand, a tiny system, and a tiny recipe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from smoe_cli.config import Config, parse_config
+from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_speech() -> Path:
+    """Folder with recorded speech, named by SMOE_DATA; required when SMOE_REQUIRE_REAL_SPEECH is set."""
+    folder = os.environ.get("SMOE_DATA")
+    if folder and (Path(folder) / "real-digits" / "real-digits.tsv").is_file():
+        return Path(folder)
+    if os.environ.get("SMOE_REQUIRE_REAL_SPEECH"):
+        pytest.fail(f"real speech is required, but SMOE_DATA ({folder}) holds no real-digits/real-digits.tsv")
+    pytest.skip("no recorded speech: set SMOE_DATA to a folder that holds real-digits/")
+
+
+def tiny_model(**changes: object) -> SpeechToText:
+    """A model of two layers a stack in evaluation mode."""
+    fields = {
+        "vocab_size": 30,
+        "mel_bins": 8,
+        "dim": 16,
+        "heads": 2,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_hidden_dim": 32,
+        "decoder_hidden_dim": 32,
+        "encoder_experts": ("nb", "wb"),
+        "decoder_experts": ("transcribe", "translate"),
+        "subsampling_channels": 16,
+    }
+    return SpeechToText(Dimensions(**(fields | changes))).eval()  # type: ignore[arg-type]
+
+
+def tiny_config(exp_dir: Path, **changes: object) -> Config:
+    """A recipe whose model learns in seconds; sections are merged into it."""
+    tree: dict[str, object] = {
+        "name": "tiny",
+        "exp_dir": str(exp_dir),
+        "tasks": {"transcribe": {"languages": ["en"]}, "translate": {"languages": ["de"]}},
+        "tokenizer": {"vocab_size": 300},
+        "features": {"mel_bins": 40, "cache_mb": 200},
+        "model": {
+            "d_model": 32,
+            "heads": 2,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+            "ffn_dim": 64,
+            "subsampling_channels": 32,
+            "dropout": 0.1,
+        },
+        "train": {
+            "max_steps": 8,
+            "batch_s": 10.0,
+            "max_utterances": 8,
+            "warmup_steps": 4,
+            "validate_every": 4,
+            "precision": "fp32",
+            "threads": 1,
+        },
+        "decode": {"beam": 2},
+    }
+    for key, value in changes.items():
+        base = tree.get(key)
+        tree[key] = {**base, **value} if isinstance(base, dict) and isinstance(value, dict) and key not in ("tasks", "data") else value
+    return parse_config(tree, "tiny.yaml")

@@ -1,0 +1,140 @@
+"""Laws of batching: one route a batch, everything seen, order a function of seed and step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from lhotse import CutSet, MonoCut, SupervisionSegment
+
+from smoe_cli.batching import RouteBatches, by_route, chunk
+from smoe_cli.cuts import Tags, route_of
+from smoe_cli.errors import DataError, RouteError
+from smoe_cli.features import spec_augment
+from smoe_cli.loss import combined_loss
+from smoe_cli.routing import RoutingPlan, StackPlan
+
+PLAN = RoutingPlan(
+    encoder=StackPlan(by="bandwidth", experts=("nb", "wb")),
+    decoder=StackPlan(by="task", experts=("transcribe", "translate")),
+    routes=("transcribe/en/nb", "transcribe/en/wb", "translate/de/nb"),
+)
+
+
+def cut(name: str, route: str, duration: float) -> MonoCut:
+    task, lang, band = route.split("/")
+    tags = Tags(
+        utterance=name,
+        corpus="c",
+        task=task,
+        bandwidth=band,
+        source_lang="en",
+        transcript="a",
+        references=["a"],
+        subset="",
+        synthetic=False,
+    )
+    segment = SupervisionSegment(name, "r", 0, duration, text="a", language=lang, custom=tags.model_dump())
+    return MonoCut(name, 0, duration, 0, supervisions=[segment])
+
+
+@pytest.fixture
+def cuts() -> CutSet:
+    sizes = {"transcribe/en/nb": 300, "transcribe/en/wb": 60, "translate/de/nb": 40}
+    return CutSet.from_cuts(cut(f"{route}-{i}", route, 1 + (i * 7 % 40) / 10) for route, count in sizes.items() for i in range(count))
+
+
+def batches(cuts: CutSet, seed: int = 0, **options: float) -> RouteBatches:
+    return RouteBatches(by_route(cuts, PLAN), batch_s=20.0, max_utterances=8, seed=seed, **options)
+
+
+def ids(stream, count):
+    return [[item.id for item in batch] for batch in islice(stream, count)]
+
+
+def test_every_batch_has_one_route_and_keeps_its_limits(cuts):
+    for batch in islice(batches(cuts).stream(), 200):
+        assert len({route_of(item) for item in batch}) == 1
+        assert len(batch) <= 8
+        assert len(batch) * max(item.duration for item in batch) <= 20.0 + 1e-6
+
+
+def test_one_epoch_of_a_route_sees_every_cut_once(cuts):
+    stream, seen = batches(cuts)._batches(next(iter(by_route(cuts, PLAN)))), Counter()
+    while sum(seen.values()) < 300:
+        seen.update(item.id for item in next(stream))
+    assert set(seen.values()) == {1}
+    assert len(seen) == 300
+
+
+def test_the_stream_from_a_step_on_is_the_rest_of_the_stream(cuts):
+    whole = ids(batches(cuts).stream(), 120)
+    assert ids(batches(cuts).stream(77), 43) == whole[77:]
+
+
+def test_seeds_and_epochs_differ_in_order(cuts):
+    assert ids(batches(cuts).stream(), 20) == ids(batches(cuts).stream(), 20)
+    assert ids(batches(cuts).stream(), 20) != ids(batches(cuts, seed=1).stream(), 20)
+    wb = ids((batch for batch in batches(cuts).stream() if route_of(batch[0]).bandwidth == "wb"), 40)
+    first = wb[: next(i for i in range(1, 40) if sum(map(len, wb[:i])) == 60)]
+    assert wb[len(first) : 2 * len(first)] != first
+
+
+def test_routes_take_turns_by_their_share_and_temperature_evens_them_out(cuts):
+    turns = Counter(str(route) for route in islice(batches(cuts).turns(), 400))
+    assert turns == {
+        "transcribe/en/nb": pytest.approx(300, abs=3),
+        "transcribe/en/wb": pytest.approx(60, abs=3),
+        "translate/de/nb": pytest.approx(40, abs=3),
+    }
+    even = Counter(str(route) for route in islice(batches(cuts, temperature=1e6).turns(), 300))
+    assert set(even.values()) == {100}
+
+
+def test_a_cut_of_a_route_that_the_plan_lacks_is_refused():
+    with pytest.raises(RouteError, match="translate/de/wb"):
+        by_route(CutSet.from_cuts([cut("x", "translate/de/wb", 1.0)]), PLAN)
+
+
+def test_a_cut_longer_than_a_batch_is_refused(cuts):
+    with pytest.raises(DataError, match="longer than a batch"):
+        RouteBatches(by_route(cuts, PLAN), batch_s=2.0, max_utterances=8, seed=0)
+
+
+def test_chunks_keep_order_and_limits(cuts):
+    parts = list(chunk(list(cuts), 15.0, 5))
+    assert [item.id for part in parts for item in part] == [item.id for item in cuts]
+    assert all(len(part) * max(item.duration for item in part) <= 15.0 + 1e-6 and len(part) <= 5 for part in parts)
+
+
+def test_spec_augment_masks_within_its_limits_and_by_seed():
+    x, lengths = torch.ones(4, 100, 80), torch.tensor([100, 80, 60, 40])
+    one, again, other = (spec_augment(x, lengths, 2, 0.1, 2, 10, seed) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    blank_frames, blank_bins = (one == 0).all(2), (one == 0).all(1)
+    assert all(int(blank_frames[n].sum()) <= 2 * 0.1 * int(lengths[n]) + 2 for n in range(4))
+    assert int(blank_bins.sum(1).max()) <= 20
+    assert torch.equal(spec_augment(x, lengths, 0, 0.1, 0, 10, 1), x)
+
+
+def test_loss_equals_torchs_own_on_hand_made_batches():
+    logits, targets = torch.randn(2, 3, 5), torch.tensor([[-100, 1, 2], [-100, 3, -100]])
+    ctc, ctc_targets, lengths = torch.randn(2, 9, 5), torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
+    found = combined_loss(logits, targets, ctc, torch.tensor([9, 9]), ctc_targets, lengths, 0.0, 0.3, -100, 0)
+    rows = torch.log_softmax(logits, -1)
+    attention = -(rows[0, 1, 1] + rows[0, 2, 2] + rows[1, 1, 3]) / 3
+    wanted = (
+        torch.nn.functional.ctc_loss(ctc.log_softmax(-1).transpose(0, 1), ctc_targets, torch.tensor([9, 9]), lengths, reduction="sum") / 3
+    )
+    torch.testing.assert_close(found.total, 0.7 * attention + 0.3 * wanted)
+    assert (found.tokens, found.too_short) == (3, 0)
+
+
+def test_a_transcript_that_does_not_fit_its_frames_is_counted_and_skipped():
+    ctc, targets = torch.randn(1, 3, 5, requires_grad=True), torch.tensor([[1, 1, 2]])
+    found = combined_loss(torch.randn(1, 1, 5), torch.tensor([[1]]), ctc, torch.tensor([3]), targets, torch.tensor([3]), 0.0, 1.0, -100, 0)
+    assert found.too_short == 1
+    assert torch.isfinite(found.total)
