@@ -129,7 +129,8 @@ class Trainer:
             resumed_from = self._resume()
             if self.step < self.settings.max_steps:
                 self._loop(stop)
-            self.validate()
+            else:
+                self.validate()
             self._save_final()
         return TrainReport(
             checkpoint=self.folder / FINAL,
@@ -166,7 +167,7 @@ class Trainer:
             self.steps_by_route[route] += 1
             self.step += 1
             elapsed = time.monotonic() - clock
-            shown = "  ".join(f"{name.removesuffix('b')} {value:.2f}" for name, value in sorted(recent.items()))
+            shown = _by_task(recent)
             self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {frames / elapsed:,.0f} frames/s")
             finished = self.step == self.settings.max_steps
             if self.step % self.settings.validate_every == 0 or finished or stop.is_set():
@@ -352,6 +353,14 @@ class Trainer:
             f"the loss became {loss} at step {self.step} on route {batch.routes[0]}; the batch's cuts are listed in `{report}`",
             "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
         )
+
+
+def _by_task(loss_by_route: dict[str, float]) -> str:
+    """Mean loss of each task, to be shown on one line."""
+    tasks: dict[str, list[float]] = {}
+    for route, loss in loss_by_route.items():
+        tasks.setdefault(route.partition("/")[0], []).append(loss)
+    return "  ".join(f"{task} {sum(losses) / len(losses):.2f}" for task, losses in sorted(tasks.items()))
 
 
 class _CutBatches(torch.utils.data.Dataset[Batch]):
