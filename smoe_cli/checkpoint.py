@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smoe_cli.config import Config, ModelSettings
-from smoe_cli.errors import CheckpointError, DataError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import RoutingPlan
@@ -36,6 +36,11 @@ DIGESTS = "digests.json"
 
 def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
     """The only place where configuration meets the model."""
+    for name in (*plan.encoder.experts, *plan.decoder.experts):
+        if hasattr(torch.nn.ModuleDict, name):
+            raise ConfigError(
+                f"an expert cannot be named `{name}`: torch uses that word itself", "rename the task, or choose experts by another tag"
+            )
     return SpeechToText(
         Dimensions(
             vocab_size=vocab_size,
@@ -91,7 +96,9 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
         if system.config.model.tie_embeddings:
             del weights["decoder.output.weight"]
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        write_text_atomically(temporary / CONFIG, system.config.model_dump_json(indent=2) + "\n")
+        # A model that is handed on names no folder of the machine that trained it.
+        portable = system.config.model_copy(update={"exp_dir": Path("exp"), "data": system.config.data.model_copy(update={"root": None})})
+        write_text_atomically(temporary / CONFIG, portable.model_dump_json(indent=2) + "\n")
         write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")
         system.tokenizer.save(temporary)
         if position is not None:

@@ -37,6 +37,10 @@ class CorpusSettings(Settings):
     """What every corpus may say."""
 
     language: str = Field("en", description="Spoken language, unless the corpus names one per utterance.")
+    bandwidth: Bandwidth | None = Field(
+        None,
+        description="What the recordings carry where their sampling rate does not tell, e.g. `nb` for telephone speech at 16 kHz.",
+    )
     subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
     splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
 
@@ -147,6 +151,11 @@ class ModelSettings(Settings):
     decoder_experts_by: str | None = Field(
         None, description=f"Tag that chooses the decoder's expert ({', '.join(AXES)}); null: one dense FFN."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        return apply_preset(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
@@ -272,12 +281,11 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         ConfigError: Naming each setting that is unknown or impossible.
     """
     tree = dict(tree)
-    tree["model"] = apply_preset(tree.get("model") or {})
     if base is not None:
         tree["exp_dir"] = str(base / str(tree.get("exp_dir") or "exp"))
-        data = dict(tree.get("data") or {})
-        data["root"] = str(base / _expand(str(data.get("root") or ".")))
-        tree["data"] = data
+        data = tree.get("data") or {}
+        if isinstance(data, dict):
+            tree["data"] = data | {"root": str(base / _expand(str(data.get("root") or ".")))}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -37,12 +37,16 @@ class Tags(BaseModel):
 
 
 def native_bandwidth(utterance: Utterance) -> Bandwidth:
-    """The band that a recording's sampling rate allows.
+    """What a recording carries: the recipe's word, else what its sampling rate allows.
 
     Raises:
         DataError: For rates between telephone and wideband, which are neither.
     """
     rate = utterance.recording.sampling_rate
+    if utterance.bandwidth is Bandwidth.WB and rate < WIDEBAND_HZ:
+        raise DataError(f"utterance `{utterance.id}` is called wideband, but is sampled at {rate} Hz", "correct the corpus's `bandwidth`")
+    if utterance.bandwidth is not None:
+        return utterance.bandwidth
     if rate <= NARROWBAND_HZ:
         return Bandwidth.NB
     if rate < WIDEBAND_HZ:
@@ -104,12 +108,15 @@ def _cut(utterance: Utterance, corpus: str, route: Route, target: str, reference
         recording_id=recording.id,
         start=0.0,
         duration=duration,
+        channel=utterance.channel,
         text=clean(target, *policy),
         language=route.lang,
         speaker=utterance.speaker,
         custom=tags.model_dump(),
     )
-    return MonoCut(id=cut_id, start=utterance.start_s, duration=duration, channel=0, supervisions=[supervision], recording=recording)
+    return MonoCut(
+        id=cut_id, start=utterance.start_s, duration=duration, channel=utterance.channel, supervisions=[supervision], recording=recording
+    )
 
 
 def tags_of(cut: MonoCut) -> Tags:

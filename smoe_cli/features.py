@@ -29,7 +29,7 @@ class FrontEnd:
     def __init__(self, sample_rate_hz: int, mel_bins: int, cache_mb: int = 0) -> None:
         self.sample_rate_hz = sample_rate_hz
         self._fbank = Fbank(FbankConfig(sampling_rate=sample_rate_hz, num_mel_bins=mel_bins, dither=0.0, frame_shift=FRAME_SHIFT_S))
-        self._cache: OrderedDict[tuple[str, float, float, str], Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, float, float, str], Tensor] = OrderedDict()
         self._free_bytes = cache_mb << 20
 
     def __call__(self, cut: MonoCut) -> Tensor:
@@ -40,7 +40,7 @@ class FrontEnd:
         """
         # An utterance's tasks share its features; its bands do not, and differ in their transforms.
         transforms = cut.recording.transforms or []
-        key = (str(cut.recording.sources[0].source), cut.start, cut.duration, str(transforms))
+        key = (str(cut.recording.sources[0].source), cut.channel, cut.start, cut.duration, str(transforms))
         cached = self._cache.get(key)
         if cached is None:
             cached = self.compute(cut).half()

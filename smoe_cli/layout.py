@@ -50,13 +50,14 @@ class Layout:
     def hypotheses(self, split: str, task: str, lang: str) -> Path:
         return self.root / "hypotheses" / split / f"{task}-{lang}.jsonl"
 
-    def all_hypotheses(self) -> list[Path]:
-        """Every file that `decode` wrote for the recipe's test split.
+    def all_hypotheses(self, config: Config) -> list[Path]:
+        """The files that `decode` wrote for the recipe's tasks and its test split.
 
         Raises:
             DataError: If there is none.
         """
-        paths = sorted((self.root / "hypotheses" / "test").glob("*.jsonl"))
+        wanted = [self.hypotheses("test", name, lang) for name, task in config.tasks.items() for lang in task.languages]
+        paths = [path for path in wanted if path.is_file()]
         if not paths:
             raise DataError(f"no hypotheses in `{self.root / 'hypotheses' / 'test'}`", "run `smoe decode` first, or name files to score")
         return paths

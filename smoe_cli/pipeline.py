@@ -16,7 +16,7 @@ from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout
 from smoe_cli.records import AuditReport, Hypothesis, Record, ScoreReport, read_audit, write_json, write_jsonl, write_text_atomically
-from smoe_cli.steps import STEPS, Step, mark_done, plan_step
+from smoe_cli.steps import STEPS, Step, mark, plan_step
 from smoe_cli.tags import parse_bandwidth
 from smoe_cli.watch import Silent, Watcher
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
 
+AUDITED_UTTERANCES = 30
+"""Cuts per route that the audit runs, unless told otherwise."""
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
@@ -74,8 +76,7 @@ def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int =
     from smoe_cli import preparation
 
     report = preparation.prepare(config, corpora, jobs, watcher or Silent())
-    if corpora is None or set(corpora) == set(config.data.corpora):
-        mark_done(config, "prepare")
+    mark(config, "prepare", whole=corpora is None or set(corpora) == set(config.data.corpora))
     return report
 
 
@@ -110,7 +111,7 @@ def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerRepo
         tokens[lang] = tokens.get(lang, 0) + len(ids)
         if tokenizer.decode(ids) != text:
             raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
-    mark_done(config, "tokenize")
+    mark(config, "tokenize")
     (watcher or Silent()).log(f"learned {tokenizer.vocab_size} pieces from {len(texts)} sentences")
     return TokenizerReport(
         path=layout.tokenizer,
@@ -136,7 +137,7 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     )
     report = trainer.run(resume)
     write_json(layout.model / "report.json", report)
-    mark_done(config, "train")
+    mark(config, "train")
     return report
 
 
@@ -203,8 +204,8 @@ def decode(
         for path, group in groups.items():
             write_jsonl(path, group)
         paths = list(groups)
-        if config is not None and split == "test" and not (task or lang or bandwidth or checkpoint):
-            mark_done(config, "decode")
+        if config is not None and split == "test":
+            mark(config, "decode", whole=not (task or lang or bandwidth or checkpoint))
     return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
 
 
@@ -273,7 +274,7 @@ def score(
     if config is None and not hypotheses:
         raise ConfigError("nothing to score: no file and no recipe", "name files of hypotheses, or change into a recipe folder")
     layout = Layout.of(config) if config is not None else None
-    paths = list(hypotheses) or (layout.all_hypotheses() if layout else [])
+    paths = list(hypotheses) or (layout.all_hypotheses(config) if layout and config else [])
     sources = slices.read_sources(paths)
 
     def metrics_of(task: str) -> tuple[str, ...]:
@@ -295,8 +296,8 @@ def score(
         write_text_atomically(
             folder / "report.html", report.score_report_html(result, [item for group in sources.values() for item in group], notes)
         )
-    if config is not None and not (hypotheses or out):
-        mark_done(config, "score")
+    if config is not None and not out:
+        mark(config, "score", whole=not hypotheses)
     return result
 
 
@@ -305,12 +306,12 @@ def route_audit(
     *,
     checkpoint: Path | None = None,
     cuts: Path | None = None,
-    utterances: int = 30,
+    utterances: int = AUDITED_UTTERANCES,
     swap: bool = True,
     out: Path | None = None,
     watcher: Watcher | None = None,
 ) -> AuditReport:
-    """Audit what experts really served which cut. See `smoe_cli.audit.audit`.
+    """Audit what experts really served which cut. See `smoe_cli.audit.examine`.
 
     Args:
         checkpoint, cuts: By default the recipe's trained model and test manifest.
@@ -327,13 +328,14 @@ def route_audit(
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())
     manifest = cuts or (layout.cuts("test") if layout else Path())
-    result = audit(checkpoints.load(folder), manifest, utterances, swap, watcher or Silent())
+    system = checkpoints.load(folder)
+    result = audit(system, config.decode if config is not None else system.config.decode, manifest, utterances, swap, watcher or Silent())
     target = out or (layout.audit if layout else None)
     if target is not None:
         write_json(target / "audit.json", result)
         write_text_atomically(target / "audit.html", report.audit_report_html(result))
-    if config is not None and not (checkpoint or cuts or out) and swap:
-        mark_done(config, "route-audit")
+    if config is not None and not out:
+        mark(config, "route-audit", whole=swap and not (checkpoint or cuts) and utterances == AUDITED_UTTERANCES)
     return result
 
 

@@ -19,6 +19,7 @@ from smoe_cli.cuts import make_cuts, route_of, tags_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, write_json
+from smoe_cli.text import clean
 from smoe_cli.watch import Watcher
 
 SHOWN_PROBLEMS = 10
@@ -125,8 +126,9 @@ def _check_audio(utterances: Sequence[Utterance], corpus: str, config: Config, j
         duration = utterance.recording.duration if utterance.duration_s is None else utterance.duration_s
         if not config.data.min_duration_s <= duration <= config.data.max_duration_s:
             return f"utterance `{utterance.id}` lasts {duration:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`"
-        if not utterance.transcript.strip():
-            return f"utterance `{utterance.id}` has an empty transcript"
+        texts = [utterance.transcript, *(text for texts in utterance.translations.values() for text in texts)]
+        if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
+            return f"utterance `{utterance.id}` has a text that is empty, or only punctuation"
         return None
 
     problems = []

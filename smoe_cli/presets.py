@@ -27,6 +27,6 @@ def apply_preset(model: dict[str, Any]) -> dict[str, Any]:
         ConfigError: If the preset is unknown.
     """
     name = model.get("preset", DEFAULT_PRESET)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"unknown preset `{name}`; known presets: {', '.join(PRESETS)}", "correct `model.preset`")
     return {"preset": name} | PRESETS[name] | model

@@ -161,7 +161,8 @@ def read_hypotheses(path: Path) -> Iterator[Hypothesis]:
         DataError: Naming file and line of a missing file, broken JSON or wrong field.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a text may hold U+2028 and its kin, which JSON does not escape.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read hypotheses `{path}`: {error}", "run `smoe decode` first, or name the file to score") from error
     for number, line in enumerate(lines, start=1):

@@ -106,8 +106,11 @@ def plan_step(config: Config, name: str) -> Step:
     return Step(name=name, state="would run" if reason else "up to date", reason=reason, reads=reads, writes=writes)
 
 
-def mark_done(config: Config, name: str) -> None:
-    """Remember what a finished step was made from."""
+def mark(config: Config, name: str, whole: bool = True) -> None:
+    """Remember what a finished step was made from; one that did a part of its work counts as not finished."""
+    if not whole:
+        Layout.of(config).stamp(name).unlink(missing_ok=True)
+        return
     write_text_atomically(Layout.of(config).stamp(name), json.dumps(_ingredients(config, name), indent=2) + "\n")
 
 

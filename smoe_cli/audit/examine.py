@@ -8,6 +8,7 @@ from smoe_cli.audit.execution import observe_experts
 from smoe_cli.audit.supervision import check_manifest
 from smoe_cli.audit.swap import swap_test
 from smoe_cli.checkpoint import System
+from smoe_cli.config import DecodeSettings
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import AuditReport, Swap
@@ -16,10 +17,11 @@ from smoe_cli.watch import Watcher
 FEATURE_CACHE_MB = 500
 
 
-def audit(system: System, manifest: Path, utterances: int, swap: bool, watcher: Watcher) -> AuditReport:
+def audit(system: System, settings: DecodeSettings, manifest: Path, utterances: int, swap: bool, watcher: Watcher) -> AuditReport:
     """Audit a trained system on a tagged manifest.
 
     Args:
+        settings: Beam search.
         utterances: Cuts per route that are run, the first of each.
         swap: Whether to decode with every wrong expert in turn.
 
@@ -28,7 +30,7 @@ def audit(system: System, manifest: Path, utterances: int, swap: bool, watcher: 
     """
     groups, findings, total = check_manifest(manifest, system)
     chosen = {route: cuts[:utterances] for route, cuts in groups.items()}
-    decoder = Decoder(system, cache_mb=FEATURE_CACHE_MB)
+    decoder = Decoder(system, settings, cache_mb=FEATURE_CACHE_MB)
     served, right, strays = observe_experts(decoder, chosen, watcher)
     findings += strays
     swaps: list[Swap] = []

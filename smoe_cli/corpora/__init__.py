@@ -32,4 +32,4 @@ def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
                 f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
                 f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: test}}`",
             )
-        yield utterance.placed(split, utterance.subset or settings.subset)
+        yield utterance.placed(split, utterance.subset or settings.subset, settings.bandwidth)

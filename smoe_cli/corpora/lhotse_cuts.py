@@ -60,4 +60,5 @@ def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, where: str) -> 
         translations=translations,
         start_s=cut.start,
         duration_s=cut.duration,
+        channel=cut.channel,
     )

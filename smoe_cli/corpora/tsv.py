@@ -59,7 +59,7 @@ def _references(text: str) -> list[str]:
 def _rows(table: Path, settings: TsvCorpus) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of each row that `where` and `minimum` keep."""
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        lines = table.read_text(encoding="utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
     except FileNotFoundError:
         raise DataError(
             f"no table `{table}`", "set `data.root` to the folder that holds the corpus, for example --set data.root=FOLDER"
@@ -106,11 +106,13 @@ def _join_segments(row: dict[str, str], column: str, source_dir: Path, audio_dir
 
     The noise is drawn from the id, so the same row always gives the same samples.
     """
-    target = audio_dir / row["split"] / f"{row['id']}.flac"
+    # The name tells what it was joined from: a corrected row does not find the old audio.
+    made_from = zlib.crc32(f"{source_dir.resolve()}\t{row[column]}\t{row['gaps_ms']}".encode())
+    target = audio_dir / row["split"] / f"{row['id']}.{made_from:08x}.flac"
     if target.is_file():
         return target
     paths = [source_dir / part for part in row[column].split()]
-    gaps_ms = [int(gap) for gap in row["gaps_ms"].split()]
+    gaps_ms = [round(_number(gap, f"utterance `{row['id']}`: `gaps_ms`")) for gap in row["gaps_ms"].split()]
     if len(gaps_ms) != len(paths) + 1:
         raise DataError(
             f"utterance `{row['id']}`: {len(paths)} segments need {len(paths) + 1} gaps, the table has {len(gaps_ms)}", "correct `gaps_ms`"

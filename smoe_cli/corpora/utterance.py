@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lhotse import Recording
 
+from smoe_cli.tags import Bandwidth
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -24,6 +26,8 @@ class Utterance:
         subset: Named part scored apart, e.g. a voice that is never trained on.
         synthetic: Whether a machine spoke it.
         start_s, duration_s: The part of the recording; None: to its end.
+        channel: Channel of the recording.
+        bandwidth: What the recording carries, where its sampling rate does not tell.
     """
 
     id: str
@@ -37,10 +41,12 @@ class Utterance:
     synthetic: bool = False
     start_s: float = 0.0
     duration_s: float | None = None
+    channel: int = 0
+    bandwidth: Bandwidth | None = None
 
-    def placed(self, split: str, subset: str) -> Utterance:
-        """The same utterance under another split name and subset."""
-        return replace(self, split=split, subset=subset)
+    def placed(self, split: str, subset: str, bandwidth: Bandwidth | None) -> Utterance:
+        """The same utterance under another split name and subset, and with the recipe's word on its bandwidth."""
+        return replace(self, split=split, subset=subset, bandwidth=bandwidth)
 
 
 @dataclass(frozen=True)

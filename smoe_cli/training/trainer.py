@@ -6,6 +6,8 @@ training position is the weights, the optimiser's tensors and a number.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +39,7 @@ from smoe_cli.routing import make_plan
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import PAD_ID, Tokenizer
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
-from smoe_cli.training.precision import choose_precision
+from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.watch import Silent, Watcher
 
 KEPT_CHECKPOINTS = 2
@@ -80,8 +83,13 @@ class Trainer:
         self.plan = make_plan(config)
         self.groups = by_route(train_cuts, self.plan)
         self._check_routes()
-        self.plan = make_plan(config, sorted({route.bandwidth for route in self.groups}))
-        self.dev_groups = by_route(dev_cuts, make_plan(config))
+        # The plan promises only what was trained for.
+        trained = make_plan(config, sorted({route.bandwidth for route in self.groups}))
+        self.plan = trained.model_copy(update={"routes": tuple(map(str, self.groups))})
+        dev_groups = by_route(dev_cuts, make_plan(config))
+        self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
+        for route in dev_groups.keys() - self.dev_groups.keys():
+            self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
@@ -94,8 +102,7 @@ class Trainer:
         model = checkpoint.build_model(config.model, config.features.mel_bins, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
         self.optimiser = make_optimiser(model, self.settings)
-        self.precision, reason = choose_precision(self.settings.precision, self.device)
-        self.watcher.log(f"precision {self.precision} on {self.device} ({reason}), {torch.get_num_threads()} threads")
+        self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
         self.steps_by_route: dict[str, int] = dict.fromkeys(map(str, self.groups), 0)
         self.validation: dict[str, float] = {}
@@ -127,6 +134,10 @@ class Trainer:
             if resume == "never":
                 self._discard()
             resumed_from = self._resume()
+            if resumed_from is None:
+                self.precision = choose_precision(self.settings.precision, self.device)
+            self.precision.apply()
+            self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
             if self.step < self.settings.max_steps:
                 self._loop(stop)
             else:
@@ -138,7 +149,7 @@ class Trainer:
             minutes=(time.monotonic() - started) / 60,
             resumed_from=resumed_from,
             parameters=count_parameters(self.system.model),
-            precision=self.precision,
+            precision=str(self.precision),
             validation=self.validation,
             steps_by_route=self.steps_by_route,
             finished=self.step >= self.settings.max_steps,
@@ -222,7 +233,7 @@ class Trainer:
     def losses(self, batch: Batch, features: torch.Tensor, label_smoothing: float | None = None) -> Losses:
         """Loss terms of a batch under given features (N,T,F)."""
         model = self.system.model
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.dtype == "bf16"):
             states, memory = model(features, batch.feature_lengths, batch.tokens_in, batch.encoder_expert, batch.decoder_expert)
             logits = model.decoder.output(states)
             ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
@@ -260,8 +271,6 @@ class Trainer:
     # --- files -------------------------------------------------------------------------------------------
 
     def _record(self, values: dict[str, Any]) -> None:
-        import json
-
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -271,7 +280,7 @@ class Trainer:
         return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
 
     def _save_checkpoint(self) -> None:
-        state = {"step": self.step, "steps_by_route": self.steps_by_route, "data": self._fingerprint()}
+        state = {"step": self.step, "steps_by_route": self.steps_by_route, "data": self._fingerprint(), "precision": asdict(self.precision)}
         position = Position(optimiser_tensors(self.system.model, self.optimiser), state)
         checkpoint.save(self.folder / CHECKPOINTS / f"step-{self.step:08d}", self.system, position)
         for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
@@ -282,7 +291,13 @@ class Trainer:
 
     def _fingerprint(self) -> dict[str, Any]:
         """What the batch order depends on besides the configuration."""
-        return {str(route): [len(cuts), round(sum(cut.duration for cut in cuts), 3)] for route, cuts in self.groups.items()}
+        digests: dict[str, Any] = {}
+        for route, cuts in self.groups.items():
+            digest = hashlib.sha256()
+            for cut in cuts:
+                digest.update(f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode())
+            digests[str(route)] = digest.hexdigest()
+        return digests
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint that is whole; says so when it had to pass over a damaged one."""
@@ -304,6 +319,8 @@ class Trainer:
             # `assign` gave the model new tensors; the optimiser must own those.
             self.optimiser = make_optimiser(self.system.model, self.settings)
             restore_optimiser(self.system.model, self.optimiser, position.tensors)
+            # The same arithmetic as before, or the weights would not be the same.
+            self.precision = Precision(**position.state["precision"])
             self.step = int(position.state["step"])
             self.steps_by_route.update(position.state["steps_by_route"])
             self.watcher.log(f"continuing from step {self.step} (`{folder}`)")

@@ -49,7 +49,7 @@ def read(settings: SynthCorpus, work: Work) -> Iterator[Utterance]:
     for item in planned:
         yield Utterance(
             id=item.id,
-            recording=Recording.from_file(item.saying.path, recording_id=item.id),
+            recording=Recording.from_file(item.saying.path.resolve(), recording_id=item.id),
             split=item.split,
             speaker=f"synth-{item.saying.voice.name}",
             language="en",
