@@ -47,8 +47,11 @@ class Layout:
     def final(self) -> Path:
         return self.model / "final"
 
+    def hypotheses_dir(self, split: str) -> Path:
+        return self.root / "hypotheses" / split
+
     def hypotheses(self, split: str, task: str, lang: str) -> Path:
-        return self.root / "hypotheses" / split / f"{task}-{lang}.jsonl"
+        return self.hypotheses_dir(split) / f"{task}-{lang}.jsonl"
 
     def all_hypotheses(self, config: Config) -> list[Path]:
         """The files that `decode` wrote for the recipe's tasks and its test split.
@@ -59,7 +62,7 @@ class Layout:
         wanted = [self.hypotheses("test", name, lang) for name, task in config.tasks.items() for lang in task.languages]
         paths = [path for path in wanted if path.is_file()]
         if not paths:
-            raise DataError(f"no hypotheses in `{self.root / 'hypotheses' / 'test'}`", "run `smoe decode` first, or name files to score")
+            raise DataError(f"no hypotheses in `{self.hypotheses_dir('test')}`", "run `smoe decode` first, or name files to score")
         return paths
 
     @property

@@ -5,6 +5,7 @@ Heavy libraries load inside the function that needs them, so that `score` never 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -265,8 +266,6 @@ def score(
     Raises:
         DataError: If a file is missing or damaged, a cut occurs twice, or there is no reference.
     """
-    import json
-
     from smoe_cli.scoring import report, slices
     from smoe_cli.tags import TASK_KINDS
 
@@ -289,16 +288,20 @@ def score(
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
     folder = out or (layout.scores if layout else None)
     if folder is not None:
-        notes = []
-        if layout is not None and layout.prepare_report.is_file() and json.loads(layout.prepare_report.read_text()).get("synthetic"):
-            notes.append("synthetic speech")
         write_json(folder / "scores.json", result)
         write_text_atomically(
-            folder / "report.html", report.score_report_html(result, [item for group in sources.values() for item in group], notes)
+            folder / "report.html", report.score_report_html(result, [item for group in sources.values() for item in group], _notes(layout))
         )
     if config is not None and not out:
         mark(config, "score", whole=not hypotheses)
     return result
+
+
+def _notes(layout: Layout | None) -> list[str]:
+    """What a reader of a report must know about the recipe's data."""
+    if layout is None or not layout.prepare_report.is_file():
+        return []
+    return ["synthetic speech"] if json.loads(layout.prepare_report.read_text(encoding="utf-8"))["synthetic"] else []
 
 
 def route_audit(
@@ -333,7 +336,7 @@ def route_audit(
     target = out or (layout.audit if layout else None)
     if target is not None:
         write_json(target / "audit.json", result)
-        write_text_atomically(target / "audit.html", report.audit_report_html(result))
+        write_text_atomically(target / "audit.html", report.audit_report_html(result, _notes(layout)))
     if config is not None and not out:
         mark(config, "route-audit", whole=swap and not (checkpoint or cuts) and utterances == AUDITED_UTTERANCES)
     return result

@@ -63,6 +63,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
     utterances: list[Utterance] = []
     untranslated: Counter[str] = Counter()
+    unserved: Counter[str] = Counter()
     seen: dict[str, str] = {}
     for name in corpora or config.data.corpora:
         if name not in config.data.corpora:
@@ -88,6 +89,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
                 raise DataError(f"utterance `{utterance.id}` of corpus `{name}` occurs {where}", "ids must be unique; rename or remove one")
             seen[key] = utterance.split
             made = list(make_cuts(utterance, name, config))
+            if not made:
+                unserved[utterance.language] += 1
             served = {(route.task, route.lang) for route in map(route_of, made)}
             for task, settings in config.tasks.items():
                 if config.kind(task).target == "translation":
@@ -97,6 +100,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
             cuts[utterance.split] += made
         utterances += found
     notes = [f"{count} utterances have no text for {what}; they serve the other tasks" for what, count in sorted(untranslated.items())]
+    notes += [f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(unserved.items())]
     notes += _shared_speakers(utterances)
     _check_served(config, cuts)
     for split in SPLITS:

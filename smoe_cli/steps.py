@@ -102,7 +102,7 @@ def plan_step(config: Config, name: str) -> Step:
         raise ConfigError(f"no step `{name}`; known: {', '.join(STEPS)}", "correct the name")
     step, layout = STEPS[name], Layout.of(config)
     reads, writes = step.reads(config, layout), step.writes(config, layout)
-    reason = _stale(config, name, [path for path in writes if not path.exists()])
+    reason = _stale(config, name, writes)
     return Step(name=name, state="would run" if reason else "up to date", reason=reason, reads=reads, writes=writes)
 
 
@@ -111,16 +111,22 @@ def mark(config: Config, name: str, whole: bool = True) -> None:
     if not whole:
         Layout.of(config).stamp(name).unlink(missing_ok=True)
         return
-    write_text_atomically(Layout.of(config).stamp(name), json.dumps(_ingredients(config, name), indent=2) + "\n")
+    layout = Layout.of(config)
+    # Not every file that could be written is: a test split may lack a language.
+    written = [_name(path, layout) for path in STEPS[name].writes(config, layout) if path.exists()]
+    write_text_atomically(layout.stamp(name), json.dumps(_ingredients(config, name) | {"writes": written}, indent=2) + "\n")
 
 
-def _stale(config: Config, name: str, missing: list[Path]) -> str:
-    if missing:
-        return f"`{missing[0]}` does not exist"
+def _stale(config: Config, name: str, writes: list[Path]) -> str:
+    layout = Layout.of(config)
+    missing = [path for path in writes if not path.exists()]
     try:
-        before = json.loads(Layout.of(config).stamp(name).read_text(encoding="utf-8"))
+        before = json.loads(layout.stamp(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return "it was not finished before"
+        return f"`{missing[0]}` does not exist" if missing else "it was not finished before"
+    lost = [path for path in missing if _name(path, layout) in before.get("writes", [])]
+    if lost:
+        return f"`{lost[0]}` does not exist"
     now = _ingredients(config, name)
     if before.get("settings") != now["settings"]:
         return "its settings changed"
@@ -132,13 +138,13 @@ def _stale(config: Config, name: str, missing: list[Path]) -> str:
 
 def _ingredients(config: Config, name: str) -> dict[str, Any]:
     step, layout = STEPS[name], Layout.of(config)
-    # Paths relative to the experiment, so that moving or renaming it does not make it stale.
     reads = {_name(path, layout): _fingerprint(path) for path in step.reads(config, layout)}
     return {"version": __version__, "settings": json.loads(json.dumps(step.settings(config), default=str)), "reads": reads}
 
 
 def _name(path: Path, layout: Layout) -> str:
-    return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else path.name
+    """Short inside the experiment, so that the experiment can move; whole outside it."""
+    return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else str(path)
 
 
 def _fingerprint(path: Path) -> str:

@@ -33,8 +33,8 @@ def prepare(
 ) -> None:
     """Turn corpora into cut manifests that carry a task, a language and a bandwidth on every cut.
 
-    Checks that each recording opens, has the length it claims, stands in one split only, and has the texts that its tasks need.
-    An utterance with a problem is an error; nothing is dropped in silence.
+    Checks that each recording can be read to its end, has the length it claims, that ids are unique, and that every task and
+    language is served. An utterance with a problem is an error; what serves no task is counted in a note.
 
     `--corpus synth` makes synthetic speech, whatever the recipe holds.
 

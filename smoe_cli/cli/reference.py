@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -114,6 +115,8 @@ def _type_name(annotation: Any) -> str:
         return f"{_type_name(inner[0])} -> {_type_name(inner[1])}"
     if hasattr(annotation, "__metadata__"):
         return _type_name(inner[0])
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return " or ".join(annotation)
     return TYPE_NAMES[annotation]
 
 

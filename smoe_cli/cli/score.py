@@ -28,7 +28,7 @@ def score(
 
     Checks that every hypothesis has a reference and that none is scored twice. Writes the scores as JSON and as an HTML report.
 
-    Example: smoe score exp/hyps/*.jsonl
+    Example: smoe score exp/hypotheses/test/*.jsonl
     """
     if dry_run:
         show_plan(options.load_recipe(config, overrides), "score", as_json, hypotheses or (), out=out)

@@ -16,7 +16,7 @@ def tokenize(
 ) -> None:
     """Train the byte-level BPE tokenizer on the training texts of the prepared manifests.
 
-    Checks that every text survives encoding and decoding, and that no text can forge a guiding token.
+    Checks that every text survives encoding and decoding. Guiding tokens are control symbols, which no text can produce.
 
     Example: smoe tokenize --set tokenizer.vocab_size=4000
     """

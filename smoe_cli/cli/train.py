@@ -41,8 +41,7 @@ def train(
         print_json(report)
         return
     resumed = "" if report.resumed_from is None else f", resumed from step {report.resumed_from:,}"
-    ended = "finished" if report.finished else "stopped early; the same command goes on"
-    print(f"{ended}: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
+    print(f"finished: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
     print_table(("parameters", "count"), report.parameters.items())
     print_table(("route", "validation loss"), report.validation.items())
     print(report.checkpoint)

@@ -131,8 +131,7 @@ class Trainer:
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         with _lock(self.folder / LOCK_FILE), _stop_flag() as stop:
-            if resume == "never":
-                self._discard()
+            self._clean_up(everything=resume == "never")
             resumed_from = self._resume()
             if resumed_from is None:
                 self.precision = choose_precision(self.settings.precision, self.device)
@@ -358,10 +357,15 @@ class Trainer:
                 f"`{folder}` was trained with another tokenizer", "train anew with --resume never, or bring back the tokenizer"
             )
 
-    def _discard(self) -> None:
-        for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
-            shutil.rmtree(folder, ignore_errors=True)
-        (self.folder / METRICS_FILE).unlink(missing_ok=True)
+    def _clean_up(self, everything: bool) -> None:
+        """Remove what a killed process left half-written; with ``everything``, all that is there."""
+        for pattern in (".*.tmp", ".*.old"):
+            for left in [*self.folder.glob(pattern), *(self.folder / CHECKPOINTS).glob(pattern)]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if everything:
+            for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
+                shutil.rmtree(folder, ignore_errors=True)
+            (self.folder / METRICS_FILE).unlink(missing_ok=True)
 
     def _fail_on(self, batch: Batch, loss: float) -> None:
         report = self.folder / "failed-batch.txt"
