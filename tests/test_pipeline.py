@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from smoe_cli import pipeline
 from smoe_cli.config import Config
@@ -156,7 +156,9 @@ def test_joined_segments_equal_the_corpus_authors_own_script(real_speech, tmp_pa
     ours = sorted((tmp_path / "exp" / "audio").rglob("*.flac"))
     assert len(ours) == 200
     for path in ours:
-        np.testing.assert_array_equal(soundfile.read(path)[0], soundfile.read(tmp_path / "theirs" / "dev" / path.name)[0])
+        np.testing.assert_array_equal(
+            soundfile.read(path)[0], soundfile.read(tmp_path / "theirs" / "dev" / f"{path.name.partition('.')[0]}.flac")[0]
+        )
 
 
 # --- broken input ----------------------------------------------------------------------------------------
@@ -339,3 +341,78 @@ def test_unknown_settings_are_named(tmp_path):
         tiny_config(tmp_path, model={"preset": "enc-dec"})
     with pytest.raises(ConfigError, match=r"kind `summarise`; known kinds: transcribe, translate"):
         tiny_config(tmp_path, tasks={"summarise": {"languages": ["en"]}})
+
+
+def test_a_corrected_row_of_joined_audio_is_joined_anew(real_speech, tmp_path):
+    source = tmp_path / "corpus"
+    source.mkdir()
+    (source / "fsdd").symlink_to(real_speech / "real-digits" / "fsdd")
+    lines = (real_speech / "real-digits" / "connected.tsv").read_text(encoding="utf-8").splitlines()[:3]
+    corpora = {"connected": {"type": "tsv", "path": "connected.tsv", "segments_column": "segments", "translations": {"de": "de"}}}
+    config = tiny_config(tmp_path / "exp", data={"root": str(source), "corpora": corpora})
+
+    def duration(table: list[str]) -> float:
+        (source / "connected.tsv").write_text("\n".join(table) + "\n", encoding="utf-8")
+        pipeline.prepare(config)
+        return next(iter(CutSet.from_jsonl_lazy(Layout.of(config).cuts("train")))).duration
+
+    first = duration(lines)
+    fields = lines[1].split("\t")
+    fields[5] = " ".join(["500", *fields[5].split()[1:]])
+    assert duration([lines[0], "\t".join(fields), lines[2]]) != first
+
+
+def test_one_channel_of_a_stereo_call_stays_that_channel(tmp_path):
+    """An agent on one side, a customer on the other: the cut's channel decides who is heard."""
+    left, right = np.full(16000, 0.25), np.full(16000, -0.5)
+    soundfile.write(tmp_path / "call.wav", np.stack((left, right), 1), 16000)
+    recording = Recording.from_file(tmp_path / "call.wav", recording_id="call")
+    cuts = []
+    for channel in (0, 1):
+        segment = SupervisionSegment(f"s{channel}", "call", 0, 1.0, channel=channel, text="one", language="en", custom={"german": "eins"})
+        cuts.append(MonoCut(f"c{channel}", 0, 1.0, channel, supervisions=[segment], recording=recording))
+    CutSet.from_cuts(cuts).to_jsonl(tmp_path / "cuts.jsonl")
+    corpora = {"calls": {"type": "lhotse", "cuts": {"train": str(tmp_path / "cuts.jsonl")}, "translations": {"de": "german"}}}
+    config = tiny_config(tmp_path / "exp", data={"corpora": corpora})
+    pipeline.prepare(config)
+    heard = {cut.id: float(cut.load_audio()[0].mean()) for cut in CutSet.from_jsonl_lazy(Layout.of(config).cuts("train"))}
+    assert heard["calls-c0-transcribe-en-wb"] == pytest.approx(0.25, abs=0.01)
+    assert heard["calls-c1-transcribe-en-wb"] == pytest.approx(-0.5, abs=0.01)
+
+
+def test_telephone_speech_stored_at_16_khz_can_be_called_narrowband(corpus, tmp_path):
+    corpora = {"calls": {"type": "tsv", "path": "table.tsv", "translations": {"de": "de"}, "bandwidth": "nb"}}
+    report = pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(corpus), "corpora": corpora, "nb_downsample": True}))
+    assert {row.bandwidth for row in report.rows} == {"nb"}
+
+
+def test_a_part_of_a_step_does_not_count_as_the_step(config):
+    pipeline.run(config)
+    pipeline.decode(config, bandwidth="nb")
+    states = {step.name: step.state for step in pipeline.run(config, dry_run=True).steps}
+    assert (states["train"], states["decode"]) == ("up to date", "would run")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_hypotheses_with_unicode_line_separators_are_read_back(tmp_path, separator):
+    from smoe_cli.records import Hypothesis, write_jsonl
+
+    written = Hypothesis(
+        id="c", utterance="u", task="transcribe", lang="en", bandwidth="nb", text=f"a{separator}b", duration_s=1, score=0, stopped="end"
+    )
+    write_jsonl(tmp_path / "h.jsonl", [written])
+    assert list(read_hypotheses(tmp_path / "h.jsonl")) == [written]
+
+
+@pytest.mark.parametrize("changes", [{"model": "base"}, {"data": [1]}, {"model": {"preset": ["a"]}}, {"tasks": {}}])
+def test_settings_of_the_wrong_shape_are_refused(changes):
+    from smoe_cli.config import parse_config
+
+    with pytest.raises(ConfigError):
+        parse_config({"tasks": {"transcribe": {"languages": ["en"]}}} | changes, "x.yaml", Path())
+
+
+def test_an_expert_with_a_name_that_torch_uses_is_refused(tmp_path):
+    tasks = {"train": {"kind": "transcribe", "languages": ["en"]}}
+    with pytest.raises(ConfigError, match="cannot be named `train`"):
+        pipeline.params(tiny_config(tmp_path, tasks=tasks))
