@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import soundfile
 from lhotse import AudioSource, Recording
 
 from smoe_cli.errors import DataError
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError, EOFError, zlib.error)
+"""What Lhotse and gzip raise on a damaged manifest."""
 
 
 def describe(path: Path, recording_id: str) -> Recording:

@@ -205,7 +205,7 @@ class DecodeSettings(Settings):
     """Beam search."""
 
     beam: int = Field(5, gt=0, description="Beams per utterance; 1 is greedy search.")
-    ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of CTC prefix scores (transcription only).")
+    ctc_weight: float = Field(0.3, ge=0, lt=1, description="Share of CTC prefix scores (transcription only).")
     length_penalty: float = Field(1.0, ge=0, description="Exponent on the length that divides a beam's score.")
     max_tokens_per_s: float = Field(20.0, gt=0, description="Longest output, in tokens per second of audio.")
     min_max_tokens: int = Field(20, gt=0, description="Longest output allowed for the shortest audio.")
@@ -285,7 +285,7 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         tree["exp_dir"] = str(base / str(tree.get("exp_dir") or "exp"))
         data = tree.get("data") or {}
         if isinstance(data, dict):
-            tree["data"] = data | {"root": str(base / _expand(str(data.get("root") or ".")))}
+            tree["data"] = data | {"root": str(base / os.path.expanduser(os.path.expandvars(str(data.get("root") or "."))))}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -301,13 +301,17 @@ def _problem(item: Any) -> str:
     return f"`{key}`: {message}" if key else message
 
 
-def _expand(text: str) -> str:
-    """Replace `$NAME` by the environment's value; an unset name is an error, not an empty path."""
-    expanded = os.path.expanduser(os.path.expandvars(text))
-    unset = re.search(r"\$\{?(\w+)", expanded)
+def data_root(config: Config) -> Path:
+    """The folder that corpora lie in; asked for only where they are read, so that a trained model does not need it.
+
+    Raises:
+        ConfigError: If `data.root` names an environment variable that is not set.
+    """
+    root = config.data.root or Path()
+    unset = re.search(r"\$\{?(\w+)", str(root))
     if unset:
         raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
-    return expanded
+    return root
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut, SupervisionSegment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from smoe_cli.audio import UNREADABLE
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance
 from smoe_cli.errors import DataError
@@ -182,7 +183,7 @@ def open_manifest(path: Path) -> CutSet:
         raise DataError(f"no manifest `{path}`", "run `smoe prepare` first, or name an existing manifest")
     try:
         cuts = CutSet.from_cuts(CutSet.from_jsonl_lazy(path))
-    except (ValueError, KeyError, TypeError, OSError, EOFError, AssertionError) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read manifest `{path}`: {error}", "prepare it again with `smoe prepare`") from error
     if not len(cuts):
         raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")

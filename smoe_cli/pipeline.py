@@ -16,7 +16,17 @@ from pydantic import Field
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout
-from smoe_cli.records import AuditReport, Hypothesis, Record, ScoreReport, read_audit, write_json, write_jsonl, write_text_atomically
+from smoe_cli.records import (
+    AuditReport,
+    Hypothesis,
+    Record,
+    ScoreReport,
+    read_audit,
+    read_hypotheses,
+    write_json,
+    write_jsonl,
+    write_text_atomically,
+)
 from smoe_cli.steps import STEPS, Step, mark, plan_step
 from smoe_cli.tags import parse_bandwidth
 from smoe_cli.watch import Silent, Watcher
@@ -76,6 +86,7 @@ def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int =
     """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`."""
     from smoe_cli import preparation
 
+    mark(config, "prepare", whole=False)
     report = preparation.prepare(config, corpora, jobs, watcher or Silent())
     mark(config, "prepare", whole=corpora is None or set(corpora) == set(config.data.corpora))
     return report
@@ -176,6 +187,8 @@ def decode(
         raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or use --checkpoint")
     if not inputs and config is None:
         raise ConfigError("nothing to decode: no input and no recipe", "name audio files or manifests")
+    if checkpoint is not None and not inputs and out is None:
+        raise ConfigError("another checkpoint's hypotheses would replace those of the recipe's own model", "name a file with --out")
     if split not in SPLITS:
         raise ConfigError(f"unknown split `{split}`; known: {', '.join(SPLITS)}", "correct --split")
     layout = Layout.of(config) if config is not None else None
@@ -202,11 +215,19 @@ def decode(
         groups: dict[Path, list[Hypothesis]] = {}
         for hypothesis in hypotheses:
             groups.setdefault(layout.hypotheses(split, hypothesis.task, hypothesis.lang), []).append(hypothesis)
+        whole = not (task or lang or bandwidth)
+        for path in layout.hypotheses_dir(split).glob("*.jsonl"):
+            if path in groups and not whole:
+                # Only what was decoded anew is replaced.
+                redone = {item.id for item in groups[path]}
+                groups[path] = [item for item in read_hypotheses(path) if item.id not in redone] + groups[path]
+            elif whole and path not in groups:
+                path.unlink()
         for path, group in groups.items():
             write_jsonl(path, group)
         paths = list(groups)
         if config is not None and split == "test":
-            mark(config, "decode", whole=not (task or lang or bandwidth or checkpoint))
+            mark(config, "decode", whole=whole)
     return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
 
 
@@ -249,8 +270,9 @@ def _cuts_of(path: Path, system: System, task: str | None, lang: str | None, ban
             f"`{path}` is bare audio, and task `{tasks[0]}` has several languages: {', '.join(langs)}", "choose one with --lang"
         )
     band = parse_bandwidth(bandwidth) if bandwidth is not None else None
-    features = system.config.features
-    return [cut_of_file(path, tasks[0], langs[0], band, features.sample_rate_hz, system.config.data.max_duration_s)]
+    features, data = system.config.features, system.config.data
+    limits_s = data.min_duration_s, data.max_duration_s
+    return [cut_of_file(path, tasks[0], langs[0], band, features.sample_rate_hz, limits_s)]
 
 
 def score(
@@ -261,7 +283,7 @@ def score(
     Args:
         config: The recipe; None: files are named, and kinds of task are their names.
         hypotheses: Files to score; empty: all that `decode` wrote for the recipe.
-        out: Folder to write to; None: the recipe's, or nothing without a recipe.
+        out: Folder to write to; None: the recipe's, or nothing when files are named.
 
     Raises:
         DataError: If a file is missing or damaged, a cut occurs twice, or there is no reference.
@@ -286,14 +308,14 @@ def score(
         return TASK_KINDS[kind].metrics
 
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
-    folder = out or (layout.scores if layout else None)
+    folder = out or (layout.scores if layout and not hypotheses else None)
     if folder is not None:
         write_json(folder / "scores.json", result)
         write_text_atomically(
             folder / "report.html", report.score_report_html(result, [item for group in sources.values() for item in group], _notes(layout))
         )
-    if config is not None and not out:
-        mark(config, "score", whole=not hypotheses)
+    if config is not None and not (out or hypotheses):
+        mark(config, "score")
     return result
 
 

@@ -12,7 +12,7 @@ from lhotse import MonoCut
 from pydantic import Field
 
 from smoe_cli.audio import check_readable
-from smoe_cli.config import SPLITS, Config
+from smoe_cli.config import SPLITS, Config, data_root
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import make_cuts, route_of, tags_of, write_cuts
@@ -64,6 +64,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     utterances: list[Utterance] = []
     untranslated: Counter[str] = Counter()
     unserved: Counter[str] = Counter()
+    ids: set[str] = set()
     seen: dict[str, str] = {}
     for name in corpora or config.data.corpora:
         if name not in config.data.corpora:
@@ -71,14 +72,13 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
                 f"no corpus `{name}` in the recipe; it has: {', '.join(config.data.corpora)}",
                 "correct --corpus, or add it under `data.corpora`",
             )
-        work = Work(
-            name, config.data.root or Path(), layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total)
-        )
+        work = Work(name, data_root(config), layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
         found = list(read_corpus(config.data.corpora[name], work))
         if not found:
             raise DataError(f"corpus `{name}` gives no utterance", f"check the filters under `data.corpora.{name}`")
         _check_audio(found, name, config, jobs, watcher)
         for utterance in found:
+            made = list(make_cuts(utterance, name, config))
             key = f"{name}/{utterance.id}"
             if key in seen:
                 where = (
@@ -88,7 +88,12 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
                 )
                 raise DataError(f"utterance `{utterance.id}` of corpus `{name}` occurs {where}", "ids must be unique; rename or remove one")
             seen[key] = utterance.split
-            made = list(make_cuts(utterance, name, config))
+            clash = next((cut.id for cut in made if cut.id in ids), None)
+            if clash:
+                raise DataError(
+                    f"two utterances would both give the cut `{clash}`", "rename a corpus or an utterance, so that name and id differ"
+                )
+            ids.update(cut.id for cut in made)
             if not made:
                 unserved[utterance.language] += 1
             served = {(route.task, route.lang) for route in map(route_of, made)}
@@ -101,6 +106,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         utterances += found
     notes = [f"{count} utterances have no text for {what}; they serve the other tasks" for what, count in sorted(untranslated.items())]
     notes += [f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(unserved.items())]
+    notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not cuts[split]]
     notes += _shared_speakers(utterances)
     _check_served(config, cuts)
     for split in SPLITS:

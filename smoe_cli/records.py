@@ -116,8 +116,8 @@ class AuditReport(Record):
     system: str
     checkpoint: str
     manifest: str
-    cuts: int
-    routes: dict[str, int] = Field(description="Route -> number of cuts audited.")
+    cuts: int = Field(description="Cuts of the manifest; the tags of all were checked.")
+    routes: dict[str, int] = Field(description="Route -> cuts that were run.")
     layers: int = Field(description="Routed layers observed.")
     observations: int = Field(description="(layer, utterance) pairs whose expert was observed by a hook.")
     served: list[Served] = Field(description="Per layer, route and expert: utterances served.")

@@ -308,7 +308,7 @@ def test_a_checkpoint_of_another_system_is_refused(config, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"something else")
     with pytest.raises(CheckpointError, match="no checkpoint or an incomplete one"):
-        pipeline.decode(config, checkpoint=tmp_path / "other")
+        pipeline.decode(config, checkpoint=tmp_path / "other", out=tmp_path / "h.jsonl")
 
 
 def test_the_same_corpus_gives_the_same_bytes(config):
@@ -416,3 +416,65 @@ def test_an_expert_with_a_name_that_torch_uses_is_refused(tmp_path):
     tasks = {"train": {"kind": "transcribe", "languages": ["en"]}}
     with pytest.raises(ConfigError, match="cannot be named `train`"):
         pipeline.params(tiny_config(tmp_path, tasks=tasks))
+
+
+def test_a_damaged_segment_of_joined_audio_is_named(real_speech, tmp_path):
+    source = tmp_path / "corpus"
+    shutil.copytree(real_speech / "real-digits" / "fsdd" / "dev", source / "fsdd" / "dev")
+    lines = (real_speech / "real-digits" / "connected.tsv").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in lines if line.startswith("conn-nicolas-0000"))
+    segment = source / row.split("\t")[4].split()[0]
+    segment.chmod(0o644)
+    segment.write_bytes(segment.read_bytes()[:600])
+    (source / "connected.tsv").write_text(f"{lines[0]}\n{row}\n", encoding="utf-8")
+    corpora = {"connected": {"type": "tsv", "path": "connected.tsv", "segments_column": "segments", "translations": {"de": "de"}}}
+    with pytest.raises(DataError, match=segment.name):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(source), "corpora": corpora}))
+    assert not list((tmp_path / "exp").rglob("*.flac"))
+
+
+def test_a_manifest_with_damaged_bytes_is_refused(config):
+    pipeline.prepare(config)
+    path = Layout.of(config).cuts("train")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot read manifest"):
+        pipeline.tokenize(config)
+
+
+def test_a_partial_decode_replaces_only_what_it_decoded(config):
+    pipeline.run(config)
+    path = Layout.of(config).hypotheses("test", "transcribe", "en")
+    before = {item.id for item in read_hypotheses(path)}
+    pipeline.decode(config, bandwidth="nb")
+    assert {item.id for item in read_hypotheses(path)} == before
+    with pytest.raises(ConfigError, match="replace those"):
+        pipeline.decode(config, checkpoint=Layout.of(config).final)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.02, 31.0])
+def test_bare_audio_of_impossible_length_is_refused(digits, tmp_path, seconds):
+    soundfile.write(tmp_path / "call.wav", np.full(int(8000 * seconds), 0.1), 8000)
+    with pytest.raises(DataError, match="the model takes"):
+        pipeline.decode(digits, inputs=[tmp_path / "call.wav"], task="transcribe", lang="en")
+
+
+def test_a_cut_id_that_two_corpora_would_share_is_refused(corpus, tmp_path):
+    table = (corpus / "table.tsv").read_text(encoding="utf-8")
+    (corpus / "other.tsv").write_text(table.replace("\na1\t", "\nb-a1\t"), encoding="utf-8")
+    tsv = {"type": "tsv", "translations": {"de": "de"}}
+    corpora = {"x": {**tsv, "path": "other.tsv"}, "x-b": {**tsv, "path": "table.tsv"}}
+    with pytest.raises(DataError, match="two utterances would both give the cut `x-b-a1-"):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(corpus), "corpora": corpora}))
+
+
+def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monkeypatch):
+    from smoe_cli.config import load_config
+
+    monkeypatch.delenv("SMOE_NOWHERE", raising=False)
+    (tmp_path / "smoe.yaml").write_text("data: {root: $SMOE_NOWHERE}\ntasks: {transcribe: {languages: [en]}}\n")
+    config = load_config(tmp_path / "smoe.yaml")
+    pipeline.params(config)
+    with pytest.raises(ConfigError, match=r"`\$SMOE_NOWHERE`, which is not set"):
+        pipeline.prepare(config)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
+
+from lhotse import MonoCut
 
 from smoe_cli.audit.execution import observe_experts
 from smoe_cli.audit.supervision import check_manifest
 from smoe_cli.audit.swap import swap_test
 from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
+from smoe_cli.cuts import tags_of
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import AuditReport, Swap
@@ -22,14 +26,14 @@ def audit(system: System, settings: DecodeSettings, manifest: Path, utterances: 
 
     Args:
         settings: Beam search.
-        utterances: Cuts per route that are run, the first of each.
+        utterances: Cuts per route that are run, evenly from every subset.
         swap: Whether to decode with every wrong expert in turn.
 
     Raises:
         DataError: If the manifest cannot be read at all; wrong tags are findings, not errors.
     """
     groups, findings, total = check_manifest(manifest, system)
-    chosen = {route: cuts[:utterances] for route, cuts in groups.items()}
+    chosen = {route: _from_every_subset(cuts, utterances) for route, cuts in groups.items()}
     decoder = Decoder(system, settings, cache_mb=FEATURE_CACHE_MB)
     served, right, strays = observe_experts(decoder, chosen, watcher)
     findings += strays
@@ -50,3 +54,11 @@ def audit(system: System, settings: DecodeSettings, manifest: Path, utterances: 
         swaps=swaps,
         findings=findings,
     )
+
+
+def _from_every_subset(cuts: list[MonoCut], count: int) -> list[MonoCut]:
+    """The first cuts of each subset in turn, ``count`` in all."""
+    subsets: dict[str, list[MonoCut]] = {}
+    for cut in cuts:
+        subsets.setdefault(tags_of(cut).subset, []).append(cut)
+    return [cut for some in zip_longest(*subsets.values()) for cut in some if cut is not None][:count]

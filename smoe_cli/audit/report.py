@@ -58,7 +58,7 @@ def audit_report_html(report: AuditReport, notes: Sequence[str] = ()) -> str:
     observed = sum(row.utterances for row in served)
     planned = sum(row.utterances for row in served if row.planned)
     overview = [
-        (f"{report.cuts:,}", "cuts audited"),
+        (f"{report.cuts:,}", "cuts with checked tags"),
         (f"{len(report.routes):,}", "routes"),
         (f"{report.layers:,}", "routed layers"),
         (f"{report.observations:,}", "observations (layer × utterance)"),
@@ -69,7 +69,7 @@ def audit_report_html(report: AuditReport, notes: Sequence[str] = ()) -> str:
     return html.page(
         title=report.system,
         kicker="Route audit",
-        subtitle=f"{report.cuts:,} cuts over {len(report.routes):,} routes, {report.layers:,} routed layers",
+        subtitle=f"{sum(report.routes.values()):,} cuts run over {len(report.routes):,} routes, {report.layers:,} routed layers",
         notes=notes,
         links=LINKS,
         body_html=body,

@@ -60,7 +60,9 @@ def route_audit(
 
 
 def _show(report: AuditReport) -> None:
-    print(f"{report.system}: {report.cuts:,} cuts, {report.layers:,} routed layers, {report.observations:,} observations")
+    run = sum(report.routes.values())
+    print(f"{report.system}: tags of {report.cuts:,} cuts checked, {run:,} cuts run")
+    print(f"{report.layers:,} layers, {report.observations:,} observations")
     served: Counter[tuple[str, str, str, str]] = Counter()
     for row in report.served:
         served[row.stack, row.route, row.expert, "yes" if row.planned else "NO"] += row.utterances
@@ -75,4 +77,4 @@ def _show(report: AuditReport) -> None:
     if report.findings:
         print(f"FAILED: {len(report.findings)} finding(s)")
     else:
-        print("passed: every cut was served by the experts that its tags name")
+        print("passed: the tags are sound, and every cut that was run was served by the experts that its tags name")

@@ -44,4 +44,4 @@ def score(
         print_json(report)
         return
     print_table(*score_rows(report), title=report.system)
-    show_page(out, Layout.of(recipe).scores if recipe else None, "report.html")
+    show_page(out, Layout.of(recipe).scores if recipe and not hypotheses else None, "report.html")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lhotse import CutSet, MonoCut
 
+from smoe_cli.audio import UNREADABLE
 from smoe_cli.config import LhotseCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
@@ -23,7 +24,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
             raise DataError(f"no cut manifest `{path}`", f"correct `data.corpora.{work.name}.cuts.{split}`")
         try:
             cuts = list(CutSet.from_jsonl_lazy(path))
-        except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+        except UNREADABLE as error:
             raise DataError(f"cannot read cut manifest `{path}`: {error}", "it must be Lhotse cuts as JSON lines") from error
         for done, cut in enumerate(cuts, start=1):
             yield _utterance(cut, split, settings, str(path))

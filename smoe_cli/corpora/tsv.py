@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from smoe_cli.audio import describe
+from smoe_cli.audio import check_readable, describe
 from smoe_cli.config import TsvCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
@@ -118,6 +118,8 @@ def _join_segments(row: dict[str, str], column: str, source_dir: Path, audio_dir
             f"utterance `{row['id']}`: {len(paths)} segments need {len(paths) + 1} gaps, the table has {len(gaps_ms)}", "correct `gaps_ms`"
         )
     segments = [describe(path, row["id"]) for path in paths]
+    for segment in segments:
+        check_readable(segment)
     rates = {segment.sampling_rate for segment in segments}
     if len(rates) != 1:
         raise DataError(f"utterance `{row['id']}` joins segments of different sampling rates {sorted(rates)}", "resample them first")

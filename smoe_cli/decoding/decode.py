@@ -95,22 +95,25 @@ class Decoder:
         )
 
 
-def cut_of_file(path: Path, task: str, lang: str, bandwidth: Bandwidth | None, sample_rate_hz: int, max_duration_s: float) -> MonoCut:
+def cut_of_file(
+    path: Path, task: str, lang: str, bandwidth: Bandwidth | None, sample_rate_hz: int, limits_s: tuple[float, float]
+) -> MonoCut:
     """A tagged cut over a bare audio file.
 
     Args:
         bandwidth: What the audio carries; None: what its sampling rate says (8 kHz or less is narrowband).
         sample_rate_hz: The model's rate, to which the audio is brought.
-        max_duration_s: Longest audio the model was made for.
+        limits_s: Shortest and longest audio the model was made for.
 
     Raises:
         DataError: If the file is missing, damaged, too long, or sampled between telephone and wideband rates.
     """
     recording = describe(path, path.stem)
     check_readable(recording)
-    if recording.duration > max_duration_s:
+    if not limits_s[0] <= recording.duration <= limits_s[1]:
         raise DataError(
-            f"audio `{path}` lasts {recording.duration:.1f} s; the model takes at most {max_duration_s:g} s", "split it at pauses"
+            f"audio `{path}` lasts {recording.duration:.2f} s; the model takes {limits_s[0]:g} to {limits_s[1]:g} s",
+            "split long audio at pauses",
         )
     if bandwidth is None:
         if NARROWBAND_HZ < recording.sampling_rate < WIDEBAND_HZ:

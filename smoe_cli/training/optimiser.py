@@ -41,4 +41,4 @@ def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensor
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("|")
-        optimiser.state[parameters[name]][key] = value.to(parameters[name].device) if key != "step" else value
+        optimiser.state[parameters[name]][key] = value.to(parameters[name].device)

@@ -30,7 +30,7 @@ from smoe_cli import checkpoint
 from smoe_cli.batching import IGNORE_ID, Batch, Collator, RouteBatches, by_route, chunk
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import Config
-from smoe_cli.errors import CheckpointError, DataError, Interrupted, SmoeError
+from smoe_cli.errors import CheckpointError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
 from smoe_cli.loss import Losses, combined_loss
 from smoe_cli.model.speech_to_text import count_parameters
@@ -90,6 +90,11 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
+        for route in self.groups:
+            try:
+                tokenizer.guiding_ids(route)
+            except RouteError as error:
+                raise CheckpointError(f"the tokenizer is of another recipe: {error.message}", "run `smoe tokenize` again") from error
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
@@ -166,6 +171,8 @@ class Trainer:
         clock, frames, waited = time.monotonic(), 0, 0.0
         fetched = time.monotonic()
         for batch in loader:
+            if isinstance(batch, SmoeError):
+                raise batch
             waited += time.monotonic() - fetched
             losses = self.train_step(batch)
             route = str(batch.routes[0])
@@ -328,7 +335,7 @@ class Trainer:
 
     def _check_same(self, saved: System, folder: Path) -> None:
         """Refuse to continue a run of another configuration, plan or tokenizer."""
-        ignored = {"exp_dir", "decode", "data"}
+        ignored = {"name", "exp_dir", "decode", "data"}
         old, new = saved.config.model_dump(exclude=ignored), self.config.model_dump(exclude=ignored)
         free = {"train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads"}, "features": {"cache_mb"}}
         for section, keys in free.items():
@@ -345,7 +352,7 @@ class Trainer:
         if changed:
             raise CheckpointError(
                 f"`{folder}` was trained with another configuration: {'; '.join(changed)}",
-                "set these back, train anew with --resume never, or set another exp_dir",
+                "set these back, train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
             )
         if saved.plan != self.plan:
             raise CheckpointError(
@@ -384,14 +391,18 @@ def _by_task(loss_by_route: dict[str, float]) -> str:
     return "  ".join(f"{task} {sum(losses) / len(losses):.2f}" for task, losses in sorted(tasks.items()))
 
 
-class _CutBatches(torch.utils.data.Dataset[Batch]):
+class _CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
     """Lets loader workers collate: the "index" is the batch's list of cuts."""
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
-    def __getitem__(self, cuts: list[MonoCut]) -> Batch:
-        return self.collator(cuts)
+    def __getitem__(self, cuts: list[MonoCut]) -> Batch | SmoeError:
+        """The batch, or what is wrong with it: raised in a worker, an error would come back as a traceback."""
+        try:
+            return self.collator(cuts)
+        except SmoeError as error:
+            return error
 
 
 class _From:
