@@ -180,8 +180,8 @@ def _initialise(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv1d):
-        # A gated linear unit passes about 0.27 of the variance: without this gain the signal of three convolutions drowns
-        # in the positions that are added to it, and CTC takes twice as long to leave its plateau.
+        # A gated linear unit passes about 0.27 of the variance; this gain keeps the signal's scale through all convolutions,
+        # so that it does not drown in the positions that are added to it.
         nn.init.normal_(module.weight, std=1.9 / math.sqrt(module.in_channels * module.kernel_size[0]))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
