@@ -198,7 +198,7 @@ def decode(
     choose_precision("fp32", decoder.device)
     _check_asked(system, task, lang, bandwidth)
     cuts: list[MonoCut] = []
-    for path in inputs or [layout.cuts(split)] if layout else inputs:
+    for path in inputs or ([layout.cuts(split)] if layout else []):
         cuts += _cuts_of(path, system, task, lang, bandwidth)
     if not cuts:
         asked = "/".join(part or "*" for part in (task, lang, bandwidth))

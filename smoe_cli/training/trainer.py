@@ -11,14 +11,11 @@ import json
 import math
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -36,8 +33,8 @@ from smoe_cli.loss import Losses, combined_loss
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Record, write_text_atomically
 from smoe_cli.routing import make_plan
-from smoe_cli.tags import Route
 from smoe_cli.tokenizer import PAD_ID, Tokenizer
+from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.watch import Silent, Watcher
@@ -135,7 +132,7 @@ class Trainer:
         """
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _lock(self.folder / LOCK_FILE), _stop_flag() as stop:
+        with locked(self.folder / LOCK_FILE), stop_flag() as stop:
             self._clean_up(everything=resume == "never")
             resumed_from = self._resume()
             if resumed_from is None:
@@ -413,41 +410,3 @@ class _From:
 
     def __iter__(self) -> Iterator[list[MonoCut]]:
         return self.batches.stream(self.step)
-
-
-@contextmanager
-def _stop_flag() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM raise a flag that is looked at between steps; a second SIGINT stops at once."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        if flag.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        flag.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process per folder; the lock ends with the process, however that ends."""
-    import fcntl
-
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SmoeError(f"another process is training in `{path.parent}`", "wait for it, stop it, or set another exp_dir") from None
-        yield
-
-
-__all__ = ["Route", "TrainReport", "Trainer"]

@@ -1,0 +1,46 @@
+"""One process per training folder, and stopping between steps instead of inside one."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from smoe_cli.errors import SmoeError
+
+
+@contextmanager
+def stop_flag() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM raise a flag that is looked at between steps; a second SIGINT stops at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if flag.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process per folder; the lock ends with the process, however that ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SmoeError(f"another process is training in `{path.parent}`", "wait for it, stop it, or set another exp_dir") from None
+        yield
