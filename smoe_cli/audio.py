@@ -1,18 +1,23 @@
-"""Opening audio files: lazily described, fully read once when checked."""
+"""Opening audio files: lazily described, fully read once when checked. Writing those that a corpus makes."""
 
 from __future__ import annotations
 
+import io
 import zlib
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from lhotse import AudioSource, Recording
+from numpy.typing import NDArray
 
 from smoe_cli.errors import DataError
+from smoe_cli.records import write_atomically
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError, EOFError, zlib.error)
 """What Lhotse and gzip raise on a damaged manifest."""
+TOLERANCE_S = 0.05
+"""A table or a manifest may round; more than this and the audio is not the one that was listed."""
 
 
 def describe(path: Path, recording_id: str) -> Recording:
@@ -47,7 +52,7 @@ def check_readable(recording: Recording) -> None:
         DataError: If it breaks off, or holds a value that is not finite, or nothing but zeros.
     """
     for source in recording.sources:
-        where = f"audio `{source.source}` (utterance `{recording.id}`)"
+        where = f"audio `{source.source}` (recording `{recording.id}`)"
         if source.type != "file":
             raise DataError(
                 f"{where} is of type `{source.type}`: a manifest could run a program or reach the network that way",
@@ -69,3 +74,15 @@ def check_readable(recording: Recording) -> None:
             raise DataError(f"{where} holds values that are not numbers", "convert it again from the original")
         if not samples.any():
             raise DataError(f"{where} is nothing but silence (all zeros)", "remove it, or bring back the right file")
+
+
+def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:
+    """Write a whole file, 16-bit mono FLAC, or nothing.
+
+    Raises:
+        DataError: If the folder cannot be written or the disk is full.
+    """
+    # In memory first: libsndfile does not say why it cannot write to a disk.
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples_N, rate_hz, format="FLAC", subtype="PCM_16")
+    write_atomically(path, encoded.getvalue())

@@ -75,7 +75,7 @@ class Collator:
             DataError: If audio cannot be read or tags are missing.
             RouteError: If the plan has no such route.
         """
-        routes = [self.plan.check(route_of(cut)) for cut in cuts]
+        routes = [route_of(cut, self.plan) for cut in cuts]
         features = [self.front_end(cut) for cut in cuts]
         texts = [self.tokenizer.encode(str(cut.supervisions[0].text)) for cut in cuts]
         prefixes = [self.tokenizer.guiding_ids(route) for route in routes]
@@ -105,7 +105,7 @@ def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:
     """
     groups: dict[Route, list[MonoCut]] = defaultdict(list)
     for cut in cuts:
-        groups[plan.check(route_of(cut))].append(cut)
+        groups[route_of(cut, plan)].append(cut)
     return {Route.parse(name): CutSet.from_cuts(groups[Route.parse(name)]) for name in plan.routes if Route.parse(name) in groups}
 
 

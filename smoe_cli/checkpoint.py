@@ -24,14 +24,14 @@ from torch import Tensor
 
 from smoe_cli.config import Config, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
+from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tokenizer import Tokenizer
 
-WEIGHTS, CONFIG, PLAN = "model.safetensors", "config.json", "plan.json"
+CONFIG, PLAN = "config.json", "plan.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
-DIGESTS = "digests.json"
 
 
 def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
@@ -72,6 +72,8 @@ class System:
     plan: RoutingPlan
     tokenizer: Tokenizer
     folder: Path | None = None
+    digest: str = ""
+    """Which model it is, as `layout.model_digest` says; empty for one that was not loaded."""
 
 
 @dataclass
@@ -140,7 +142,7 @@ def load(folder: Path) -> System:
     with torch.device("meta"):
         model = build_model(config.model, config.features.mel_bins, plan, tokenizer.vocab_size)
     load_weights(model, weights, config.model.tie_embeddings, str(folder))
-    return System(model.eval(), config, plan, tokenizer, folder)
+    return System(model.eval(), config, plan, tokenizer, folder, model_digest(folder))
 
 
 def load_weights(model: SpeechToText, weights: dict[str, Tensor], tied: bool, where: str) -> None:

@@ -62,7 +62,7 @@ class LhotseCorpus(CorpusSettings):
     """Existing Lhotse cut manifests, one per split."""
 
     type: Literal["lhotse"] = "lhotse"
-    cuts: dict[str, Path] = Field(description="Split -> cut manifest (`.jsonl` or `.jsonl.gz`).")
+    cuts: dict[str, Path] = Field(description="Split -> cut manifest (`.jsonl` or `.jsonl.gz`); audio paths in it start from `data.root`.")
     translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import os
+import io
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lhotse import CutSet, MonoCut, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from smoe_cli.audio import UNREADABLE
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance
-from smoe_cli.errors import DataError
+from smoe_cli.errors import DataError, RouteError
+from smoe_cli.records import write_atomically
+from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
 from smoe_cli.text import clean
 
@@ -37,26 +40,24 @@ class Tags(BaseModel):
     synthetic: bool
 
 
-def native_bandwidth(utterance: Utterance) -> Bandwidth:
-    """What a recording carries: the recipe's word, else what its sampling rate allows.
+def native_bandwidth(recording: Recording, said: Bandwidth | None) -> Bandwidth:
+    """What a recording carries: the user's word, else what its sampling rate allows.
 
     Raises:
-        DataError: For rates between telephone and wideband, which are neither.
+        DataError: If it is called wideband below 16 kHz, or nothing is said and its rate is between telephone and wideband.
     """
-    rate = utterance.recording.sampling_rate
-    if utterance.bandwidth is Bandwidth.WB and rate < WIDEBAND_HZ:
-        raise DataError(f"utterance `{utterance.id}` is called wideband, but is sampled at {rate} Hz", "correct the corpus's `bandwidth`")
-    if utterance.bandwidth is not None:
-        return utterance.bandwidth
-    if rate <= NARROWBAND_HZ:
-        return Bandwidth.NB
-    if rate < WIDEBAND_HZ:
+    rate, where = recording.sampling_rate, f"audio `{recording.sources[0].source}`"
+    cure = "call it narrowband: `bandwidth: nb` of its corpus, `--bandwidth nb` for a bare file"
+    if said is Bandwidth.WB and rate < WIDEBAND_HZ:
+        raise DataError(f"{where} is called wideband, but is sampled at {rate} Hz, below {WIDEBAND_HZ} Hz", cure)
+    if said is not None:
+        return said
+    if NARROWBAND_HZ < rate < WIDEBAND_HZ:
         raise DataError(
-            f"utterance `{utterance.id}` is sampled at {rate} Hz: neither telephone ({NARROWBAND_HZ} Hz or less) "
-            f"nor wideband ({WIDEBAND_HZ} Hz or more)",
-            f"resample it to {NARROWBAND_HZ} Hz",
+            f"{where} is sampled at {rate} Hz: neither telephone ({NARROWBAND_HZ} Hz or less) nor wideband ({WIDEBAND_HZ} Hz or more)",
+            f"resample it to {NARROWBAND_HZ} Hz, or {cure}",
         )
-    return Bandwidth.WB
+    return Bandwidth.NB if rate <= NARROWBAND_HZ else Bandwidth.WB
 
 
 def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[MonoCut]:
@@ -64,7 +65,7 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
 
     A narrowband twin goes to 8 kHz and back, as in arXiv:2508.10009, section 3.1.
     """
-    native = native_bandwidth(utterance)
+    native = native_bandwidth(utterance.recording, utterance.bandwidth)
     bands = [native]
     if native is Bandwidth.WB and config.data.nb_downsample:
         bands.append(Bandwidth.NB)
@@ -137,40 +138,35 @@ def tags_of(cut: MonoCut) -> Tags:
         raise DataError(f"cut `{cut.id}` lacks supervision: {problems}", "prepare the manifest with `smoe prepare`") from None
 
 
-def route_of(cut: MonoCut) -> Route:
+def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
     """The route of a cut, from its tags alone.
+
+    Args:
+        plan: Must have the route.
 
     Raises:
         DataError: If a tag is missing.
-        RouteError: If the bandwidth is unknown.
+        RouteError: If the bandwidth is unknown, or the plan lacks the route.
     """
     tags = tags_of(cut)
-    return Route(tags.task, str(cut.supervisions[0].language), parse_bandwidth(tags.bandwidth))
+    try:
+        route = Route(tags.task, str(cut.supervisions[0].language), parse_bandwidth(tags.bandwidth))
+        return plan.check(route) if plan else route
+    except RouteError as error:
+        raise RouteError(f"cut `{cut.id}`: {error.message}", "correct its tags in the manifest, or prepare it again") from None
 
 
-def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> int:
-    """Write a whole manifest or nothing; the same cuts always give the same bytes. Returns the number of cuts.
+def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
+    """Write a whole manifest or nothing; the same cuts always give the same bytes.
 
     Raises:
         DataError: If the folder cannot be written or the disk is full.
     """
-    import json
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
-            for cut in cuts:
-                file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
-                count += 1
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write `{path}`: {error.strerror or error}", "check the folder's rights and the free disk space") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-    return count
+    packed = io.BytesIO()
+    with gzip.GzipFile("", "wb", compresslevel=6, fileobj=packed, mtime=0) as file:
+        for cut in cuts:
+            file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
+    write_atomically(path, packed.getvalue())
 
 
 def open_manifest(path: Path) -> CutSet:

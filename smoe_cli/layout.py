@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError, DataError
+
+WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
+"""In every checkpoint: the weights, and the SHA-256 of each of its files."""
+MODEL_DIGITS = 12
+"""Digits of a model's digest: no two models of one experiment will share them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class Layout:
     def hypotheses_dir(self, split: str) -> Path:
         return self.root / "hypotheses" / split
 
+    def unfinished(self, split: str, task: str | None, lang: str | None, bandwidth: str | None) -> Path:
+        """What a decoding of these tags has done, until it ends; apart for other tags, which may be decoded at the same time."""
+        return self.hypotheses_dir(split) / f".{'-'.join(tag or 'all' for tag in (task, lang, bandwidth))}.part"
+
     def hypotheses(self, split: str, task: str, lang: str) -> Path:
         return self.hypotheses_dir(split) / f"{task}-{lang}.jsonl"
 
@@ -85,3 +95,17 @@ class Layout:
         if not self.final.is_dir():
             raise CheckpointError(f"no trained model `{self.final}`", "run `smoe train` to its end, or name a checkpoint with --checkpoint")
         return self.final
+
+
+def model_digest(checkpoint: Path) -> str:
+    """Which model a checkpoint holds: the first digits of the SHA-256 of its weights, as `sha256sum` gives them.
+
+    Raises:
+        CheckpointError: If the folder is no checkpoint.
+    """
+    try:
+        return str(json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))[WEIGHTS])[:MODEL_DIGITS]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"`{checkpoint}` is no checkpoint or an incomplete one: {error}", "name a folder that `smoe train` wrote"
+        ) from error

@@ -5,7 +5,6 @@ Heavy libraries load inside the function that needs them, so that `score` never 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError, RouteError
-from smoe_cli.layout import Layout
+from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
     Hypothesis,
@@ -206,7 +205,12 @@ def decode(
             f"no cut with tags {asked} in {', '.join(f'`{path}`' for path in inputs) or f'the {split} split'}",
             "correct --task, --lang or --bandwidth",
         )
-    hypotheses = decoder.decode(cuts, watcher)
+    part: Path | None = None
+    if out is not None:
+        part = out.with_name(f".{out.name}.part")
+    elif not inputs and layout is not None:
+        part = layout.unfinished(split, task, lang, bandwidth)
+    hypotheses = decoder.decode(cuts, watcher, part)
     paths: list[Path] = []
     if out is not None:
         write_jsonl(out, hypotheses)
@@ -218,17 +222,31 @@ def decode(
         whole = not (task or lang or bandwidth)
         for path in layout.hypotheses_dir(split).glob("*.jsonl"):
             if path in groups and not whole:
-                # Only what was decoded anew is replaced.
-                redone = {item.id for item in groups[path]}
-                groups[path] = [item for item in read_hypotheses(path) if item.id not in redone] + groups[path]
+                groups[path] = _kept(path, groups[path], watcher or Silent()) + groups[path]
             elif whole and path not in groups:
                 path.unlink()
         for path, group in groups.items():
             write_jsonl(path, group)
         paths = list(groups)
+        if whole:
+            # What was begun with a choice of tags is done now, too.
+            for begun in layout.hypotheses_dir(split).glob(".*.part"):
+                begun.unlink()
         if config is not None and split == "test":
             mark(config, "decode", whole=whole)
+    if part is not None:
+        part.unlink(missing_ok=True)
     return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
+
+
+def _kept(path: Path, redone: Sequence[Hypothesis], watcher: Watcher) -> list[Hypothesis]:
+    """What a partial decoding leaves of a file: what it did not decode anew, if the same model wrote it."""
+    ids = {item.id for item in redone}
+    others = [item for item in read_hypotheses(path) if item.id not in ids]
+    kept = [item for item in others if item.model == redone[0].model]
+    if len(kept) < len(others):
+        watcher.log(f"`{path}`: {len(others) - len(kept):,} hypotheses of another model are dropped; decode these cuts again")
+    return kept
 
 
 def _check_asked(system: System, task: str | None, lang: str | None, bandwidth: str | None) -> None:
@@ -286,12 +304,12 @@ def score(
         out: Folder to write to; None: the recipe's, or nothing when files are named.
 
     Raises:
-        DataError: If a file is missing or damaged, a cut occurs twice, or there is no reference.
+        DataError: If a file is missing or damaged, a cut occurs twice, several models wrote them, or there is no reference.
     """
     from smoe_cli.scoring import report, slices
     from smoe_cli.tags import TASK_KINDS
 
-    del watcher
+    watcher = watcher or Silent()
     if config is None and not hypotheses:
         raise ConfigError("nothing to score: no file and no recipe", "name files of hypotheses, or change into a recipe folder")
     layout = Layout.of(config) if config is not None else None
@@ -308,22 +326,18 @@ def score(
         return TASK_KINDS[kind].metrics
 
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
+    if len(result.decoding) > 1:
+        watcher.log(f"warning: not all of these were decoded with the same settings: {'; '.join(result.decoding)}")
+    if layout is not None and not hypotheses and layout.final.is_dir() and model_digest(layout.final) != result.model:
+        watcher.log(f"warning: `{layout.final}` is another model than the one that wrote these; `smoe decode` decodes with it")
     folder = out or (layout.scores if layout and not hypotheses else None)
     if folder is not None:
         write_json(folder / "scores.json", result)
-        write_text_atomically(
-            folder / "report.html", report.score_report_html(result, [item for group in sources.values() for item in group], _notes(layout))
-        )
+        found = [item for group in sources.values() for item in group]
+        write_text_atomically(folder / "report.html", report.score_report_html(result, found))
     if config is not None and not (out or hypotheses):
         mark(config, "score")
     return result
-
-
-def _notes(layout: Layout | None) -> list[str]:
-    """What a reader of a report must know about the recipe's data."""
-    if layout is None or not layout.prepare_report.is_file():
-        return []
-    return ["synthetic speech"] if json.loads(layout.prepare_report.read_text(encoding="utf-8"))["synthetic"] else []
 
 
 def route_audit(
@@ -340,7 +354,7 @@ def route_audit(
 
     Args:
         checkpoint, cuts: By default the recipe's trained model and test manifest.
-        utterances: Cuts per route to run.
+        utterances: Cuts per route in the swap test.
         swap: Whether to try every wrong expert in turn.
         out: Folder for `audit.json` and `audit.html`; None: the recipe's.
     """
@@ -358,7 +372,7 @@ def route_audit(
     target = out or (layout.audit if layout else None)
     if target is not None:
         write_json(target / "audit.json", result)
-        write_text_atomically(target / "audit.html", report.audit_report_html(result, _notes(layout)))
+        write_text_atomically(target / "audit.html", report.audit_report_html(result))
     if config is not None and not out:
         mark(config, "route-audit", whole=swap and not (checkpoint or cuts) and utterances == AUDITED_UTTERANCES)
     return result

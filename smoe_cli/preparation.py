@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lhotse import MonoCut
+from lhotse import MonoCut, Recording
 from pydantic import Field
 
-from smoe_cli.audio import check_readable
+from smoe_cli.audio import TOLERANCE_S, check_readable
 from smoe_cli.config import SPLITS, Config, data_root
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import Utterance, Work
@@ -66,7 +66,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     unserved: Counter[str] = Counter()
     ids: set[str] = set()
     seen: dict[str, str] = {}
-    for name in corpora or config.data.corpora:
+    corpora = list(corpora or config.data.corpora)
+    for name in corpora:
         if name not in config.data.corpora:
             raise ConfigError(
                 f"no corpus `{name}` in the recipe; it has: {', '.join(config.data.corpora)}",
@@ -108,7 +109,9 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     notes += [f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(unserved.items())]
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not cuts[split]]
     notes += _shared_speakers(utterances)
-    _check_served(config, cuts)
+    spoken = sum(utterance.synthetic for utterance in utterances)
+    notes += [f"synthetic speech: a machine spoke {spoken:,} of {len(utterances):,} utterances"] if spoken else []
+    _check_served(config, cuts, corpora)
     for split in SPLITS:
         if cuts[split]:
             write_cuts(layout.cuts(split), cuts[split])
@@ -126,35 +129,53 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
 
 
 def _check_audio(utterances: Sequence[Utterance], corpus: str, config: Config, jobs: int, watcher: Watcher) -> None:
-    """Read every recording to its end; all problems are collected before anything is said."""
-
-    def problem(utterance: Utterance) -> str | None:
-        try:
-            check_readable(utterance.recording)
-        except DataError as error:
-            return error.message
-        duration = utterance.recording.duration if utterance.duration_s is None else utterance.duration_s
-        if not config.data.min_duration_s <= duration <= config.data.max_duration_s:
-            return f"utterance `{utterance.id}` lasts {duration:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`"
-        texts = [utterance.transcript, *(text for texts in utterance.translations.values() for text in texts)]
-        if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
-            return f"utterance `{utterance.id}` has a text that is empty, or only punctuation"
-        return None
-
-    problems = []
+    """Read every recording to its end, once for all its utterances; all problems are collected before anything is said."""
+    recordings = {_content(utterance.recording): utterance.recording for utterance in utterances}
+    damages: dict[str, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for done, found in enumerate(pool.map(problem, utterances), start=1):
-            if found:
-                problems.append(found)
-            watcher.progress(f"{corpus}: audio checked", done, len(utterances))
-    if problems:
+        for content, damage in zip(recordings, pool.map(_damage, recordings.values()), strict=True):
+            damages[content] = damage
+            watcher.progress(f"{corpus}: audio checked", len(damages), len(recordings))
+    unfit = [problem for item in utterances if (problem := damages[_content(item.recording)] or _problem(item, config))]
+    if unfit:
+        problems = list(dict.fromkeys(unfit))
         more = f"\n... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise DataError(
-            f"corpus `{corpus}`: {len(problems)} of {len(utterances)} utterances are not fit for use:\n"
+            f"corpus `{corpus}`: {len(unfit)} of {len(utterances)} utterances are not fit for use:\n"
             + "\n".join(problems[:SHOWN_PROBLEMS])
             + more,
             "mend or remove them; nothing was written",
         )
+
+
+def _content(recording: Recording) -> str:
+    """The same for recordings that promise the same of the same files, whatever their ids."""
+    return str(recording.to_dict() | {"id": ""})
+
+
+def _damage(recording: Recording) -> str:
+    try:
+        check_readable(recording)
+    except DataError as error:
+        return error.message
+    return ""
+
+
+def _problem(utterance: Utterance, config: Config) -> str:
+    """What makes an utterance of a sound recording unfit for use; empty: nothing."""
+    whole_s, start_s = utterance.recording.duration, utterance.start_s
+    duration_s = whole_s - start_s if utterance.duration_s is None else utterance.duration_s
+    if not 0 <= start_s < whole_s or start_s + duration_s > whole_s + TOLERANCE_S:
+        return (
+            f"utterance `{utterance.id}` goes from {start_s:.2f} to {start_s + duration_s:.2f} s, "
+            f"but audio `{utterance.recording.sources[0].source}` from 0 to {whole_s:.2f} s"
+        )
+    if not config.data.min_duration_s <= duration_s <= config.data.max_duration_s:
+        return f"utterance `{utterance.id}` lasts {duration_s:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`"
+    texts = [utterance.transcript, *(text for texts in utterance.translations.values() for text in texts)]
+    if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
+        return f"utterance `{utterance.id}` has a text that is empty, or only punctuation"
+    return ""
 
 
 def _shared_speakers(utterances: Sequence[Utterance]) -> list[str]:
@@ -170,14 +191,14 @@ def _shared_speakers(utterances: Sequence[Utterance]) -> list[str]:
     )
 
 
-def _check_served(config: Config, cuts: dict[str, list[MonoCut]]) -> None:
+def _check_served(config: Config, cuts: dict[str, list[MonoCut]], corpora: Sequence[str]) -> None:
     """Every task and language of the recipe has something to learn from or to be tested on."""
     served = {(route.task, route.lang) for split in cuts.values() for route in map(route_of, split)}
     for task, settings in config.tasks.items():
         for lang in settings.languages:
             if (task, lang) not in served:
                 raise DataError(
-                    f"no utterance serves task `{task}`, language `{lang}`: the corpora name no such text",
+                    f"no utterance of {', '.join(f'`{name}`' for name in corpora)} has a text for task `{task}`, language `{lang}`",
                     f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`",
                 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,9 @@ class Hypothesis(Record):
     duration_s: float
     score: float = Field(description="Log probability of the best beam, length-normalised.")
     stopped: str = Field(description="`end` when the model ended the text itself, `length` when the limit did.")
+    synthetic: bool = Field(default=False, description="Whether the cut's tags say that a machine spoke it.")
+    model: str = Field(default="", description="Digest of the model that wrote it; empty for files of other programs.")
+    decoding: str = Field(default="", description="Settings of the beam search, in the form of a metric's signature.")
 
     @property
     def route(self) -> Route:
@@ -64,16 +68,45 @@ class SliceScores(Record):
     utterances: int
     hours: float
     truncated: int = Field(description="Hypotheses cut off by the length limit.")
+    synthetic: int = Field(default=0, ge=0, description="Utterances that a machine spoke.")
     scores: list[Score]
 
 
-class ScoreReport(Record):
-    """Everything `smoe score` measured."""
+class Report(Record):
+    """What is measured on utterances: of which system, which model, and on whose speech."""
 
     system: str
+    model: str = Field(default="", description="Digest of the model, as in its hypotheses; empty if they name none.")
+    synthetic: int = Field(default=0, ge=0, description="Of the utterances measured, those that a machine spoke.")
+
+    @property
+    def measured(self) -> int:
+        """Utterances measured."""
+        raise NotImplementedError
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be read before the numbers."""
+        if not self.synthetic:
+            return []
+        return ["synthetic speech" + (f" in {self.synthetic:,} of {self.measured:,} utterances" if self.synthetic < self.measured else "")]
+
+    @property
+    def title(self) -> str:
+        return ", ".join([self.system, *([f"model {self.model}"] if self.model else []), *self.notes])
+
+
+class ScoreReport(Report):
+    """Everything `smoe score` measured."""
+
+    decoding: list[str] = Field(default=[], description="Settings they were decoded with; several when parts were decoded otherwise.")
     hypotheses: list[str] = Field(description="Files that were scored.")
     slices: list[SliceScores]
     versions: dict[str, str]
+
+    @property
+    def measured(self) -> int:
+        return sum(part.utterances for part in self.slices)
 
 
 class Finding(Record):
@@ -110,10 +143,9 @@ class Swap(Record):
     utterances: int = Field(ge=0)
 
 
-class AuditReport(Record):
+class AuditReport(Report):
     """Everything `smoe route-audit` saw."""
 
-    system: str
     checkpoint: str
     manifest: str
     cuts: int = Field(description="Cuts of the manifest; the tags of all were checked.")
@@ -125,8 +157,12 @@ class AuditReport(Record):
     swaps: list[Swap] = Field(description="Every wrong expert in turn, its metric beside the right one's.")
     findings: list[Finding]
 
+    @property
+    def measured(self) -> int:
+        return sum(self.routes.values())
 
-def write_text_atomically(path: Path, text: str) -> None:
+
+def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: into a sibling, flushed to disk, then renamed.
 
     Raises:
@@ -135,15 +171,20 @@ def write_text_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise DataError(f"cannot write `{path}`: {error.strerror or error}", "check the folder's rights and the free disk space") from error
     finally:
-        temporary.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())
 
 
 def write_json(path: Path, record: BaseModel) -> None:

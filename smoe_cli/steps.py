@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,12 @@ from pydantic import Field
 
 from smoe_cli import __version__
 from smoe_cli.config import SPLITS, Config, LhotseCorpus, TsvCorpus
-from smoe_cli.errors import ConfigError
+from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, write_text_atomically
+
+MISSING = "missing"
+"""Instead of the digest of a file that does not exist. Not every file that could be written is: a test split may lack a language."""
 
 
 class Step(Record):
@@ -102,57 +106,74 @@ def plan_step(config: Config, name: str) -> Step:
         raise ConfigError(f"no step `{name}`; known: {', '.join(STEPS)}", "correct the name")
     step, layout = STEPS[name], Layout.of(config)
     reads, writes = step.reads(config, layout), step.writes(config, layout)
-    reason = _stale(config, name, writes)
+    reason = _stale(config, name, reads, writes)
     return Step(name=name, state="would run" if reason else "up to date", reason=reason, reads=reads, writes=writes)
 
 
 def mark(config: Config, name: str, whole: bool = True) -> None:
-    """Remember what a finished step was made from; one that did a part of its work counts as not finished."""
-    if not whole:
-        Layout.of(config).stamp(name).unlink(missing_ok=True)
+    """Remember what a finished step was made from and what it left; one that did a part of its work counts as not finished.
+
+    Raises:
+        DataError: If the folder cannot be written.
+    """
+    stamp = Layout.of(config).stamp(name)
+    if whole:
+        write_text_atomically(stamp, json.dumps(_account(config, name), indent=2) + "\n")
         return
-    layout = Layout.of(config)
-    # Not every file that could be written is: a test split may lack a language.
-    written = [_name(path, layout) for path in STEPS[name].writes(config, layout) if path.exists()]
-    write_text_atomically(layout.stamp(name), json.dumps(_ingredients(config, name) | {"writes": written}, indent=2) + "\n")
+    try:
+        stamp.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot remove `{stamp}`: {error.strerror}", "check the folder's rights, or name another `exp_dir`") from error
 
 
-def _stale(config: Config, name: str, writes: list[Path]) -> str:
-    layout = Layout.of(config)
-    missing = [path for path in writes if not path.exists()]
+def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> str:
+    """Why a step's results are not those of a finished run with the same settings and inputs; empty: they are."""
+    layout, now = Layout.of(config), _account(config, name)
     try:
         before = json.loads(layout.stamp(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        missing = [path for path in writes if not path.exists()]
         return f"`{missing[0]}` does not exist" if missing else "it was not finished before"
-    lost = [path for path in missing if _name(path, layout) in before.get("writes", [])]
-    if lost:
-        return f"`{lost[0]}` does not exist"
-    now = _ingredients(config, name)
     if before.get("settings") != now["settings"]:
         return "its settings changed"
     if before.get("version") != now["version"]:
         return f"smoe {before.get('version')} made it"
-    changed = [path for path in now["reads"] if before.get("reads", {}).get(path) != now["reads"][path]]
-    return f"`{changed[0]}` changed" if changed else ""
+    # Results too: a run that was stopped while it replaced them leaves the account of the one before. Only audio that
+    # `prepare` makes would take too long to compare; it takes its account back before it begins.
+    for key, paths, matter in (("reads", reads, "changed"), ("results", writes, "is not as this step left it")):
+        for path in paths:
+            digest = now[key][_name(path, layout)]
+            if before.get(key, {}).get(_name(path, layout), MISSING) != digest:
+                return f"`{path}` {'does not exist' if digest == MISSING else matter}"
+    return ""
 
 
-def _ingredients(config: Config, name: str) -> dict[str, Any]:
+def _account(config: Config, name: str) -> dict[str, Any]:
+    """Everything that a step's being up to date hangs on."""
     step, layout = STEPS[name], Layout.of(config)
-    reads = {_name(path, layout): _fingerprint(path) for path in step.reads(config, layout)}
-    return {"version": __version__, "settings": json.loads(json.dumps(step.settings(config), default=str)), "reads": reads}
+
+    def digests(paths: list[Path]) -> dict[str, str]:
+        return {_name(path, layout): _fingerprint(path) for path in paths}
+
+    return {
+        "version": __version__,
+        "settings": json.loads(json.dumps(step.settings(config), default=str)),
+        "reads": digests(step.reads(config, layout)),
+        "results": digests(step.writes(config, layout)),
+    }
 
 
 def _name(path: Path, layout: Layout) -> str:
-    """Short inside the experiment, so that the experiment can move; whole outside it."""
-    return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else str(path)
+    """Short inside the experiment, so that the experiment can move; whole outside it, the same from every working folder."""
+    return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else os.path.abspath(path)
 
 
 def _fingerprint(path: Path) -> str:
-    """Digest of a file's bytes, or of a folder's files; `missing` if there is none."""
+    """Digest of a file's bytes, or of a folder's files; `MISSING` if there is none."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if path.is_dir():
         inside = sorted(item for item in path.iterdir() if item.is_file())
         return hashlib.sha256("".join(f"{item.name} {_fingerprint(item)}\n" for item in inside).encode()).hexdigest()
-    return "missing"
+    return MISSING

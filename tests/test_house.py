@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "smoe_cli").rglob("*.py"))
 MAP = ROOT / "docs" / "map.md"
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*/*.md")])
 
 LEVELS = [
     ["errors"],
@@ -138,6 +139,33 @@ def test_the_map_names_only_what_exists():
     # A path on the map starts at the root or, for modules, at the package.
     missing = [path for path in paths if not (ROOT / path).exists() and not (ROOT / "smoe_cli" / path).exists()]
     assert not missing
+
+
+def anchors(page: str) -> set[str]:
+    """What a link can name on a page: its headings, in the form that GitHub gives them."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+
+
+def test_every_link_and_picture_of_the_docs_leads_somewhere():
+    seen = 0
+    for path in DOCS:
+        page = path.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", page):
+            target, _, anchor = "".join(link).partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            there = path.parent / target if target else path
+            assert there.exists(), f"{path.relative_to(ROOT)}: `{target}` does not exist"
+            assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), f"{path.relative_to(ROOT)}: no heading `#{anchor}`"
+            seen += 1
+    assert seen >= 25
+
+
+def test_no_page_is_unfinished():
+    assert len(DOCS) >= 20
+    for path in DOCS:
+        left = re.search(r"\b(?:TODO|TBD|FIXME|XXX|(?i:lorem))\b", path.read_text(encoding="utf-8"))
+        assert not left, f"{path.relative_to(ROOT)}: {left[0]}"
 
 
 def text_files() -> Iterator[tuple[Path, str]]:

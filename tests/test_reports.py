@@ -51,7 +51,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def hypotheses(count: int = 3) -> list[Hypothesis]:
+def hypotheses(count: int = 3, **fields: object) -> list[Hypothesis]:
     found = []
     for task, lang, right in (("transcribe", "en", "the train to the coast"), ("translate", "de", "der Zug an die Küste")):
         for band in ("nb", "wb"):
@@ -74,7 +74,7 @@ def hypotheses(count: int = 3) -> list[Hypothesis]:
                             duration_s=2.5,
                             score=-0.4,
                             stopped="end",
-                        )
+                        ).model_copy(update=fields)
                     )
     return found
 
@@ -112,11 +112,11 @@ def audit(**changes: object) -> AuditReport:
 
 
 def pages() -> dict[str, str]:
-    found = hypotheses()
+    found = hypotheses(synthetic=True, model="3f2a91c04d7e", decoding="beam:5")
     finding = Finding(check="execution", where="encoder layer 0", message=ATTACK, hint=ATTACK)
     return {
-        "score": score_report_html(scored(found), found, ["synthetic speech"]),
-        "audit": audit_report_html(audit(findings=[finding]), ["synthetic speech"]),
+        "score": score_report_html(scored(found), found),
+        "audit": audit_report_html(audit(findings=[finding])),
         "empty audit": audit_report_html(audit(served=[], swaps=[], routes={}, parameters={})),
     }
 
@@ -138,35 +138,62 @@ def test_all_foreign_text_is_escaped():
     found = [
         item.model_copy(
             update={"text": ATTACK, "references": [f"{ATTACK} b", "c"], "subset": ATTACK, "speaker": ATTACK, "utterance": ATTACK}
+            | {"model": ATTACK, "decoding": ATTACK}
         )
         for item in hypotheses(1)[:1]
     ]
     report = slices.score(ATTACK, {ATTACK: found}, lambda task: TASK_KINDS[task].metrics)
-    page = Page(score_report_html(report, found, [ATTACK]))
+    page = Page(score_report_html(report, found))
     assert len(page.all("script")) == 1  # The page's own.
     assert page.text.count("<script>alert('x')</script>") >= 7
     finding = Finding(check=ATTACK, where=ATTACK, message=ATTACK, hint=ATTACK)
     route = {"stack": "encoder", "layer": 0, "route": ATTACK, "expert": ATTACK, "utterances": 1, "planned": True}
-    audited = audit(
-        system=ATTACK, checkpoint=ATTACK, manifest=ATTACK, routes={ATTACK: 1}, served=[route], findings=[finding], parameters={ATTACK: 1}
-    )
-    page = Page(audit_report_html(audited, [ATTACK]))
+    texts = dict.fromkeys(("system", "model", "checkpoint", "manifest"), ATTACK)
+    audited = audit(**texts, routes={ATTACK: 1}, served=[route], findings=[finding], parameters={ATTACK: 1})
+    page = Page(audit_report_html(audited))
     assert page.all("script") == []
     assert page.text.count("<script>alert('x')</script>") >= 9
 
 
 def test_score_page_says_what_the_report_says():
-    found = hypotheses()
+    found = hypotheses(model="3f2a91c04d7e", decoding="beam:5|smoe:0.1.0")
     report = scored(found)
-    page = Page(score_report_html(report, found, ["synthetic speech"]))
+    page = Page(score_report_html(report, found))
     for part in report.slices:
         assert html.value_text(part.scores[0].value, part.scores[0].unit).replace("\u202f", " ") in page.text
         assert all(score.signature in page.text for score in part.scores)
-    for text in ("synthetic speech", "seen voice", "unseen voice", "hyp.jsonl", "Narrowband", "Wideband", "mara", "2.5 s"):
+    for text in (
+        "Model 3f2a91c04d7e.",
+        "beam:5|smoe:0.1.0",
+        "seen voice",
+        "unseen voice",
+        "hyp.jsonl",
+        "Narrowband",
+        "Wideband",
+        "mara",
+        "2.5 s",
+    ):
         assert text in page.text
     # Two subsets times two tasks, one chart each, read out for those who cannot see it.
     assert [chart["role"] for chart in page.all("svg")] == ["img"] * 4
     assert "transcribe en, WER: NB 20.0\u202f%, WB 0.0\u202f%" in [chart["aria-label"] for chart in page.all("svg")]
+
+
+def test_pages_say_how_much_of_the_speech_is_synthetic():
+    def badges(text: str) -> str:
+        return text.partition('<p><span class="badge note">')[2].partition("</p>")[0]
+
+    found = hypotheses(synthetic=True)
+    assert "synthetic speech<" in badges(score_report_html(scored(found), found))
+    # One of three utterances of each of eight slices.
+    part = [item.model_copy(update={"synthetic": item.utterance.endswith("0")}) for item in found]
+    page = score_report_html(scored(part), part)
+    assert "synthetic speech in 8 of 24 utterances" in badges(page) and page.count("· 1 synthetic") == 8
+    none = hypotheses()
+    assert "synthetic" not in score_report_html(scored(none), none)
+    assert "synthetic speech<" in badges(audit_report_html(audit(synthetic=60)))
+    assert "synthetic speech in 30 of 60 utterances" in badges(audit_report_html(audit(synthetic=30)))
+    assert "synthetic" not in audit_report_html(audit())
 
 
 def test_errors_are_marked_by_text_and_not_by_colour_alone():

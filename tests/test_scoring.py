@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 
 from smoe_cli.errors import ConfigError, DataError, SmoeError
-from smoe_cli.records import Hypothesis, write_jsonl
+from smoe_cli.records import Hypothesis, ScoreReport, write_jsonl
 from smoe_cli.scoring import slices
 from smoe_cli.scoring.align import EditKind, Unit, align, confusions
 from smoe_cli.scoring.metrics import METRICS, bleu, cer, chrf, find_metric, wer
@@ -295,6 +295,47 @@ def test_a_cut_decoded_twice_is_refused_with_its_files():
         slices.score("toy", sources | {"third.jsonl": [again]}, metrics_of)
     with pytest.raises(DataError, match=r"twice in `one.jsonl`"):
         slices.score("toy", {"one.jsonl": [again, again]}, metrics_of)
+
+
+def by(model: str, sources: dict[str, list[Hypothesis]]) -> dict[str, list[Hypothesis]]:
+    return {file: [item.model_copy(update={"model": model}) for item in found] for file, found in sources.items()}
+
+
+def test_hypotheses_of_two_models_are_refused_with_their_files():
+    sources = by("3f2a91c04d7e", four_slices())
+    assert slices.score("toy", sources, metrics_of).model == "3f2a91c04d7e"
+    for model, name in (("0b1c2d3e4f5a", "model 0b1c2d3e4f5a"), ("", "a model without name")):
+        mixed = sources | by(model, {"second.jsonl": four_slices()["second.jsonl"]})
+        with pytest.raises(DataError, match=f"2 models .*: model 3f2a91c04d7e in `first.jsonl`; {name} in `second.jsonl`") as caught:
+            slices.score("toy", mixed, metrics_of)
+        assert "`smoe decode`" in caught.value.hint
+    # Also inside one file, and before a cut that both decoded is called a mistake.
+    joined = {"one.jsonl": [*sources["first.jsonl"], *four_slices()["first.jsonl"]]}
+    with pytest.raises(DataError, match=r"model 3f2a91c04d7e in `one.jsonl`; a model without name in `one.jsonl`"):
+        slices.score("toy", joined, metrics_of)
+
+
+def test_the_report_says_with_which_settings_it_was_decoded():
+    first, second = four_slices().values()
+    sources = {"a": first, "b": [item.model_copy(update={"decoding": "beam:5"}) for item in second]}
+    assert slices.score("toy", sources, metrics_of).decoding == ["beam:5"]
+
+
+def test_synthetic_speech_is_counted_per_slice_and_stands_in_the_title():
+    def spoken(number_of_real: int) -> ScoreReport:
+        first = four_slices()["first.jsonl"]
+        return slices.score(
+            "toy", {"a": [item.model_copy(update={"synthetic": n >= number_of_real}) for n, item in enumerate(first)]}, metrics_of
+        )
+
+    assert spoken(4).title == "toy"
+    assert spoken(0).title == "toy, synthetic speech"
+    assert "synthetic" not in score_rows(spoken(0))[0]
+    mixed = spoken(1)
+    assert mixed.title == "toy, synthetic speech in 3 of 4 utterances"
+    assert [(part.subset, part.synthetic, part.utterances) for part in mixed.slices] == [("", 1, 1), ("seen", 1, 2), ("unseen", 1, 1)]
+    header, rows = score_rows(mixed)
+    assert [row[header.index("synthetic")] for row in rows] == ["1", "1", "1"]
 
 
 @pytest.mark.parametrize(

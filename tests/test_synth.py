@@ -19,7 +19,7 @@ from smoe_cli.corpora.synth import voices
 from smoe_cli.corpora.synth.grammar import CAPACITY, SLOTS, TEMPLATES, draw
 from smoe_cli.corpora.synth.number_words import english, english_ordinal, french, french_date_number, german, german_ordinal
 from smoe_cli.corpora.synth.plan import SEEN, UNSEEN, plan
-from smoe_cli.corpora.synth.speak import Saying, check_output, speak_all
+from smoe_cli.corpora.synth.speak import SAMPLE_RATE_HZ, Saying, check_output, speak_all, trimmed
 from smoe_cli.corpora.synth.voices import VOICES, Engine
 from smoe_cli.corpora.utterance import Work
 from smoe_cli.errors import DataError
@@ -314,6 +314,12 @@ def test_other_settings_replace_stale_audio(tmp_path):
     assert after["train-00000-1.flac"] != before["train-00000-1.flac"]
 
 
+def test_a_split_that_is_left_out_is_not_spoken_and_the_others_stay_as_they_are(spoken, tmp_path):
+    settings = SynthCorpus(sentences=TINY, renditions=2, splits={"train": None, "test": "dev"})
+    assert [utterance.id for utterance in synth.read(settings, _work(tmp_path))] == [u.id for u in spoken[0] if u.split != "train"]
+    assert _files(tmp_path) == {name: data for name, data in _files(spoken[1]).items() if not name.startswith("train")}
+
+
 @pytest.mark.parametrize(
     ("raw", "problem"),
     [
@@ -328,6 +334,15 @@ def test_an_engine_that_fails_to_speak_is_an_error(raw, problem):
     with pytest.raises(DataError, match=f"voice `hibari-heart-84` gave {problem}"):
         check_output(raw, 16000, saying)
     check_output(np.full(16000, 0.1, np.float32), 16000, saying)
+
+
+def test_an_engines_own_silence_is_cut_off_at_both_ends_and_not_inside():
+    tone = np.sin(np.arange(SAMPLE_RATE_HZ) / 10, dtype=np.float32)
+    silence = np.full(SAMPLE_RATE_HZ // 2, 0.001, np.float32)
+    cut = trimmed(np.concatenate((silence, tone, silence, tone, silence)))
+    speech = len(tone) * 2 + len(silence)
+    assert speech <= len(cut) <= speech + 0.08 * SAMPLE_RATE_HZ
+    assert np.array_equal(trimmed(tone), tone)
 
 
 KILLED = """

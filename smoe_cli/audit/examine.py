@@ -26,27 +26,29 @@ def audit(system: System, settings: DecodeSettings, manifest: Path, utterances: 
 
     Args:
         settings: Beam search.
-        utterances: Cuts per route that are run, evenly from every subset.
+        utterances: Cuts per route in the swap test, evenly from every subset. Tags and experts of all cuts are checked.
         swap: Whether to decode with every wrong expert in turn.
 
     Raises:
         DataError: If the manifest cannot be read at all; wrong tags are findings, not errors.
     """
     groups, findings, total = check_manifest(manifest, system)
-    chosen = {route: _from_every_subset(cuts, utterances) for route, cuts in groups.items()}
-    decoder = Decoder(system, settings, cache_mb=FEATURE_CACHE_MB)
-    served, right, strays = observe_experts(decoder, chosen, watcher)
+    # Which experts run does not depend on the search: the greedy one is quick enough for every cut.
+    served, strays = observe_experts(Decoder(system, settings.model_copy(update={"beam": 1})), groups, watcher)
     findings += strays
     swaps: list[Swap] = []
     if swap:
-        swaps, harmless = swap_test(decoder, chosen, right, watcher)
+        chosen = {route: _from_every_subset(cuts, utterances) for route, cuts in groups.items()}
+        swaps, harmless = swap_test(Decoder(system, settings, cache_mb=FEATURE_CACHE_MB), chosen, watcher)
         findings += harmless
     return AuditReport(
         system=system.config.name,
         checkpoint=str(system.folder),
+        model=system.digest,
         manifest=str(manifest),
         cuts=total,
-        routes={str(route): len(cuts) for route, cuts in chosen.items()},
+        routes={str(route): len(cuts) for route, cuts in groups.items()},
+        synthetic=sum(tags_of(cut).synthetic for cuts in groups.values() for cut in cuts),
         layers=len(system.model.encoder.layers) + len(system.model.decoder.layers),
         observations=sum(row.utterances for row in served),
         served=served,

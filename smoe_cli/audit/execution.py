@@ -43,27 +43,23 @@ def watched_experts(model: SpeechToText) -> Iterator[dict[Place, int]]:
             handle.remove()
 
 
-def observe_experts(
-    decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watcher: Watcher
-) -> tuple[list[Served], dict[Route, list[Hypothesis]], list[Finding]]:
+def observe_experts(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watcher: Watcher) -> tuple[list[Served], list[Finding]]:
     """Decode each route's cuts and compare the experts that ran with the plan's, layer by layer.
 
     A batch holds one route only, so an expert that was handed all of its utterances served each of them.
 
     Returns:
-        What served whom, the hypotheses with the planned experts, and a finding for every stray.
+        What served whom, and a finding for every stray.
     """
     plan, model = decoder.system.plan, decoder.system.model
     counts: dict[tuple[Route, Place], int] = defaultdict(int)
-    hypotheses: dict[Route, list[Hypothesis]] = {}
     findings: list[Finding] = []
     done, total = 0, sum(len(cuts) for cuts in groups.values())
     for route, cuts in groups.items():
         planned = {"encoder": plan.encoder.expert(route), "decoder": plan.decoder.expert(route)}
-        hypotheses[route] = []
         for batch_cuts in decoder.batches(cuts):
             with watched_experts(model) as ran:
-                hypotheses[route] += decoder.decode_batch(decoder.collator(batch_cuts))
+                decoder.decode_batch(decoder.collator(batch_cuts))
             for (stack, layer, expert), utterances in sorted(ran.items()):
                 counts[route, (stack, layer, expert)] += utterances
                 if expert != planned[stack] or utterances != len(batch_cuts):
@@ -85,7 +81,7 @@ def observe_experts(
         )
         for (route, (stack, layer, expert)), utterances in counts.items()
     ]
-    return served, hypotheses, findings
+    return served, findings
 
 
 def _stray(stack: str, layer: int, route: Route, message: str) -> Finding:

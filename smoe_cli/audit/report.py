@@ -39,12 +39,11 @@ def harm(swap: Swap) -> float:
     return difference if find_metric(swap.metric).lower_is_better else -difference
 
 
-def audit_report_html(report: AuditReport, notes: Sequence[str] = ()) -> str:
+def audit_report_html(report: AuditReport) -> str:
     """Render an audit.
 
     Args:
         report: What `smoe route-audit` saw.
-        notes: What a reader must know about the data, e.g. `synthetic speech`; shown as badges.
 
     Returns:
         A self-contained page.
@@ -69,8 +68,9 @@ def audit_report_html(report: AuditReport, notes: Sequence[str] = ()) -> str:
     return html.page(
         title=report.system,
         kicker="Route audit",
-        subtitle=f"{sum(report.routes.values()):,} cuts run over {len(report.routes):,} routes, {report.layers:,} routed layers",
-        notes=notes,
+        subtitle=(f"Model {report.model}. " if report.model else "")
+        + f"{sum(report.routes.values()):,} cuts run over {len(report.routes):,} routes, {report.layers:,} routed layers",
+        notes=report.notes,
         links=LINKS,
         body_html=body,
         style=STYLE,

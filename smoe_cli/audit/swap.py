@@ -18,9 +18,7 @@ RESAMPLES, CERTAINTY = 200, 0.95
 SEED = 0
 
 
-def swap_test(
-    decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], right: Mapping[Route, list[Hypothesis]], watcher: Watcher
-) -> tuple[list[Swap], list[Finding]]:
+def swap_test(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watcher: Watcher) -> tuple[list[Swap], list[Finding]]:
     """Every wrong expert of every routed stack on every route, and a finding where a wrong one is clearly better.
 
     "Clearly": in at least 95 % of bootstrap resamples of the utterances (paired; Koehn 2004, W04-3250).
@@ -33,6 +31,7 @@ def swap_test(
         for index in range(len(stack_plan.experts))
         if index != stack_plan.index(route)
     ]
+    right = {route: _decoded(decoder, cuts) for route, cuts in groups.items()}
     swaps: list[Swap] = []
     findings: list[Finding] = []
     for done, (stack, route, index) in enumerate(tests, start=1):
@@ -64,6 +63,11 @@ def swap_test(
             )
         watcher.progress("experts swapped", done, len(tests))
     return swaps, findings
+
+
+def _decoded(decoder: Decoder, cuts: Sequence[MonoCut]) -> list[Hypothesis]:
+    """With the planned experts, in the order of `with_expert`."""
+    return [found for batch_cuts in decoder.batches(cuts) for found in decoder.decode_batch(decoder.collator(batch_cuts))]
 
 
 def _clearly_better(metric: Metric, wrong: Sequence[Hypothesis], right: Sequence[Hypothesis]) -> bool:

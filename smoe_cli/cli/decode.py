@@ -46,6 +46,9 @@ def decode(
     Checks that the model has every route that is asked for; no tag is guessed. Prints the paths of the files of hypotheses, or,
     for bare audio files without `--out` and with `--json`, the hypotheses themselves, one JSON object a line.
 
+    Ctrl-C, SIGTERM and even `kill -9` lose no more than the batch under way: the same command goes on from there; for bare audio
+    files only with `--out`.
+
     Example: smoe decode call.wav --task translate --lang de --bandwidth nb
     """
     flags = [] if beam is None else [f"decode.beam={beam}"]

@@ -25,7 +25,7 @@ def route_audit(
         Path | None,
         typer.Option("--cuts", metavar="PATH", exists=True, help="Cut manifest to audit with.", show_default="the recipe's test manifests"),
     ] = None,
-    utterances: Annotated[int, typer.Option("--utterances", "-n", metavar="N", min=1, help="Cuts to observe per route.")] = 30,
+    utterances: Annotated[int, typer.Option("--utterances", "-n", metavar="N", min=1, help="Cuts per route in the swap test.")] = 30,
     swap: Annotated[bool, typer.Option("--swap/--no-swap", help="Also decode with every wrong expert, to see what it costs.")] = True,
     out: options.Out = None,
     dry_run: options.DryRun = False,
@@ -61,7 +61,7 @@ def route_audit(
 
 def _show(report: AuditReport) -> None:
     run = sum(report.routes.values())
-    print(f"{report.system}: tags of {report.cuts:,} cuts checked, {run:,} cuts run")
+    print(f"{report.title}: tags of {report.cuts:,} cuts checked, {run:,} cuts run")
     print(f"{report.layers:,} layers, {report.observations:,} observations")
     served: Counter[tuple[str, str, str, str]] = Counter()
     for row in report.served:
@@ -70,7 +70,7 @@ def _show(report: AuditReport) -> None:
     print_table(
         ("stack", "route", "right expert", "used instead", "metric", "right", "wrong"),
         [(row.stack, row.route, row.right, row.used, row.metric, row.right_value, row.value) for row in report.swaps],
-        title="Swapped",
+        title=", ".join(["Swapped", *report.notes]),
     )
     for finding in report.findings:
         print(f"finding: {finding.check}: {finding.where}: {finding.message}\n  hint: {finding.hint}")

@@ -26,7 +26,8 @@ def score(
 ) -> None:
     """Score hypotheses by task, language, bandwidth and subset: WER and CER, BLEU and chrF.
 
-    Checks that every hypothesis has a reference and that none is scored twice. Writes the scores as JSON and as an HTML report.
+    Checks that every hypothesis has a reference, that none is scored twice, and that one model wrote them all. Writes the scores
+    as JSON and as an HTML report.
 
     Example: smoe score exp/hypotheses/test/*.jsonl
     """
@@ -43,5 +44,5 @@ def score(
     if as_json:
         print_json(report)
         return
-    print_table(*score_rows(report), title=report.system)
+    print_table(*score_rows(report), title=report.title)
     show_page(out, Layout.of(recipe).scores if recipe and not hypotheses else None, "report.html")

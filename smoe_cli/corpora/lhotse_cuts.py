@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from lhotse import CutSet, MonoCut
 
@@ -13,7 +14,7 @@ from smoe_cli.errors import DataError
 
 
 def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
-    """Yield one utterance per cut.
+    """Yield one utterance per cut; relative audio paths start from `work.root`, as those of the manifests do.
 
     Raises:
         DataError: If a manifest is missing or damaged, or a cut has not exactly one supervision with text.
@@ -27,11 +28,11 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
         except UNREADABLE as error:
             raise DataError(f"cannot read cut manifest `{path}`: {error}", "it must be Lhotse cuts as JSON lines") from error
         for done, cut in enumerate(cuts, start=1):
-            yield _utterance(cut, split, settings, str(path))
+            yield _utterance(cut, split, settings, work.root, str(path))
             work.progress(done, len(cuts), f"{work.name}: {split} cuts")
 
 
-def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, where: str) -> Utterance:
+def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, root: Path, where: str) -> Utterance:
     if not isinstance(cut, MonoCut) or cut.recording is None:
         raise DataError(
             f"`{where}`: cut `{cut.id}` is not one channel of one recording", "export mixed or feature-only cuts to audio first"
@@ -53,7 +54,7 @@ def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, where: str) -> 
             translations[lang] = [value] if isinstance(value, str) else [str(text) for text in value]
     return Utterance(
         id=cut.id,
-        recording=cut.recording,
+        recording=cut.recording.with_path_prefix(root.resolve()),
         split=split,
         speaker=segment.speaker or "",
         language=segment.language or settings.language,

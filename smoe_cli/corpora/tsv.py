@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from smoe_cli.audio import check_readable, describe
+from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
 from smoe_cli.config import TsvCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
 
 REFERENCE_SEPARATOR = " ||| "
-DURATION_TOLERANCE_S = 0.05
-"""The table may round; more than this and the audio is not the one that was listed."""
 
 
 def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
@@ -38,7 +36,7 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
             path = table.parent / row["path"]
         recording = describe(path, row["id"])
         _compare(row, "sample_rate", recording.sampling_rate, 0.0, where)
-        _compare(row, "duration", recording.duration, DURATION_TOLERANCE_S, where)
+        _compare(row, "duration", recording.duration, TOLERANCE_S, where)
         yield Utterance(
             id=row["id"],
             recording=recording,
@@ -57,7 +55,7 @@ def _references(text: str) -> list[str]:
 
 
 def _rows(table: Path, settings: TsvCorpus) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of each row that `where` and `minimum` keep."""
+    """(line number, row) of each row that `splits`, `where` and `minimum` keep."""
     try:
         lines = table.read_text(encoding="utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
     except FileNotFoundError:
@@ -82,8 +80,10 @@ def _rows(table: Path, settings: TsvCorpus) -> Iterator[tuple[int, dict[str, str
                 f"`{table}` line {number} has {len(fields)} fields, the header {len(header)}", "remove stray tabs or line breaks"
             )
         row = dict(zip(header, fields, strict=True))
-        if all(row[column] in kept for column, kept in settings.where.items()) and all(
-            _number(row[column], f"`{table}` line {number}: `{column}`") >= least for column, least in settings.minimum.items()
+        if (
+            settings.splits.get(row["split"], row["split"]) is not None
+            and all(row[column] in kept for column, kept in settings.where.items())
+            and all(_number(row[column], f"`{table}` line {number}: `{column}`") >= least for column, least in settings.minimum.items())
         ):
             yield number, row
 
@@ -130,11 +130,5 @@ def _join_segments(row: dict[str, str], column: str, source_dir: Path, audio_dir
         parts.append(generator.integers(-3, 4, gap * rate // 1000).astype(np.int16))
         if path is not None:
             parts.append(soundfile.read(path, dtype="int16")[0])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        soundfile.write(temporary, np.concatenate(parts), rate, format="FLAC", subtype="PCM_16")
-        temporary.replace(target)
-    except OSError as error:
-        raise DataError(f"cannot write `{target}`: {error.strerror}", "check the folder's rights and the free disk space") from error
+    write_flac(target, np.concatenate(parts), rate)
     return target

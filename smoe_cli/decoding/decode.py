@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from lhotse import MonoCut, SupervisionSegment
 
+from smoe_cli import __version__
 from smoe_cli.audio import check_readable, describe
 from smoe_cli.batching import Batch, Collator, chunk
 from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
-from smoe_cli.cuts import NARROWBAND_HZ, WIDEBAND_HZ, Tags, route_of, tags_of
+from smoe_cli.cuts import Tags, native_bandwidth, route_of, tags_of
 from smoe_cli.decoding.beam import Beam, beam_search
+from smoe_cli.decoding.part import Header, open_part
 from smoe_cli.errors import DataError
 from smoe_cli.features import FrontEnd
 from smoe_cli.records import Hypothesis
@@ -36,24 +40,50 @@ class Decoder:
         system.model.to(self.device).eval()
         features = system.config.features
         self.collator = Collator(FrontEnd(features.sample_rate_hz, features.mel_bins, cache_mb), system.tokenizer, system.plan)
+        # How much is decoded together changes no hypothesis.
+        search = self.settings.model_dump(exclude={"batch_s"}) | {"smoe": __version__}
+        self.signature = "|".join(f"{name}:{value}" for name, value in search.items())
 
-    def decode(self, cuts: Iterable[MonoCut], watcher: Watcher | None = None) -> list[Hypothesis]:
+    def decode(self, cuts: Iterable[MonoCut], watcher: Watcher | None = None, part: Path | None = None) -> list[Hypothesis]:
         """One hypothesis per cut, in the order of the cuts.
+
+        Args:
+            cuts: Tagged cuts.
+            watcher: Shown progress.
+            part: File that keeps every finished batch, so that a call which was stopped goes on there, with the result of
+                one that was not. Whoever has written the result removes it. None: nothing is kept.
 
         Raises:
             RouteError: If the model has no such route; before anything is computed.
-            DataError: If audio cannot be read.
+            DataError: If audio cannot be read, or the part file cannot be written.
+            Interrupted: On Ctrl-C, if there is a part file.
         """
         watcher = watcher or Silent()
         ordered = list(cuts)
         for cut in ordered:
-            self.system.plan.check(route_of(cut))
-        found: dict[str, Hypothesis] = {}
-        for batch_cuts in self.batches(ordered):
-            for hypothesis in self.decode_batch(self.collator(batch_cuts)):
-                found[hypothesis.id] = hypothesis
-            watcher.progress("decode", len(found), len(ordered))
+            route_of(cut, self.system.plan)
+        batches = list(self.batches(ordered))
+        with open_part(part, self._header(batches), watcher) as done:
+            # The same arithmetic as before, or the result would depend on where it was stopped.
+            torch.set_float32_matmul_precision(done.header.matmul)
+            for batch_cuts in batches[len(done.batches) :]:
+                done.keep(self.decode_batch(self.collator(batch_cuts)))
+                watcher.progress("decode", done.utterances, len(ordered))
+        found = {hypothesis.id: hypothesis for batch in done.batches for hypothesis in batch}
         return [found[cut.id] for cut in ordered]
+
+    def _header(self, batches: Sequence[Sequence[MonoCut]]) -> Header:
+        digest = hashlib.sha256()
+        for batch in batches:
+            digest.update(json.dumps([cut.to_dict() for cut in batch]).encode())
+        return Header(
+            smoe=__version__,
+            model=self.system.digest,
+            settings=self.settings,
+            batches=digest.hexdigest(),
+            utterances=sum(len(batch) for batch in batches),
+            matmul=torch.get_float32_matmul_precision(),
+        )
 
     def batches(self, cuts: Sequence[MonoCut]) -> Iterator[list[MonoCut]]:
         """Batches of one route and of similar length."""
@@ -92,6 +122,9 @@ class Decoder:
             duration_s=cut.duration,
             score=beam.score,
             stopped="end" if beam.ended else "length",
+            synthetic=tags.synthetic,
+            model=self.system.digest,
+            decoding=self.signature,
         )
 
 
@@ -106,7 +139,8 @@ def cut_of_file(
         limits_s: Shortest and longest audio the model was made for.
 
     Raises:
-        DataError: If the file is missing, damaged, too long, or sampled between telephone and wideband rates.
+        DataError: If the file is missing, damaged, too long, sampled between telephone and wideband rates, or called
+            wideband against its sampling rate.
     """
     recording = describe(path, path.stem)
     check_readable(recording)
@@ -115,12 +149,7 @@ def cut_of_file(
             f"audio `{path}` lasts {recording.duration:.2f} s; the model takes {limits_s[0]:g} to {limits_s[1]:g} s",
             "split long audio at pauses",
         )
-    if bandwidth is None:
-        if NARROWBAND_HZ < recording.sampling_rate < WIDEBAND_HZ:
-            raise DataError(
-                f"audio `{path}` at {recording.sampling_rate} Hz is neither telephone nor wideband", "say which with --bandwidth nb or wb"
-            )
-        bandwidth = Bandwidth.NB if recording.sampling_rate <= NARROWBAND_HZ else Bandwidth.WB
+    bandwidth = native_bandwidth(recording, bandwidth)
     recording = recording.resample(sample_rate_hz)
     tags = Tags(
         utterance=str(path),

@@ -95,13 +95,12 @@ LEGEND = """<p class="legend small"><span><span class="edit del">−<del>word</d
 <span><span class="edit sub">written→<b>right</b></span> one word for another</span></p>"""
 
 
-def score_report_html(report: ScoreReport, hypotheses: Sequence[Hypothesis], notes: Sequence[str] = ()) -> str:
+def score_report_html(report: ScoreReport, hypotheses: Sequence[Hypothesis]) -> str:
     """Render a score report with examples.
 
     Args:
         report: What `slices.score` returned.
         hypotheses: The hypotheses it was computed from.
-        notes: What a reader must know about the data, e.g. `synthetic speech`; shown as badges.
 
     Returns:
         A self-contained page.
@@ -129,8 +128,10 @@ def score_report_html(report: ScoreReport, hypotheses: Sequence[Hypothesis], not
     return html.page(
         title=report.system,
         kicker="Score report",
-        subtitle="Scored apart: " + ", ".join(subset or MAIN_SUBSET for subset in subsets),
-        notes=notes,
+        subtitle=(f"Model {report.model}. " if report.model else "")
+        + "Scored apart: "
+        + ", ".join(subset or MAIN_SUBSET for subset in subsets),
+        notes=report.notes,
         links=[("results", "Results"), ("confusions", "Confusions"), ("examples", "Examples"), ("fine-print", "Signatures and versions")],
         body_html=body,
         style=STYLE,
@@ -175,7 +176,9 @@ def _score_cell(part: SliceScores | None) -> str:
     headline, *others = part.scores
     label = find_metric(headline.metric).label
     rest = " · ".join(f"{find_metric(score.metric).label} {html.value_text(score.value, score.unit)}" for score in others)
-    size = f"{part.utterances:,} utt. · {html.duration_text(part.hours)}" + (f" · {part.truncated:,} cut off" if part.truncated else "")
+    counts = {"synthetic": part.synthetic, "cut off": part.truncated}
+    size = f"{part.utterances:,} utt. · {html.duration_text(part.hours)}"
+    size += "".join(f" · {count:,} {name}" for name, count in counts.items() if count)
     return (
         f'<span class="score"><b>{html.value_text(headline.value, headline.unit)}</b> <span class="muted">{label}</span>'
         f'<span class="small">{rest}</span><span class="small muted">{size}</span></span>'
@@ -282,5 +285,7 @@ def _fine_print(report: ScoreReport) -> str:
     versions = " · ".join(f"{escape(name)} {escape(number)}" for name, number in report.versions.items())
     files = "".join(f"<br><code>{escape(file)}</code>" for file in report.hypotheses)
     body = html.panel(html.table(["Metric", "Signature", "Used for"], rows))
+    decoding = "".join(f"<br><code>{escape(signature)}</code>" for signature in report.decoding)
     body += f'<p class="small">Versions: {versions}</p><p class="small">Hypotheses:{files}</p>'
+    body += f'<p class="small">Decoded with:{decoding}</p>' if decoding else ""
     return html.section("fine-print", "Signatures and versions", "Quote a score together with its signature.", body)

@@ -57,8 +57,10 @@ def check_sources(sources: Mapping[str, Sequence[Hypothesis]]) -> list[Hypothesi
         All hypotheses.
 
     Raises:
-        DataError: If there are none, a cut id appears twice, a tag is unknown, or a hypothesis has no (or an empty) reference.
+        DataError: If there are none, several models wrote them, a cut id appears twice, a tag is unknown, or a hypothesis has no
+            (or an empty) reference.
     """
+    _check_one_model(sources)
     file_of: dict[str, str] = {}
     for file, hypotheses in sources.items():
         for hypothesis in hypotheses:
@@ -78,6 +80,23 @@ def check_sources(sources: Mapping[str, Sequence[Hypothesis]]) -> list[Hypothesi
     if not file_of:
         raise DataError(f"no hypotheses in {', '.join(f'`{file}`' for file in sources) or 'no file'}", "run `smoe decode` first")
     return [hypothesis for hypotheses in sources.values() for hypothesis in hypotheses]
+
+
+def _check_one_model(sources: Mapping[str, Sequence[Hypothesis]]) -> None:
+    """Refuse a mixture of models, which nobody could use as one system; hypotheses that name none count as one model."""
+    files_of: dict[str, dict[str, None]] = {}
+    for file, hypotheses in sources.items():
+        for hypothesis in hypotheses:
+            files_of.setdefault(hypothesis.model, {})[file] = None
+    if len(files_of) > 1:
+        where = "; ".join(
+            f"{f'model {model}' if model else 'a model without name'} in {', '.join(f'`{file}`' for file in files)}"
+            for model, files in files_of.items()
+        )
+        raise DataError(
+            f"hypotheses of {len(files_of)} models are not one system: {where}",
+            "run `smoe decode` to write them all with one model, or score the files of each model apart",
+        )
 
 
 def group(hypotheses: Iterable[Hypothesis]) -> dict[SliceKey, list[Hypothesis]]:
@@ -101,14 +120,19 @@ def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: 
         The report; the same for any order of files and utterances, but for `hypotheses`, which lists the files as given.
 
     Raises:
-        DataError: If a cut id appears twice, a hypothesis has no reference, or a tag or task is unknown.
+        DataError: If several models wrote the hypotheses, a cut id appears twice, a hypothesis has no reference, or a tag or
+            task is unknown.
         ConfigError: If a task asks for a metric that does not exist.
     """
-    groups = group(check_sources(sources))
+    hypotheses = check_sources(sources)
+    groups = group(hypotheses)
     return ScoreReport(
         system=system,
+        model=hypotheses[0].model,
+        decoding=sorted({found.decoding for found in hypotheses if found.decoding}),
+        synthetic=sum(found.synthetic for found in hypotheses),
         hypotheses=list(sources),
-        slices=[_score_slice(key, hypotheses, metrics_of) for key, hypotheses in groups.items()],
+        slices=[_score_slice(key, members, metrics_of) for key, members in groups.items()],
         versions={"smoe": __version__, "jiwer": version("jiwer"), "sacrebleu": version("sacrebleu"), "python": platform.python_version()},
     )
 
@@ -127,5 +151,6 @@ def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Ca
         # fsum is exact, hence the same for every order of the utterances.
         hours=math.fsum(hypothesis.duration_s for hypothesis in hypotheses) / SECONDS_PER_HOUR,
         truncated=sum(hypothesis.stopped == "length" for hypothesis in hypotheses),
+        synthetic=sum(hypothesis.synthetic for hypothesis in hypotheses),
         scores=[find_metric(name)(hypotheses) for name in names],
     )

@@ -19,10 +19,12 @@ def score_rows(report: ScoreReport) -> tuple[list[str], list[list[str]]]:
     # Per metric the unit, in order of first appearance.
     units = {score.metric: score.unit for part in report.slices for score in part.scores}
     metrics = [find_metric(name).label + (f" {unit}" if unit == "%" else "") for name, unit in units.items()]
+    # Where all speech is synthetic, the title says so.
+    mixed = 0 < report.synthetic < report.measured
     rows = []
     for part in report.slices:
         values = {score.metric: f"{score.value:.1f}" for score in part.scores}
         tags = [part.subset or MAIN_SUBSET, part.task, part.lang, part.bandwidth]
-        counts = [f"{part.utterances:,}", f"{part.hours:.2f}", f"{part.truncated:,}"]
+        counts = [f"{part.utterances:,}", *([f"{part.synthetic:,}"] if mixed else []), f"{part.hours:.2f}", f"{part.truncated:,}"]
         rows.append(tags + [values.get(name, "") for name in units] + counts)
-    return ["subset", "task", "lang", "band", *metrics, "utterances", "hours", "cut off"], rows
+    return ["subset", "task", "lang", "band", *metrics, "utterances", *(["synthetic"] if mixed else []), "hours", "cut off"], rows

@@ -26,6 +26,7 @@ from smoe_cli.corpora.synth.speak import Saying, speak_all
 from smoe_cli.corpora.synth.voices import versions
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
+from smoe_cli.records import write_text_atomically
 
 STAMP = "settings.json"
 CHUNK = 16
@@ -33,20 +34,22 @@ CHUNK = 16
 
 
 def read(settings: SynthCorpus, work: Work) -> Iterator[Utterance]:
-    """Speak the corpus and yield it, split by split.
+    """Speak the corpus and yield it, split by split; a split that the recipe leaves out is not spoken.
 
     Audio lies in `work.audio_dir/<split>/<id>.flac`. What an interrupted run with the same settings has finished is
     kept; what other settings made is replaced.
 
     Raises:
         DataError: For an unknown split, more sentences or renditions than there can be, an engine that is not
-            installed, or one that is silent or clips.
+            installed, or one that is silent or clips, or a folder that cannot be written.
     """
     installed = versions(dict.fromkeys(settings.engines))
     planned = plan(settings, work.audio_dir)
     _clear_stale(planned, installed, work.audio_dir)
-    _speak_missing([item.saying for item in planned], work)
-    for item in planned:
+    # Planned nonetheless: to leave a split out changes nothing in the others.
+    kept = [item for item in planned if settings.splits.get(item.split, item.split) is not None]
+    _speak_missing([item.saying for item in kept], work)
+    for item in kept:
         yield Utterance(
             id=item.id,
             recording=Recording.from_file(item.saying.path.resolve(), recording_id=item.id),
@@ -73,11 +76,8 @@ def _clear_stale(planned: list[Planned], installed: dict[str, str], audio_dir: P
     for split in SPLITS:
         for old in (audio_dir / split).glob(f"{split}-*.flac"):
             old.unlink()
-    audio_dir.mkdir(parents=True, exist_ok=True)
     # Last: until here the old stamp told the truth about the files that are left.
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(stamp, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text_atomically(path, stamp)
 
 
 def _speak_missing(sayings: list[Saying], work: Work) -> None:

@@ -5,16 +5,15 @@ N samples.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torchaudio.functional import resample
 
+from smoe_cli.audio import write_flac
 from smoe_cli.corpora.synth.voices import Voice, Wave, load_engine
 from smoe_cli.errors import DataError
 
@@ -23,8 +22,10 @@ PLAYBACK_STEP_HZ = 160
 """Playback rates are multiples of this, so that resampling needs at most 100 filters; pitch moves by 0.5 % at most."""
 SPEEDS = (0.88, 1.14)
 """Slowest and fastest tempo, relative to the engine's own."""
-SILENCE_S = (0.1, 0.35)
-"""Shortest and longest silence at either end."""
+SILENCE_S = (0.05, 0.25)
+"""Shortest and longest silence at either end; the engines' own, up to a second, is cut off."""
+QUIET_DB, QUIET_S = -40.0, 0.02
+"""What counts as an engine's silence: root mean square of a stretch below this, relative to the loudest stretch."""
 PEAKS = (0.2, 0.8)
 """Lowest and highest peak, of full scale 1."""
 NOISE_DB = (-70.0, -50.0)
@@ -69,19 +70,14 @@ def speak(saying: Saying) -> int:
     """Write one file, 16-bit mono FLAC at 16 kHz; it appears under its name only when complete. Returns 1.
 
     Raises:
-        DataError: If the engine was silent, clipped or stopped early.
+        DataError: If the engine was silent, clipped or stopped early, or the file cannot be written.
     """
     rng = np.random.default_rng(saying.seed)
     dry_N = _engine_output(saying, speed=rng.uniform(*SPEEDS))
     before, after = (round(seconds * SAMPLE_RATE_HZ) for seconds in rng.uniform(*SILENCE_S, size=2))
     padded_N = np.pad(dry_N * (rng.uniform(*PEAKS) / np.abs(dry_N).max()), (before, after))
     noise_N = rng.standard_normal(len(padded_N)) * 10 ** (rng.uniform(*NOISE_DB) / 20)
-    samples_N = np.round((padded_N + noise_N) * 32767).astype(np.int16)
-
-    saying.path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = saying.path.with_suffix(".part")
-    soundfile.write(unfinished, samples_N, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    os.replace(unfinished, saying.path)
+    write_flac(saying.path, np.round((padded_N + noise_N) * 32767).astype(np.int16), SAMPLE_RATE_HZ)
     return 1
 
 
@@ -93,7 +89,16 @@ def _engine_output(saying: Saying, speed: float) -> Wave:
     playback_hz = round(rate_hz * voice.warp / PLAYBACK_STEP_HZ) * PLAYBACK_STEP_HZ
     check_output(raw_N, playback_hz, saying)
     dry_N: Wave = resample(torch.from_numpy(raw_N), playback_hz, SAMPLE_RATE_HZ).numpy()
-    return dry_N
+    return trimmed(dry_N)
+
+
+def trimmed(samples_N: Wave) -> Wave:
+    """Without the silence at either end; one quiet stretch is left there, so that no sound is cut into."""
+    stretch = round(QUIET_S * SAMPLE_RATE_HZ)
+    padded_N = np.pad(samples_N, (0, -len(samples_N) % stretch))
+    rms = np.sqrt(np.mean(np.square(padded_N.reshape(-1, stretch)), axis=1))
+    loud = np.flatnonzero(rms > rms.max() * 10 ** (QUIET_DB / 20))
+    return samples_N[max(0, loud[0] - 1) * stretch : (loud[-1] + 2) * stretch]
 
 
 def check_output(raw_N: Wave, rate_hz: int, saying: Saying) -> None:

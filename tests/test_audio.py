@@ -1,0 +1,39 @@
+"""Laws of audio files: written whole or not at all."""
+
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from smoe_cli.audio import write_flac
+from smoe_cli.errors import DataError
+
+SAMPLES = np.arange(-800, 800, dtype=np.int16)
+
+
+def test_samples_survive_writing_and_reading(tmp_path):
+    write_flac(tmp_path / "new" / "a.flac", SAMPLES, 16000)
+    read, rate_hz = soundfile.read(tmp_path / "new" / "a.flac", dtype="int16")
+    assert rate_hz == 16000
+    np.testing.assert_array_equal(read, SAMPLES)
+
+
+def test_a_full_disk_leaves_what_was_there_and_says_so(tmp_path, monkeypatch):
+    write_flac(tmp_path / "a.flac", SAMPLES, 16000)
+    before = (tmp_path / "a.flac").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"cannot write `.*a.flac`: No space left") as caught:
+        write_flac(tmp_path / "a.flac", -SAMPLES, 16000)
+    assert caught.value.hint
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.flac": before}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write `.*file/a.flac`"):
+        write_flac(tmp_path / "file" / "a.flac", SAMPLES, 16000)

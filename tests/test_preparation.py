@@ -1,0 +1,263 @@
+"""From corpora to manifests: what is read, what is refused, and that nothing is written then."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+from smoe_cli import audio, pipeline
+from smoe_cli.config import Config
+from smoe_cli.errors import ConfigError, DataError, SmoeError
+from smoe_cli.layout import Layout
+from tests.conftest import tiny_config
+from tests.test_training import recipe, write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return write_corpus(tmp_path / "corpus", per_word=10)
+
+
+@pytest.fixture
+def config(corpus, tmp_path) -> Config:
+    return recipe(corpus, tmp_path / "exp")
+
+
+def replace_in_table(corpus: Path, old: str, new: str) -> None:
+    table = corpus / "table.tsv"
+    text = table.read_text(encoding="utf-8")
+    assert old in text
+    table.write_text(text.replace(old, new), encoding="utf-8")
+
+
+DAMAGES = {
+    "zero-length WAV": (lambda c: soundfile.write(c / "a1.flac", np.zeros(0), 16000, format="WAV"), r"a1.flac.*no samples"),
+    "silence": (lambda c: soundfile.write(c / "a1.flac", np.zeros(8480), 16000), r"a1.flac.*silence"),
+    "stereo": (lambda c: soundfile.write(c / "a1.flac", np.ones((8480, 2)) / 9, 16000), r"a1.flac.*2 channels"),
+    "wrong rate": (lambda c: soundfile.write(c / "a1.flac", np.ones(8480) / 9, 22050), r"line 3: `sample_rate` says 16000"),
+    "in-between rate": (
+        lambda c: (
+            soundfile.write(c / "a1.flac", np.ones(5843) / 9, 11025),
+            replace_in_table(c, "a1.flac\ttrain\ts1\t16000", "a1.flac\ttrain\ts1\t11025"),
+        ),
+        r"11025 Hz: neither",
+    ),
+    "wrong duration": (lambda c: replace_in_table(c, "0.530", "9.000"), r"`duration` says 9.000"),
+    "duplicate id": (lambda c: replace_in_table(c, "\na2\t", "\na1\t"), r"`a1` of corpus `tones` occurs twice"),
+    "empty transcript": (lambda c: replace_in_table(c, "0.530\tone", "0.530\t"), r"line 3: `transcript` is empty"),
+    "missing column": (lambda c: replace_in_table(c, "transcript\tde", "transcript\tgerman"), r"no column `de`"),
+    "stray tab": (lambda c: replace_in_table(c, "a1.flac\ttrain", "a1.flac\t\ttrain"), r"line 3 has 9 fields"),
+    "unknown split": (lambda c: replace_in_table(c, "a1.flac\ttrain", "a1.flac\tvalid"), r"split `valid`; known splits: train, dev, test"),
+    "latin-1 text": (
+        lambda c: (c / "table.tsv").write_bytes((c / "table.tsv").read_bytes().replace(b"eins", b"f\xfcnf")),
+        r"cannot read table",
+    ),
+    "missing table": (lambda c: (c / "table.tsv").unlink(), r"no table"),
+}
+
+
+def test_joined_segments_equal_the_corpus_authors_own_script(real_speech, tmp_path):
+    """The corpus ships the script that joins its strings; ours must give the same samples."""
+    import subprocess
+    import sys
+
+    script = real_speech / "real-digits" / "make_connected.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path / "theirs"), "--split", "dev"], check=True)
+    corpus = {
+        "type": "tsv",
+        "path": "real-digits/connected.tsv",
+        "segments_column": "segments",
+        "where": {"split": ["dev"]},
+        "translations": {"de": "de"},
+    }
+    config = tiny_config(tmp_path / "exp", data={"root": str(real_speech), "corpora": {"connected": corpus}})
+    pipeline.prepare(config)
+    ours = sorted((tmp_path / "exp" / "audio").rglob("*.flac"))
+    assert len(ours) == 200
+    for path in ours:
+        np.testing.assert_array_equal(
+            soundfile.read(path)[0], soundfile.read(tmp_path / "theirs" / "dev" / f"{path.name.partition('.')[0]}.flac")[0]
+        )
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_corpus_is_named_and_nothing_is_written(corpus, config, damage):
+    harm, message = DAMAGES[damage]
+    harm(corpus)
+    with pytest.raises(SmoeError, match=f"(?s){message}") as caught:
+        pipeline.prepare(config)
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    assert not list((config.exp_dir).rglob("cuts*"))
+
+
+def test_every_problem_is_counted_not_only_the_first(corpus, config):
+    for name in ("a1", "a2", "b3"):
+        samples = soundfile.info(corpus / f"{name}.flac").frames
+        soundfile.write(corpus / f"{name}.flac", np.zeros(samples), 16000)
+    with pytest.raises(DataError, match=r"(?s)3 of 30 utterances are not fit.*a1.*a2.*b3"):
+        pipeline.prepare(config)
+
+
+def test_text_that_looks_like_a_guiding_token_stays_text(corpus, config):
+    replace_in_table(corpus, "\tone\teins", "\t<translate> one\teins")
+    pipeline.prepare(config)
+    pipeline.tokenize(config)
+
+
+def lhotse_config(tmp_path: Path, cuts: list[MonoCut], **data: object) -> Config:
+    """A recipe over a manifest of these cuts, in the folder of the tones."""
+    CutSet.from_cuts(cuts).to_jsonl(tmp_path / "corpus" / "cuts.jsonl")
+    corpora = {"old": {"type": "lhotse", "cuts": {"train": "cuts.jsonl"}, "translations": {"de": "german"}}}
+    return tiny_config(tmp_path / "exp", data={"root": str(tmp_path / "corpus"), "corpora": corpora, **data})
+
+
+def spoken(name: str, recording: Recording, start_s: float = 0.0, duration_s: float | None = None, channel: int = 0) -> MonoCut:
+    """A cut with one supervision: "one", in German "eins"."""
+    duration_s = recording.duration if duration_s is None else duration_s
+    segment = SupervisionSegment(name, recording.id, 0, duration_s, channel, text="one", language="en", custom={"german": "eins"})
+    return MonoCut(name, start_s, duration_s, channel, supervisions=[segment], recording=recording)
+
+
+def test_lhotse_manifests_are_read_with_their_translations_from_anywhere(corpus, tmp_path, monkeypatch):
+    """Relative paths of audio start from `data.root`, wherever one stands; what is written names the whole path."""
+    recordings = [Recording.from_file(corpus / f"a{number}.flac", recording_id=f"r{number}") for number in range(4)]
+    for recording in recordings[:2]:
+        recording.sources[0].source = Path(recording.sources[0].source).name
+    monkeypatch.chdir(tmp_path)
+    config = lhotse_config(tmp_path, [spoken(f"c-{item.id}", item) for item in recordings], root="corpus", nb_downsample=True)
+    report = pipeline.prepare(config)
+    assert {(row.task, row.bandwidth): row.cuts for row in report.rows} == {
+        (t, b): 4 for t in ("transcribe", "translate") for b in ("nb", "wb")
+    }
+    written = {cut.recording.sources[0].source for cut in CutSet.from_jsonl_lazy(Layout.of(config).cuts("train"))}
+    assert written == {str(corpus / f"a{number}.flac") for number in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("start_s", "duration_s", "span"),
+    [(2.0, 0.2, "from 2.00 to 2.20 s"), (0.2, 0.6, "from 0.20 to 0.80 s"), (-0.2, 0.4, "from -0.20 to 0.20 s")],
+)
+def test_a_cut_that_leaves_its_recording_is_refused(corpus, tmp_path, start_s, duration_s, span):
+    recording = Recording.from_file(corpus / "a1.flac", recording_id="r")
+    with pytest.raises(DataError, match=rf"utterance `c` goes {span}, but audio `.*a1.flac` from 0 to 0.53 s"):
+        pipeline.prepare(lhotse_config(tmp_path, [spoken("c", recording, start_s, duration_s)]))
+    pipeline.prepare(lhotse_config(tmp_path, [spoken("c", recording, 0.2, 0.35)]))
+    (cut, _) = CutSet.from_jsonl_lazy(tmp_path / "exp" / "cuts" / "cuts.train.jsonl.gz")
+    assert cut.end == pytest.approx(recording.duration), "what a manifest rounded is cut off"
+
+
+def test_a_long_recording_is_read_once_for_all_its_cuts(corpus, tmp_path, monkeypatch):
+    read = Mock(side_effect=audio.check_readable)
+    monkeypatch.setattr("smoe_cli.preparation.check_readable", read)
+    calls = [Recording.from_file(corpus / name, recording_id=name) for name in ("a1.flac", "a2.flac")]
+    pipeline.prepare(lhotse_config(tmp_path, [spoken(f"c{n}", calls[n % 2], n / 100, 0.2) for n in range(10)]))
+    assert sorted(call.args[0].id for call in read.call_args_list) == ["a1.flac", "a2.flac"]
+    (corpus / "a1.flac").write_bytes((corpus / "a1.flac").read_bytes()[:3000])
+    with pytest.raises(DataError, match="5 of 10 utterances are not fit") as caught:
+        pipeline.prepare(lhotse_config(tmp_path, [spoken(f"c{n}", calls[n % 2], n / 100, 0.2) for n in range(10)]))
+    assert caught.value.message.count("\n") == 1, "one line for one damaged file"
+
+
+@pytest.mark.parametrize("kind", ["command", "url"])
+def test_a_manifest_that_would_run_a_program_is_refused(corpus, tmp_path, kind):
+    marker = tmp_path / "it-ran"
+    recording = Recording.from_file(corpus / "a1.flac", recording_id="r")
+    recording.sources[0].type, recording.sources[0].source = kind, f"touch {marker}"
+    with pytest.raises(DataError, match=f"type `{kind}`"):
+        pipeline.prepare(lhotse_config(tmp_path, [spoken("c", recording)]))
+    assert not marker.exists()
+
+
+def test_the_same_corpus_gives_the_same_bytes(config):
+    pipeline.prepare(config)
+    first = Layout.of(config).cuts("train").read_bytes()
+    shutil.rmtree(config.exp_dir)
+    pipeline.prepare(config)
+    assert Layout.of(config).cuts("train").read_bytes() == first
+
+
+def test_a_corrected_row_of_joined_audio_is_joined_anew(real_speech, tmp_path):
+    source = tmp_path / "corpus"
+    source.mkdir()
+    (source / "fsdd").symlink_to(real_speech / "real-digits" / "fsdd")
+    lines = (real_speech / "real-digits" / "connected.tsv").read_text(encoding="utf-8").splitlines()[:3]
+    corpora = {"connected": {"type": "tsv", "path": "connected.tsv", "segments_column": "segments", "translations": {"de": "de"}}}
+    config = tiny_config(tmp_path / "exp", data={"root": str(source), "corpora": corpora})
+
+    def duration(table: list[str]) -> float:
+        (source / "connected.tsv").write_text("\n".join(table) + "\n", encoding="utf-8")
+        pipeline.prepare(config)
+        return next(iter(CutSet.from_jsonl_lazy(Layout.of(config).cuts("train")))).duration
+
+    first = duration(lines)
+    fields = lines[1].split("\t")
+    fields[5] = " ".join(["500", *fields[5].split()[1:]])
+    assert duration([lines[0], "\t".join(fields), lines[2]]) != first
+
+
+def test_one_channel_of_a_stereo_call_stays_that_channel(corpus, tmp_path):
+    """An agent on one side, a customer on the other: the cut's channel decides who is heard."""
+    left, right = np.full(16000, 0.25), np.full(16000, -0.5)
+    soundfile.write(tmp_path / "call.wav", np.stack((left, right), 1), 16000)
+    recording = Recording.from_file(tmp_path / "call.wav", recording_id="call")
+    config = lhotse_config(tmp_path, [spoken(f"c{channel}", recording, channel=channel) for channel in (0, 1)])
+    pipeline.prepare(config)
+    heard = {cut.id: float(cut.load_audio()[0].mean()) for cut in CutSet.from_jsonl_lazy(Layout.of(config).cuts("train"))}
+    assert heard["old-c0-transcribe-en-wb"] == pytest.approx(0.25, abs=0.01)
+    assert heard["old-c1-transcribe-en-wb"] == pytest.approx(-0.5, abs=0.01)
+
+
+def test_telephone_speech_stored_at_16_khz_can_be_called_narrowband(corpus, tmp_path):
+    corpora = {"calls": {"type": "tsv", "path": "table.tsv", "translations": {"de": "de"}, "bandwidth": "nb"}}
+    report = pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(corpus), "corpora": corpora, "nb_downsample": True}))
+    assert {row.bandwidth for row in report.rows} == {"nb"}
+
+
+def test_a_damaged_segment_of_joined_audio_is_named(real_speech, tmp_path):
+    source = tmp_path / "corpus"
+    shutil.copytree(real_speech / "real-digits" / "fsdd" / "dev", source / "fsdd" / "dev")
+    lines = (real_speech / "real-digits" / "connected.tsv").read_text(encoding="utf-8").splitlines()
+    row = next(line for line in lines if line.startswith("conn-nicolas-0000"))
+    segment = source / row.split("\t")[4].split()[0]
+    segment.chmod(0o644)
+    segment.write_bytes(segment.read_bytes()[:600])
+    (source / "connected.tsv").write_text(f"{lines[0]}\n{row}\n", encoding="utf-8")
+    corpora = {"connected": {"type": "tsv", "path": "connected.tsv", "segments_column": "segments", "translations": {"de": "de"}}}
+    with pytest.raises(DataError, match=segment.name):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(source), "corpora": corpora}))
+    assert not list((tmp_path / "exp").rglob("*.flac"))
+
+
+def test_the_audio_of_a_split_that_is_left_out_is_not_asked_for(corpus, config):
+    for path in [corpus / "a0.flac", corpus / "b0.flac", corpus / "c0.flac"]:
+        path.unlink()
+    tones = config.data.corpora["tones"].model_copy(update={"splits": {"dev": None}})
+    data = config.data.model_copy(update={"corpora": {"tones": tones}})
+    assert "dev" not in pipeline.prepare(config.model_copy(update={"data": data})).utterances
+
+
+def test_a_cut_id_that_two_corpora_would_share_is_refused(corpus, tmp_path):
+    table = (corpus / "table.tsv").read_text(encoding="utf-8")
+    (corpus / "other.tsv").write_text(table.replace("\na1\t", "\nb-a1\t"), encoding="utf-8")
+    tsv = {"type": "tsv", "translations": {"de": "de"}}
+    corpora = {"x": {**tsv, "path": "other.tsv"}, "x-b": {**tsv, "path": "table.tsv"}}
+    with pytest.raises(DataError, match="two utterances would both give the cut `x-b-a1-"):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(corpus), "corpora": corpora}))
+
+
+def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monkeypatch):
+    from smoe_cli.config import load_config
+
+    monkeypatch.delenv("SMOE_NOWHERE", raising=False)
+    (tmp_path / "smoe.yaml").write_text("data: {root: $SMOE_NOWHERE}\ntasks: {transcribe: {languages: [en]}}\n")
+    config = load_config(tmp_path / "smoe.yaml")
+    pipeline.params(config)
+    with pytest.raises(ConfigError, match=r"`\$SMOE_NOWHERE`, which is not set"):
+        pipeline.prepare(config)
