@@ -180,9 +180,10 @@ def _initialise(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv1d):
-        # A gated linear unit passes about 0.27 of the variance; this gain keeps the signal's scale through all convolutions,
-        # so that it does not drown in the positions that are added to it.
-        nn.init.normal_(module.weight, std=1.9 / math.sqrt(module.in_channels * module.kernel_size[0]))
+        # A gated linear unit passes about 0.27 of the variance; this gain keeps the signal's scale through the subsampler,
+        # so that it does not drown in the positions that are added to it. No such unit follows a depthwise convolution.
+        gain = 1.9 if module.groups == 1 else 1.0
+        nn.init.normal_(module.weight, std=gain / math.sqrt(module.in_channels // module.groups * module.kernel_size[0]))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+ROUNDS = 5
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -32,35 +34,33 @@ class Precision:
         torch.set_float32_matmul_precision(self.matmul)
 
 
-def gemm_seconds(dtype: torch.dtype, device: torch.device, rows: int = 1024, width: int = 512, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few matrix products (rows, width) x (width, 4 width)."""
+def gemm_seconds(dtype: torch.dtype, device: torch.device, matmul: str = "highest", rows: int = 1024, width: int = 512) -> float:
+    """Seconds of one matrix product (rows, width) x (width, 4 width)."""
+    torch.set_float32_matmul_precision(matmul)
     x = torch.randn(rows, width, device=device, dtype=dtype)
     weight = torch.randn(4 * width, width, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        F.linear(x, weight)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    F.linear(x, weight)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """Measure what is faster, and resolve `auto`; the process then computes that way."""
-    matmul = "highest"
-    if device.type == "cpu":
-        seconds = {}
-        for path in ("highest", "medium"):
-            torch.set_float32_matmul_precision(path)
-            seconds[path] = gemm_seconds(torch.float32, device)
-        matmul = min(seconds, key=lambda path: seconds[path])
-    torch.set_float32_matmul_precision(matmul)
+    ways = [(torch.float32, "highest"), (torch.float32, "medium")] if device.type == "cpu" else [(torch.float32, "highest")]
+    if wanted == "auto":
+        ways += [(torch.bfloat16, "highest")]
+    # In turns, and the fastest of each: another process that is busy for a moment then slows all ways, or none.
+    rounds = [[gemm_seconds(dtype, device, matmul) for dtype, matmul in ways] for _ in range(ROUNDS)]
+    seconds = {way: min(times) for way, times in zip(ways, zip(*rounds, strict=True), strict=True)}
+    fp32 = min((way for way in ways if way[0] is torch.float32), key=lambda way: seconds[way])
+    torch.set_float32_matmul_precision(fp32[1])
     if wanted != "auto":
-        return Precision(wanted, matmul, "as configured")
-    fp32, bf16 = gemm_seconds(torch.float32, device), gemm_seconds(torch.bfloat16, device)
+        return Precision(wanted, fp32[1], "as configured")
+    bf16_s = seconds[torch.bfloat16, "highest"]
     # bf16 pays for its casts: it must win clearly.
-    chosen = "bf16" if bf16 < 0.7 * fp32 else "fp32"
-    return Precision(chosen, matmul, f"matrix product {fp32 * 1e3:.1f} ms in fp32, {bf16 * 1e3:.1f} ms in bf16")
+    chosen = "bf16" if bf16_s < 0.7 * seconds[fp32] else "fp32"
+    return Precision(chosen, fp32[1], f"matrix product {seconds[fp32] * 1e3:.1f} ms in fp32, {bf16_s * 1e3:.1f} ms in bf16")
