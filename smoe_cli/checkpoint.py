@@ -2,6 +2,7 @@
 
     model.safetensors   config.json   plan.json   bpe.model   tokenizer.json
     training.safetensors   training.json          (only in checkpoints that training can continue from)
+    origin.json                                   (only if the weights come from another model)
 
 Nothing in it is ever unpickled.
 """
@@ -26,11 +27,11 @@ from smoe_cli.config import Config, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
-from smoe_cli.records import write_text_atomically
+from smoe_cli.records import Origin, write_text_atomically
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tokenizer import Tokenizer
 
-CONFIG, PLAN = "config.json", "plan.json"
+CONFIG, PLAN, ORIGIN = "config.json", "plan.json", "origin.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 
 
@@ -63,6 +64,12 @@ def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab
     )
 
 
+def on_meta(config: Config, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
+    """The model on the meta device: every shape, nothing allocated."""
+    with torch.device("meta"):
+        return build_model(config.model, config.features.mel_bins, plan, vocab_size)
+
+
 @dataclass
 class System:
     """A model with everything needed to use it."""
@@ -74,6 +81,17 @@ class System:
     folder: Path | None = None
     digest: str = ""
     """Which model it is, as `layout.model_digest` says; empty for one that was not loaded."""
+    origin: Origin | None = None
+
+
+@dataclass
+class Parts:
+    """A checkpoint without its weights."""
+
+    config: Config
+    plan: RoutingPlan
+    tokenizer: Tokenizer
+    origin: Origin | None
 
 
 @dataclass
@@ -98,11 +116,11 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
         if system.config.model.tie_embeddings:
             del weights["decoder.output.weight"]
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        # A model that is handed on names no folder of the machine that trained it.
-        portable = system.config.model_copy(update={"exp_dir": Path("exp"), "data": system.config.data.model_copy(update={"root": None})})
-        write_text_atomically(temporary / CONFIG, portable.model_dump_json(indent=2) + "\n")
+        write_text_atomically(temporary / CONFIG, _portable(system.config).model_dump_json(indent=2) + "\n")
         write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")
         system.tokenizer.save(temporary)
+        if system.origin is not None:
+            write_text_atomically(temporary / ORIGIN, system.origin.model_dump_json(indent=2) + "\n")
         if position is not None:
             save_file({name: tensor.contiguous() for name, tensor in position.tensors.items()}, temporary / TRAINING_TENSORS)
             write_text_atomically(temporary / TRAINING_STATE, json.dumps(position.state, indent=2) + "\n")
@@ -123,26 +141,56 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
         raise DataError(f"cannot write checkpoint `{folder}`: {error}", "check the folder's rights and the free disk space") from error
 
 
+def _portable(config: Config) -> Config:
+    """The configuration as it is handed on: it names no folder of the machine that trained the model."""
+    data = config.data.model_copy(update={"root": None})
+    # `origin.json` says what the model started from.
+    train = config.train.model_copy(update={"init_from": None, "init_noise": 0.0, "init_experts": {}})
+    return config.model_copy(update={"exp_dir": Path("exp"), "data": data, "train": train})
+
+
 def load(folder: Path) -> System:
     """Read a checkpoint.
 
     Raises:
         CheckpointError: If it is missing, incomplete or damaged, or its parts do not belong together.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint `{folder}`", "run `smoe train` first, or name a checkpoint with --checkpoint")
-    _verify(folder)
+    parts = read_parts(folder, tensors=True)
     try:
-        config = Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-        plan = RoutingPlan.model_validate_json((folder / PLAN).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValidationError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint `{folder}` is damaged: {error}", "use another checkpoint, or train again") from error
-    tokenizer = Tokenizer(folder)
-    with torch.device("meta"):
-        model = build_model(config.model, config.features.mel_bins, plan, tokenizer.vocab_size)
-    load_weights(model, weights, config.model.tie_embeddings, str(folder))
-    return System(model.eval(), config, plan, tokenizer, folder, model_digest(folder))
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    model = on_meta(parts.config, parts.plan, parts.tokenizer.vocab_size)
+    load_weights(model, weights, parts.config.model.tie_embeddings, str(folder))
+    return System(model.eval(), parts.config, parts.plan, parts.tokenizer, folder, model_digest(folder), parts.origin)
+
+
+def read_parts(folder: Path, tensors: bool = False) -> Parts:
+    """Read everything of a checkpoint but its tensors.
+
+    Args:
+        folder: The checkpoint.
+        tensors: Whether to check the bytes of its tensors too.
+
+    Raises:
+        CheckpointError: If it is missing, incomplete or damaged.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint `{folder}`", "run `smoe train` first, or name the folder of another checkpoint")
+    _verify(folder, tensors)
+    try:
+        return Parts(
+            config=Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8")),
+            plan=RoutingPlan.model_validate_json((folder / PLAN).read_text(encoding="utf-8")),
+            tokenizer=Tokenizer(folder),
+            origin=Origin.model_validate_json((folder / ORIGIN).read_text(encoding="utf-8")) if (folder / ORIGIN).exists() else None,
+        )
+    except (OSError, ValidationError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"checkpoint `{folder}` is damaged: {error}", "use another checkpoint, or train again")
 
 
 def load_weights(model: SpeechToText, weights: dict[str, Tensor], tied: bool, where: str) -> None:
@@ -189,7 +237,7 @@ def load_position(folder: Path) -> Position:
         ) from error
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, tensors: bool) -> None:
     """Every file is as it was written: a torn or flipped byte is found before anything is computed."""
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
@@ -199,6 +247,8 @@ def _verify(folder: Path) -> None:
         ) from error
     for name, digest in digests.items():
         path = folder / name
+        if name in (WEIGHTS, TRAINING_TENSORS) and not tensors:
+            continue
         if not path.is_file() or _digest(path) != digest:
             raise CheckpointError(
                 f"checkpoint `{folder}` is damaged: `{name}` is not as it was written", "use another checkpoint, or train again"

@@ -6,6 +6,7 @@ every checkpoint, so that `decode` needs nothing repeated.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from smoe_cli.errors import ConfigError
-from smoe_cli.presets import apply_preset
+from smoe_cli.presets import PAPER_SCALE, PRESETS, apply_preset, known_preset
 from smoe_cli.tags import AXES, TASK_KINDS, Bandwidth, Route, TaskKind
 
 RECIPE_FILE = "smoe.yaml"
@@ -128,7 +129,7 @@ class FeatureSettings(Settings):
 class ModelSettings(Settings):
     """The encoder-decoder. A preset states its differences from `base`; the recipe states its own from the preset."""
 
-    preset: str = Field("encdec-smoe", description="Model variant: base, dec-ffn-x2, dec-smoe, enc-smoe, encdec-smoe.")
+    preset: str = Field("encdec-smoe", description=f"Model variant: {', '.join(PRESETS)}.")
     d_model: int = Field(512, gt=0, description="Width of the residual stream.")
     heads: int = Field(8, gt=0, description="Attention heads.")
     encoder_layers: int = Field(12, gt=0, description="Encoder layers.")
@@ -199,6 +200,22 @@ class TrainSettings(Settings):
     validation_utterances: int = Field(200, gt=0, description="Utterances per route in each validation at most.")
     workers: int = Field(0, ge=0, description="Processes that load and compute features; 0: in the training process.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
+    init_from: Path | None = Field(
+        None,
+        description="Checkpoint whose weights the model starts with, from the recipe's folder; `tokenize` then takes its tokenizer.",
+    )
+    init_noise: float = Field(
+        0.0, ge=0, description="Noise on experts that start as copies, relative to the standard deviation of each weight; 0: exact copies."
+    )
+    init_experts: dict[str, str] = Field(
+        {}, description="New expert -> expert of the checkpoint that it starts as a copy of; by default its first one."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.init_from is None and (self.init_noise or self.init_experts):
+            raise ValueError("init_noise and init_experts are about copies from a checkpoint, and init_from names none")
+        return self
 
 
 class DecodeSettings(Settings):
@@ -274,8 +291,20 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     return parse_config(tree, str(path), path.parent)
 
 
+def preset_config(preset: str, overrides: Iterable[str] = ()) -> Config:
+    """The settings of a preset at paper scale, which need no recipe.
+
+    Raises:
+        ConfigError: If the preset is unknown, or a setting is unknown or impossible.
+    """
+    tree = copy.deepcopy(PAPER_SCALE) | {"model": {"preset": known_preset(preset)}}
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, f"preset {preset}")
+
+
 def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> Config:
-    """Check a tree of settings; relative `data.root` and `exp_dir` start from `base`.
+    """Check a tree of settings; relative `data.root`, `exp_dir` and `train.init_from` start from `base`.
 
     Raises:
         ConfigError: Naming each setting that is unknown or impossible.
@@ -285,12 +314,19 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         tree["exp_dir"] = str(base / str(tree.get("exp_dir") or "exp"))
         data = tree.get("data") or {}
         if isinstance(data, dict):
-            tree["data"] = data | {"root": str(base / os.path.expanduser(os.path.expandvars(str(data.get("root") or "."))))}
+            tree["data"] = data | {"root": _from(base, data.get("root") or ".")}
+        train = tree.get("train")
+        if isinstance(train, dict) and train.get("init_from"):
+            tree["train"] = train | {"init_from": _from(base, train["init_from"])}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         raise ConfigError(f"`{where}`: " + "; ".join(problems), "docs/reference/config.md lists every setting") from None
+
+
+def _from(base: Path, folder: object) -> str:
+    return str(base / os.path.expanduser(os.path.expandvars(str(folder))))
 
 
 def _problem(item: Any) -> str:

@@ -18,8 +18,11 @@ from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
     Hypothesis,
+    ParameterReport,
     Record,
     ScoreReport,
+    SlimReport,
+    TokenizerReport,
     read_audit,
     read_hypotheses,
     write_json,
@@ -42,17 +45,6 @@ AUDITED_UTTERANCES = 30
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-class TokenizerReport(Record):
-    """What `smoe tokenize` learned."""
-
-    path: Path
-    kind: str
-    vocab_size: int
-    sentences: int
-    guiding_tokens: list[str]
-    fertility: dict[str, float] = Field(description="Language -> tokens per word on the train split.")
-
-
 class DecodeReport(Record):
     """What `smoe decode` wrote."""
 
@@ -70,17 +62,6 @@ class RunReport(Record):
     audit: Path
 
 
-class ParameterReport(Record):
-    """Parameters of a recipe's model."""
-
-    preset: str
-    vocab_size: int
-    total: int
-    active: int = Field(description="Used for one utterance: one expert per layer.")
-    ctc_head: int = Field(description="Auxiliary head, not part of total.")
-    experts: dict[str, int] = Field(description="Stack and expert -> parameters over all layers.")
-
-
 def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int = 0, watcher: Watcher | None = None) -> PrepareReport:
     """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`."""
     from smoe_cli import preparation
@@ -92,46 +73,12 @@ def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int =
 
 
 def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerReport:
-    """Learn the tokenizer from the train split: transcripts and translations, each text once per utterance.
+    """The tokenizer of the recipe, learned or taken from a checkpoint. See `smoe_cli.vocabulary.make_tokenizer`."""
+    from smoe_cli import vocabulary
 
-    Raises:
-        DataError: If the train manifest is missing.
-        ConfigError: If the texts cannot give so large a vocabulary.
-    """
-    from smoe_cli.cuts import read_cuts, route_of, tags_of
-    from smoe_cli.tokenizer import KIND, Tokenizer
-
-    layout = Layout.of(config)
-    texts: dict[tuple[str, str], str] = {}
-    for cut in read_cuts(layout.cuts("train")):
-        tags = tags_of(cut)
-        texts[tags.utterance, tags.source_lang] = tags.transcript
-        texts[tags.utterance, route_of(cut).lang] = str(cut.supervisions[0].text)
-    guiding = [f"<{name}>" for name in config.tasks]
-    guiding += [f"<{lang}>" for lang in dict.fromkeys(lang for task in config.tasks.values() for lang in task.languages)]
-    if len(set(guiding)) != len(guiding):
-        raise ConfigError(
-            f"a task and a language share a name, so they would share a guiding token: {', '.join(guiding)}", "rename the task"
-        )
-    tokenizer = Tokenizer.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
-    words: dict[str, int] = {}
-    tokens: dict[str, int] = {}
-    for (_, lang), text in texts.items():
-        words[lang] = words.get(lang, 0) + len(text.split())
-        ids = tokenizer.encode(text)
-        tokens[lang] = tokens.get(lang, 0) + len(ids)
-        if tokenizer.decode(ids) != text:
-            raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
+    report = vocabulary.make_tokenizer(config, watcher or Silent())
     mark(config, "tokenize")
-    (watcher or Silent()).log(f"learned {tokenizer.vocab_size} pieces from {len(texts)} sentences")
-    return TokenizerReport(
-        path=layout.tokenizer,
-        kind=KIND,
-        vocab_size=tokenizer.vocab_size,
-        sentences=len(texts),
-        guiding_tokens=guiding,
-        fertility={lang: round(tokens[lang] / max(1, words[lang]), 3) for lang in sorted(words)},
-    )
+    return report
 
 
 def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:
@@ -419,22 +366,24 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
     return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
 
 
-def params(config: Config) -> ParameterReport:
-    """Count a recipe's parameters without allocating them."""
-    import torch
+def slim(checkpoint: Path, *, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> SlimReport:
+    """Write the model of one route as a dense checkpoint with the same output. See `smoe_cli.slimming.slim`."""
+    from smoe_cli import slimming
 
-    from smoe_cli.checkpoint import build_model
-    from smoe_cli.model.speech_to_text import count_parameters
-    from smoe_cli.routing import make_plan
+    return slimming.slim(checkpoint, out, task, lang, bandwidth)
 
-    with torch.device("meta"):
-        model = build_model(config.model, config.features.mel_bins, make_plan(config), config.tokenizer.vocab_size)
-    counts = count_parameters(model)
-    return ParameterReport(
-        preset=config.model.preset,
-        vocab_size=config.tokenizer.vocab_size,
-        total=counts.pop("total"),
-        active=counts.pop("active"),
-        ctc_head=counts.pop("ctc_head"),
-        experts=counts,
-    )
+
+def params(config: Config | None, *, checkpoint: Path | None = None) -> ParameterReport:
+    """Count a model's parameters and multiply-adds without allocating it. See `smoe_cli.counting`.
+
+    Args:
+        config: The recipe; None: there is a checkpoint.
+        checkpoint: A trained model, which is counted instead.
+    """
+    from smoe_cli import counting
+
+    if checkpoint is not None:
+        return counting.of_checkpoint(checkpoint)
+    if config is None:
+        raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or name a preset or a checkpoint")
+    return counting.of_recipe(config)

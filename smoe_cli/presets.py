@@ -16,8 +16,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dec-smoe": {"decoder_experts_by": "task"},
     "enc-smoe": {"encoder_experts_by": "bandwidth"},
     "encdec-smoe": {"encoder_experts_by": "bandwidth", "decoder_experts_by": "task"},
+    "small": {"d_model": 256, "heads": 4, "encoder_layers": 6, "decoder_layers": 3, "ffn_dim": 1024, "subsampling_channels": 512},
+    "tiny": {"d_model": 144, "heads": 4, "encoder_layers": 4, "decoder_layers": 2, "ffn_dim": 576, "subsampling_channels": 256},
 }
 DEFAULT_PRESET = "encdec-smoe"
+PAPER_SCALE: dict[str, Any] = {
+    "name": "paper-scale",
+    "tasks": {"transcribe": {"languages": ["en"]}, "translate": {"languages": ["de"]}},
+    "tokenizer": {"vocab_size": 40_000},
+}
+"""What a preset is counted with where there is no recipe: the paper's two tasks, two bands and vocabulary."""
+
+
+def known_preset(name: object) -> str:
+    """Return a preset's name if there is such a preset.
+
+    Raises:
+        ConfigError: With the list of those there are.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ConfigError(f"unknown preset `{name}`; known presets: {', '.join(PRESETS)}", "correct the name of the preset")
+    return name
 
 
 def apply_preset(model: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +45,5 @@ def apply_preset(model: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: If the preset is unknown.
     """
-    name = model.get("preset", DEFAULT_PRESET)
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f"unknown preset `{name}`; known presets: {', '.join(PRESETS)}", "correct `model.preset`")
+    name = known_preset(model.get("preset", DEFAULT_PRESET))
     return {"preset": name} | PRESETS[name] | model

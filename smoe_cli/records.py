@@ -21,6 +21,17 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Origin(Record):
+    """Where a model's weights come from, when not from training alone; kept in its checkpoint."""
+
+    how: Literal["init", "slim"] = Field(description="`init`: training started from another model; `slim`: one route of another model.")
+    model: str = Field(description="Digest of the other model.")
+    route: str = Field(default="", description="The route that was kept (slim).")
+    noise: float = Field(default=0.0, description="`train.init_noise`.")
+    asked: dict[str, str] = Field(default={}, description="`train.init_experts`.")
+    copies: dict[str, str] = Field(default={}, description="Stack and expert -> the other model's expert that it started as a copy of.")
+
+
 class Hypothesis(Record):
     """One decoded cut."""
 
@@ -160,6 +171,41 @@ class AuditReport(Report):
     @property
     def measured(self) -> int:
         return sum(self.routes.values())
+
+
+class TokenizerReport(Record):
+    """What `smoe tokenize` learned."""
+
+    path: Path
+    kind: str
+    vocab_size: int
+    sentences: int
+    guiding_tokens: list[str]
+    fertility: dict[str, float] = Field(description="Language -> tokens per word on the train split.")
+
+
+class ParameterReport(Record):
+    """Parameters of a recipe's model."""
+
+    preset: str
+    vocab_size: int
+    total: int
+    active: int = Field(description="Used for one utterance: one expert per layer.")
+    ctc_head: int = Field(description="Auxiliary head, not part of total.")
+    experts: dict[str, int] = Field(description="Stack and expert -> parameters over all layers.")
+    macs_per_second: int = Field(description="Multiply-adds per second of audio, as `smoe_cli.model.cost` defines them.")
+
+
+class SlimReport(Record):
+    """What `smoe slim` wrote."""
+
+    checkpoint: Path = Field(description="The folder of the slim model.")
+    model: str = Field(description="Digest of the slim model.")
+    taken_from: str = Field(description="Digest of the whole model.")
+    route: str = Field(description="The one route that it has.")
+    parameters: int
+    parameters_before: int = Field(description="Of the whole model, the auxiliary CTC head left out as in `parameters`.")
+    bytes: int = Field(description="Size of the weights on disk.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

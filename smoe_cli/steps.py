@@ -58,23 +58,37 @@ def _tasks(config: Config) -> dict[str, Any]:
     return {name: task.model_dump() for name, task in config.tasks.items()}
 
 
+def _given(config: Config) -> list[Path]:
+    """The checkpoint that the recipe starts from, if it names one."""
+    return [config.train.init_from] if config.train.init_from else []
+
+
+def _tokenize_settings(config: Config) -> Any:
+    settings: list[Any] = [config.tokenizer.model_dump(), _tasks(config)]
+    return [*settings, "from a checkpoint"] if _given(config) else settings
+
+
+def _train_settings(config: Config) -> dict[str, Any]:
+    # What the checkpoint holds counts, not where it lies.
+    init = {"init_from"} if _given(config) else {"init_from", "init_noise", "init_experts"}
+    return config.train.model_dump(exclude={"workers", "threads", *init}) | ({"init": True} if _given(config) else {})
+
+
 STEPS: dict[str, _Definition] = {
     "prepare": _Definition(
         lambda c: [c.data.model_dump(mode="json", exclude={"root"}), _tasks(c), c.features.sample_rate_hz],
         lambda c, at: _sources(c),
         lambda c, at: [at.cuts(split) for split in SPLITS],
     ),
-    "tokenize": _Definition(
-        lambda c: [c.tokenizer.model_dump(), _tasks(c)], lambda c, at: [at.cuts("train")], lambda c, at: [at.tokenizer]
-    ),
+    "tokenize": _Definition(_tokenize_settings, lambda c, at: [at.cuts("train"), *_given(c)], lambda c, at: [at.tokenizer]),
     "train": _Definition(
         lambda c: [
             c.model.model_dump(),
-            c.train.model_dump(exclude={"workers", "threads"}),
+            _train_settings(c),
             c.features.model_dump(exclude={"cache_mb"}),
             _tasks(c),
         ],
-        lambda c, at: [at.cuts("train"), at.cuts("dev"), at.tokenizer],
+        lambda c, at: [at.cuts("train"), at.cuts("dev"), at.tokenizer, *_given(c)],
         lambda c, at: [at.final],
     ),
     "decode": _Definition(

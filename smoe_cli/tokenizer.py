@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece as spm
 
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
-from smoe_cli.records import write_text_atomically
+from smoe_cli.records import write_atomically, write_text_atomically
 from smoe_cli.tags import Route
 
 KIND = "byte-level BPE"
@@ -36,10 +37,24 @@ def _printable_bytes() -> dict[int, str]:
 _TO_CHARACTER = _printable_bytes()
 _TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
 _SPACE = "\u2581"
+_CONTROL = 3
+"""SentencePiece's type of pieces that no text can give."""
 
 
 def _as_characters(text: str) -> str:
     return "".join(_TO_CHARACTER[byte] for byte in text.encode("utf-8"))
+
+
+def _control_piece(token: str) -> bytes:
+    """A control symbol as one more entry of `ModelProto.pieces` (field 1): the piece (1), its score (2) and its type (3)."""
+    text = token.encode("utf-8")
+    entry = b"\x0a" + _varint(len(text)) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18" + _varint(_CONTROL)
+    return b"\x0a" + _varint(len(entry)) + entry
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
 class Tokenizer:
@@ -118,6 +133,29 @@ class Tokenizer:
         card = {"kind": KIND, "vocab_size": vocab_size, "guiding_tokens": list(guiding_tokens)}
         write_text_atomically(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
         return cls(folder)
+
+    def extend(self, guiding_tokens: Iterable[str], folder: Path) -> Tokenizer:
+        """Write a copy that has these guiding tokens too: those it lacks follow after all other pieces, which keep their ids.
+
+        Args:
+            guiding_tokens: e.g. `<transcribe>`, `<fr>`.
+            folder: Where to write.
+
+        Raises:
+            DataError: If the folder cannot be written.
+        """
+        new = [token for token in dict.fromkeys(guiding_tokens) if token not in self._guiding_ids]
+        # A serialized model is a sequence of fields, and its pieces may stand anywhere in it.
+        model = self.model_bytes + b"".join(map(_control_piece, new))
+        card = {"kind": KIND, "vocab_size": self.vocab_size + len(new), "guiding_tokens": [*self.guiding_tokens, *new]}
+        write_atomically(folder / MODEL_FILE, model)
+        write_text_atomically(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
+        return Tokenizer(folder)
+
+    def continues(self, other: Tokenizer) -> bool:
+        """Whether this is the other tokenizer, or the other one extended: every piece of it has the same id here."""
+        same_tokens = self.guiding_tokens[: len(other.guiding_tokens)] == other.guiding_tokens
+        return same_tokens and self.model_bytes.startswith(other.model_bytes)
 
     def save(self, folder: Path) -> None:
         """Copy into another folder, e.g. a checkpoint."""

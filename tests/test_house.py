@@ -22,7 +22,7 @@ LEVELS = [
     ["routing", "records", "watch", "html", "layout", "text", "steps"],
     ["audio", "bandwidth", "features", "tokenizer", "model", "loss", "corpora"],
     ["cuts", "checkpoint"],
-    ["batching"],
+    ["batching", "upcycling", "slimming", "vocabulary", "counting"],
     ["preparation", "training", "decoding", "scoring", "audit"],
     ["pipeline"],
     ["cli", "__main__"],

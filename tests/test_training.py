@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import torch
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.config import Config
 from smoe_cli.cuts import read_cuts
-from smoe_cli.errors import CheckpointError, DataError, Interrupted, SmoeError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
+from smoe_cli.steps import plan_step
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training import Trainer
 from tests.conftest import tiny_config
@@ -218,6 +220,80 @@ def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path, monkeypatc
         checkpoint.save(tmp_path / "final", run.system)
     assert_bit_identical(before, weights(tmp_path))
     assert not list(tmp_path.glob(".final*"))
+
+
+def dense(config: Config) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"encoder_experts_by": None, "decoder_experts_by": None})})
+
+
+def test_training_starts_from_another_model_once_and_resumes_without_it(prepared, tmp_path):
+    trainer(dense(prepared), tmp_path / "dense", max_steps=2).run()
+    given = weights(tmp_path / "dense")
+    first, stopped = (trainer(prepared, tmp_path / name, init_from=tmp_path / "dense" / "final") for name in ("whole", "parts"))
+    step = stopped.train_step
+
+    def compare_and_stop(batch):
+        if stopped.step == 0:
+            for name, value in stopped.system.model.state_dict().items():
+                layer, experts, inside = name.partition(".experts.")
+                assert torch.equal(value, given[f"{layer}{experts}dense.{inside.partition('.')[2]}" if experts else name]), name
+        if stopped.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch)
+
+    stopped.train_step = compare_and_stop
+    with pytest.raises(Interrupted):
+        stopped.run()
+    report = first.run()
+    assert report.started_from == checkpoint.load(tmp_path / "dense" / "final").digest
+    shutil.rmtree(tmp_path / "dense")
+    resumed = trainer(prepared, tmp_path / "parts", init_from=tmp_path / "dense" / "final").run()
+    assert (resumed.resumed_from, resumed.started_from) == (3, report.started_from)
+    assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert not torch.equal(weights(tmp_path / "whole")["decoder.embedding.weight"], given["decoder.embedding.weight"])
+    assert str(tmp_path) not in (tmp_path / "whole" / "final" / "config.json").read_text()
+
+
+def test_a_run_with_another_start_is_not_continued(prepared, tmp_path):
+    for name, seed in (("one", 1), ("other", 2)):
+        trainer(dense(prepared), tmp_path / name, max_steps=1, seed=seed).run()
+    digest = checkpoint.load(tmp_path / "one" / "final").digest
+    trainer(prepared, tmp_path / "run", max_steps=1, init_from=tmp_path / "one" / "final").run()
+    for changes, message in (
+        ({}, f"train.init_from: model {digest} -> null"),
+        ({"init_from": tmp_path / "other" / "final"}, f"train.init_from: model {digest} -> `.*`, which is model"),
+        ({"init_from": tmp_path / "one" / "final", "init_noise": 0.5}, "train.init_noise: 0.0 -> 0.5"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            trainer(prepared, tmp_path / "run", max_steps=1, **changes).run()
+    with pytest.raises(CheckpointError, match=r"train.init_from: null -> "):
+        trainer(dense(prepared), tmp_path / "one", max_steps=1, seed=1, init_from=tmp_path / "other" / "final").run()
+    with pytest.raises(ConfigError, match="lies where this run writes"):
+        trainer(prepared, tmp_path / "one", init_from=tmp_path / "one" / "final").run(resume="never")
+    assert checkpoint.load(tmp_path / "one" / "final").digest == digest
+
+
+def test_the_tokenizer_of_a_recipe_that_starts_from_a_checkpoint_is_the_checkpoints(prepared, tmp_path):
+    trainer(dense(prepared), tmp_path / "dense", max_steps=1).run()
+    final = tmp_path / "dense" / "final"
+    layout = Layout.of(prepared)
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "exp" / "cuts").symlink_to(layout.cuts_dir)
+    started = prepared.model_copy(
+        update={
+            "exp_dir": tmp_path / "exp",
+            "tokenizer": prepared.tokenizer.model_copy(update={"vocab_size": 270}),
+            "train": prepared.train.model_copy(update={"init_from": final, "max_steps": 1}),
+        }
+    )
+    report = pipeline.tokenize(started)
+    assert report.vocab_size == prepared.tokenizer.vocab_size
+    assert Tokenizer(report.path).model_bytes == Tokenizer(final).model_bytes
+    assert pipeline.train(started).started_from == checkpoint.load(final).digest
+    states = [plan_step(started, name).state for name in ("tokenize", "train")]
+    assert states == ["up to date", "up to date"]
+    gone = started.model_copy(update={"train": started.train.model_copy(update={"init_from": None})})
+    assert [plan_step(gone, name).reason for name in ("tokenize", "train")] == ["its settings changed"] * 2
 
 
 def test_a_process_that_is_killed_outright_continues(prepared, tmp_path):

@@ -16,6 +16,7 @@ from smoe_cli.cli.prepare import prepare
 from smoe_cli.cli.route_audit import route_audit
 from smoe_cli.cli.run import run
 from smoe_cli.cli.score import score
+from smoe_cli.cli.slim import slim
 from smoe_cli.cli.tokenize import tokenize
 from smoe_cli.cli.train import train
 from smoe_cli.cli.version import show_version
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, tokenize, train, decode, score, route_audit, run, params):
+for command in (prepare, tokenize, train, decode, score, route_audit, run, slim, params):
     # Typer keeps the line breaks of a docstring's paragraphs, which fit no terminal.
     text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
     app.command(command.__name__.replace("_", "-"), help=text, epilog=EPILOG)(command)

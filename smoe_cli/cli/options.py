@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -50,7 +51,14 @@ Band = Annotated[
     typer.Option("--bandwidth", help="`nb`: telephone speech, `wb`: 16 kHz or more.", show_default="as the data is tagged"),
 ]
 Preset = Annotated[
-    str | None, typer.Option("--preset", metavar="NAME", help="Model variant.", autocompletion=complete.preset, show_default="the recipe's")
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="Model variant, at paper scale: no recipe is read.",
+        autocompletion=complete.preset,
+        show_default="the recipe's model",
+    ),
 ]
 
 
@@ -96,6 +104,11 @@ def load_recipe_if_any(path: Path | None, overrides: Sequence[str] | None, flags
             f"no recipe `{RECIPE_FILE}` here that {changes} could change", "name the recipe with --config, or leave the change out"
         )
     return None
+
+
+def init_flags(folder: Path | None) -> list[str]:
+    """Overrides that name a checkpoint to start from; what stands on the command line starts from the working folder."""
+    return [] if folder is None else [f"train.init_from={json.dumps(str(folder.resolve()), ensure_ascii=False)}"]
 
 
 def corpus_flags(names: Sequence[str], recipe: Config) -> list[str]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
@@ -11,6 +16,17 @@ from smoe_cli.cli.watcher import open_watcher
 def tokenize(
     config: options.RecipePath = None,
     overrides: options.Overrides = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Checkpoint whose tokenizer is taken, with the recipe's guiding tokens that it lacks, instead of learning one.",
+            show_default="the recipe's `train.init_from`",
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -20,7 +36,7 @@ def tokenize(
 
     Example: smoe tokenize --set tokenizer.vocab_size=4000
     """
-    recipe = options.load_recipe(config, overrides)
+    recipe = options.load_recipe(config, overrides, options.init_flags(init_from))
     if dry_run:
         show_plan(recipe, "tokenize", as_json)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -19,17 +20,29 @@ def train(
         Literal["auto", "never"],
         typer.Option("--resume", help="`auto`: go on exactly where an earlier run stopped; `never`: start anew."),
     ] = "auto",
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-from",
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Checkpoint whose weights the model starts with; its feed-forward networks are copied into every new expert.",
+            show_default="the recipe's `train.init_from`",
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the model on the prepared manifests.
 
-    Checks that every cut has a route of the recipe and every route an expert, and that a run to resume has the same
-    configuration, plan and tokenizer. Ctrl-C and SIGTERM end it with a checkpoint; the same command goes on from there.
+    Checks that every cut has a route of the recipe and every route an expert, that a checkpoint to start from has the recipe's
+    dimensions and tokenizer (`smoe tokenize --from FOLDER`), and that a run to resume has the same configuration, plan, tokenizer
+    and start. Ctrl-C and SIGTERM end it with a checkpoint; the same command goes on from there.
 
     Example: smoe train --set train.max_steps=500
     """
-    recipe = options.load_recipe(config, overrides)
+    recipe = options.load_recipe(config, overrides, options.init_flags(init_from))
     if dry_run:
         show_plan(recipe, "train", as_json)
         return

@@ -23,11 +23,11 @@ from lhotse import CutSet, MonoCut
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from smoe_cli import checkpoint
+from smoe_cli import checkpoint, upcycling
 from smoe_cli.batching import IGNORE_ID, Batch, Collator, RouteBatches, by_route, chunk
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import Config
-from smoe_cli.errors import CheckpointError, DataError, Interrupted, RouteError, SmoeError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
 from smoe_cli.loss import Losses, combined_loss
 from smoe_cli.model.speech_to_text import count_parameters
@@ -50,6 +50,7 @@ class TrainReport(Record):
     steps: int
     minutes: float = Field(description="Wall time of this call.")
     resumed_from: int | None = Field(description="Step of the checkpoint it continued from.")
+    started_from: str | None = Field(default=None, description="Digest of the model whose weights training began with.")
     parameters: dict[str, int]
     precision: str
     validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
@@ -128,14 +129,19 @@ class Trainer:
 
         Raises:
             Interrupted: After saving, when SIGINT or SIGTERM came.
-            CheckpointError: If what is there belongs to another configuration.
+            ConfigError: If `train.init_from` lies where this run writes.
+            CheckpointError: If what is there belongs to another configuration, or `train.init_from` to another model.
         """
         started = time.monotonic()
+        source = self.settings.init_from
+        if source is not None and source.resolve().is_relative_to(self.folder.resolve()):
+            raise ConfigError(f"the checkpoint to start from, `{source}`, lies where this run writes its own", "set another exp_dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCK_FILE), stop_flag() as stop:
             self._clean_up(everything=resume == "never")
             resumed_from = self._resume()
             if resumed_from is None:
+                self._start()
                 self.precision = choose_precision(self.settings.precision, self.device)
             self.precision.apply()
             self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
@@ -149,6 +155,7 @@ class Trainer:
             steps=self.step,
             minutes=(time.monotonic() - started) / 60,
             resumed_from=resumed_from,
+            started_from=self.system.origin.model if self.system.origin is not None else None,
             parameters=count_parameters(self.system.model),
             precision=str(self.precision),
             validation=self.validation,
@@ -302,6 +309,17 @@ class Trainer:
             digests[str(route)] = digest.hexdigest()
         return digests
 
+    def _start(self) -> None:
+        """Take the weights of another model, if the recipe starts from one."""
+        if self.settings.init_from is not None:
+            upcycling.start_from(self.settings.init_from, self.system, self.watcher)
+            self._own_weights()
+
+    def _own_weights(self) -> None:
+        """Loading gave the model new tensors; the optimiser must own those."""
+        self.system.model.to(self.device)
+        self.optimiser = make_optimiser(self.system.model, self.settings)
+
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint that is whole; says so when it had to pass over a damaged one."""
         for folder in self._checkpoints():
@@ -318,9 +336,8 @@ class Trainer:
                     "train anew with --resume never, or set another exp_dir",
                 )
             checkpoint.load_weights(self.system.model, saved.model.state_dict(), self.config.model.tie_embeddings, str(folder))
-            self.system.model.to(self.device)
-            # `assign` gave the model new tensors; the optimiser must own those.
-            self.optimiser = make_optimiser(self.system.model, self.settings)
+            self._own_weights()
+            self.system.origin = saved.origin
             restore_optimiser(self.system.model, self.optimiser, position.tensors)
             # The same arithmetic as before, or the weights would not be the same.
             self.precision = Precision(**position.state["precision"])
@@ -334,7 +351,8 @@ class Trainer:
         """Refuse to continue a run of another configuration, plan or tokenizer."""
         ignored = {"name", "exp_dir", "decode", "data"}
         old, new = saved.config.model_dump(exclude=ignored), self.config.model_dump(exclude=ignored)
-        free = {"train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads"}, "features": {"cache_mb"}}
+        init = {"init_from", "init_noise", "init_experts"}  # compared with the checkpoint's own account of its origin, below
+        free = {"train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads", *init}, "features": {"cache_mb"}}
         for section, keys in free.items():
             for key in keys:
                 old[section].pop(key), new[section].pop(key)
@@ -346,6 +364,7 @@ class Trainer:
             for key, value in (new[section].items() if isinstance(new[section], dict) else [("", None)])
             if (old[section].get(key) != value if isinstance(new[section], dict) else old[section] != new[section])
         ]
+        changed += upcycling.differences(saved.origin, self.settings)
         if changed:
             raise CheckpointError(
                 f"`{folder}` was trained with another configuration: {'; '.join(changed)}",

@@ -7,7 +7,7 @@ import pytest
 
 from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
 from smoe_cli.preparation import PrepareReport, PrepareRow
-from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
+from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores, SlimReport
 from smoe_cli.steps import STEPS, Step
 from smoe_cli.training import TrainReport
 
@@ -67,7 +67,13 @@ SCORED = ScoreReport(
 )
 FINDING = Finding(check="execution", where="encoder layer 3", message="`u1` was served by `wb`, its tag says `nb`", hint="report it")
 PARAMETERS = ParameterReport(
-    preset="base", vocab_size=1000, total=660_032, active=660_032, ctc_head=33_000, experts={"encoder.dense": 4192}
+    preset="base",
+    vocab_size=1000,
+    total=660_032,
+    active=660_032,
+    ctc_head=33_000,
+    experts={"encoder.dense": 4192},
+    macs_per_second=7_000_000,
 )
 
 
@@ -131,7 +137,7 @@ def test_json_is_the_whole_report_and_alone_on_stdout(smoe, replace, command):
         ("score", ["tiny", "WER", "12.3", "exp/scores/report.html"]),
         ("route-audit", ["60 observations", "transcribe/en/nb", "80.00", "passed", "exp/audit/audit.html"]),
         ("run", ["up to date", "151.5", "report: exp/scores/report.html", "0 finding(s)"]),
-        ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense"]),
+        ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense", "audio: 0.01 billion"]),
     ],
 )
 def test_people_get_tables_without_escape_codes_and_the_path_last(smoe, replace, command, shown):
@@ -296,7 +302,68 @@ def test_out_moves_the_page(smoe, replace):
 
 
 def test_params_counts_another_preset_for_real(smoe):
-    counts = [json.loads(smoe("params", "--preset", preset, "--json").stdout) for preset in ("base", "encdec-smoe")]
+    presets = [("params", "--set", f"model.preset={preset}", "--json") for preset in ("base", "encdec-smoe")]
+    counts = [json.loads(smoe(*words).stdout) for words in presets]
     assert [count["preset"] for count in counts] == ["base", "encdec-smoe"]
     assert counts[0]["total"] < counts[1]["total"]
     assert counts[0]["active"] == counts[1]["active"]
+
+
+def test_params_of_a_preset_need_no_recipe_and_heed_none(smoe, recipe):
+    inside = smoe("params", "--preset", "encdec-smoe", "--json").stdout
+    recipe.unlink()
+    result = smoe("params", "--preset", "encdec-smoe", "--json")
+    report = json.loads(result.stdout)
+    assert (result.exit_code, result.stdout) == (0, inside)
+    assert (report["total"], report["active"]) == (144_842_752, 107_047_936)
+    assert set(report["experts"]) == {"encoder.nb", "encoder.wb", "decoder.transcribe", "decoder.translate"}
+    assert report["macs_per_second"] > 1e9
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--preset", "huge"), "unknown preset `huge`; known presets: base, "),
+        (("--preset", "base", "--config", "smoe.yaml"), "--config and --preset name different models"),
+        (("--checkpoint", ".", "--set", "model.heads=2"), "cannot change a trained model"),
+        (("--checkpoint", "."), "is no checkpoint or an incomplete one"),
+    ],
+)
+def test_params_of_nothing_or_of_two_things_exit_with_2(smoe, words, message):
+    result = smoe("params", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_slim_hands_on_the_route_and_says_what_is_left(smoe, replace, tmp_path):
+    report = SlimReport(
+        checkpoint=Path("phone"),
+        model="0123456789ab",
+        taken_from="ba9876543210",
+        route="translate/de/nb",
+        parameters=107_047_936,
+        parameters_before=144_842_752,
+        bytes=428_191_744,
+    )
+    (tmp_path / "final").mkdir()
+    slim = replace("slim", report)
+    words = ("slim", "final", "--task", "translate", "--lang", "de", "--bandwidth", "nb", "--out", "phone")
+    result = smoe(*words)
+    assert result.stdout.splitlines() == ["route translate/de/nb: 107,047,936 of 144,842,752 parameters, 428.2 MB", "phone"]
+    assert slim.call_args.args == (Path("final"),)
+    assert slim.call_args.kwargs == {"out": Path("phone"), "task": "translate", "lang": "de", "bandwidth": "nb"}
+    assert json.loads(smoe(*words, "--json").stdout) == json.loads(report.model_dump_json())
+
+
+@pytest.mark.parametrize("words", [("slim", "nowhere", "--out", "phone"), ("slim", ".", "--out", "phone"), ("slim", ".")])
+def test_slim_of_nothing_or_to_nowhere_exits_with_2(smoe, words):
+    assert smoe(*words).exit_code == 2
+
+
+def test_a_checkpoint_to_start_from_is_named_from_the_working_folder(smoe, replace, tmp_path):
+    (tmp_path / "a: model").mkdir()
+    train, tokenize = replace("train", TRAINED), replace("tokenize", TOKENIZED)
+    assert smoe("train", "--init-from", "a: model").exit_code == 0
+    assert smoe("tokenize", "--from", "a: model").exit_code == 0
+    assert [fake.call_args.args[0].train.init_from for fake in (train, tokenize)] == [tmp_path / "a: model"] * 2
+    assert smoe("train", "--init-from", "nowhere").exit_code == 2

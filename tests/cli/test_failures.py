@@ -120,7 +120,7 @@ def test_signals_end_a_process_with_130_and_one_line(process, number):
     command = process(
         "params",
         before="import time\nfrom smoe_cli import pipeline\n"
-        "def params(config):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "def params(config, checkpoint):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "pipeline.params = params",
     )
     assert command.stdout.readline() == "ready\n"
@@ -136,7 +136,7 @@ def test_a_reader_that_leaves_ends_a_process_quietly(process):
         "--json",
         before="from smoe_cli import pipeline\n"
         "class Report:\n    def model_dump_json(self, indent): return 'x' * 1_000_000\n"
-        "pipeline.params = lambda config: Report()",
+        "pipeline.params = lambda config, checkpoint: Report()",
     )
     assert command.stdout.read(1) == "x"
     command.stdout.close()

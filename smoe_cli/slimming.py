@@ -1,0 +1,117 @@
+"""A trained S-MoE model -> the dense model of one of its routes, which computes the same and is all that a device needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from smoe_cli import checkpoint
+from smoe_cli.checkpoint import System
+from smoe_cli.errors import ConfigError, RouteError, SmoeError
+from smoe_cli.layout import WEIGHTS, model_digest
+from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.records import Origin, SlimReport
+from smoe_cli.routing import DENSE, RoutingPlan, StackPlan
+from smoe_cli.tags import Route, parse_bandwidth
+from smoe_cli.upcycling import EXPERTS, experts_by_layer, stack_of
+
+
+def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> SlimReport:
+    """Write the model of one route as a checkpoint of its own.
+
+    Args:
+        folder: The trained model.
+        out: Folder to write; what an earlier `slim` left there is replaced, nothing else.
+        task, lang, bandwidth: The route; a tag that all of the model's routes share may be left out.
+
+    Raises:
+        CheckpointError: If the folder is no checkpoint, or a damaged one.
+        RouteError: If the model has no such route, or several.
+        ConfigError: If something else lies at `out`.
+        DataError: If `out` cannot be written.
+    """
+    route = choose_route(checkpoint.read_parts(folder).plan, task, lang, bandwidth)
+    _check_free(out)
+    whole = checkpoint.load(folder)
+    slimmed = one_route(whole, route)
+    checkpoint.save(out, slimmed)
+    return SlimReport(
+        checkpoint=out,
+        model=model_digest(out),
+        taken_from=whole.digest,
+        route=str(route),
+        parameters=count_parameters(slimmed.model)["total"],
+        parameters_before=count_parameters(whole.model)["total"],
+        bytes=(out / WEIGHTS).stat().st_size,
+    )
+
+
+def choose_route(plan: RoutingPlan, task: str | None, lang: str | None, bandwidth: str | None) -> Route:
+    """The one route of a plan that has these tags.
+
+    Raises:
+        RouteError: If there is none, or more than one; with the list.
+    """
+    if bandwidth is not None:
+        parse_bandwidth(bandwidth)
+    routes = [Route.parse(name) for name in plan.routes]
+    found = [r for r in routes if task in (None, r.task) and lang in (None, r.lang) and bandwidth in (None, str(r.bandwidth))]
+    if len(found) == 1:
+        return found[0]
+    asked = "/".join(part or "*" for part in (task, lang, bandwidth))
+    if not found:
+        raise RouteError(
+            f"the model has no route `{asked}`; it has: {', '.join(plan.routes)}", "choose one of these with --task, --lang and --bandwidth"
+        )
+    raise RouteError(
+        f"a slim model has one route, and `{asked}` is {len(found)}: {', '.join(map(str, found))}",
+        "choose one of these with --task, --lang and --bandwidth",
+    )
+
+
+def one_route(whole: System, route: Route) -> System:
+    """The dense system of one route; it shares its tensors with the whole one.
+
+    The tokenizer stays as it is, guiding tokens included, so that every id keeps its meaning. The CTC head stays where decoding
+    uses it: for tasks that follow the audio.
+    """
+    config = whole.config
+    ctc = config.model.ctc and config.kind(route.task).monotonic
+    dense = {"preset": "base", "encoder_experts_by": None, "decoder_experts_by": None, "ctc": ctc}
+    task = config.tasks[route.task].model_copy(update={"languages": [route.lang]})
+    config = config.model_copy(update={"model": config.model.model_copy(update=dense), "tasks": {route.task: task}})
+    stack = StackPlan(by=None, experts=(DENSE,))
+    plan = RoutingPlan(encoder=stack, decoder=stack, routes=(str(route),))
+    model = checkpoint.on_meta(config, plan, whole.tokenizer.vocab_size)
+    weights = _weights(whole.model.state_dict(), {"encoder": whole.plan.encoder.expert(route), "decoder": whole.plan.decoder.expert(route)})
+    if not ctc:
+        weights = {name: value for name, value in weights.items() if not name.startswith("ctc.")}
+    checkpoint.load_weights(model, weights, config.model.tie_embeddings, str(whole.folder))
+    origin = Origin(how="slim", model=whole.digest, route=str(route))
+    return System(model.eval(), config, plan, whole.tokenizer, origin=origin)
+
+
+def _weights(given: Mapping[str, Tensor], chosen: Mapping[str, str]) -> dict[str, Tensor]:
+    """Shared weights, and of every layer the expert of its stack that was chosen, under the name of a dense one."""
+    layers = experts_by_layer(given)
+    weights = {name: value for name, value in given.items() if EXPERTS not in name}
+    for layer, experts in layers.items():
+        # A layer that is not routed has one expert, whatever its stack chooses by.
+        kept = chosen[stack_of(layer)] if len(experts) > 1 else experts[0]
+        prefix = f"{layer}{EXPERTS}{kept}."
+        weights |= {f"{layer}{EXPERTS}{DENSE}.{name.removeprefix(prefix)}": given[name] for name in given if name.startswith(prefix)}
+    return weights
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to replace anything but an earlier slim model."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        earlier = checkpoint.read_parts(out).origin
+    except SmoeError as error:
+        raise ConfigError(f"`{out}` is there already, and is no slim model", "name a new folder with --out") from error
+    if earlier is None or earlier.how != "slim":
+        raise ConfigError(f"`{out}` is a model that `smoe slim` did not write", "name a new folder with --out")

@@ -1,0 +1,202 @@
+"""A model starts from the weights of another: a dense feed-forward network becomes every expert, and experts can be added.
+
+Source: sparse upcycling, arXiv:2212.05055, here without a gate to learn: which expert an utterance takes is known. So the
+model that comes out computes at step 0 what the one that went in computes, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smoe_cli import checkpoint
+from smoe_cli.checkpoint import Parts, System
+from smoe_cli.config import Config, TrainSettings
+from smoe_cli.errors import CheckpointError, ConfigError
+from smoe_cli.layout import model_digest
+from smoe_cli.records import Origin
+from smoe_cli.tags import Route
+from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.watch import Watcher
+
+EXPERTS = ".experts."
+"""In the name of a weight, between the layer that holds experts by name and the name of one."""
+FREE = {"preset", "dropout", "ctc", "encoder_experts_by", "decoder_experts_by"}
+"""Settings of a model that may differ from the checkpoint's; every other one says what the shared weights are."""
+VOCABULARY_WEIGHTS = ("decoder.embedding.weight", "decoder.output.weight", "ctc.weight", "ctc.bias")
+"""Weights with one row for each piece of the vocabulary."""
+
+
+def start_from(folder: Path, system: System, watcher: Watcher) -> None:
+    """Give a new system the weights of a checkpoint, as its `train.init_*` settings say; it then remembers its origin.
+
+    - Shared weights are taken as they are.
+    - An expert that the checkpoint has too is taken as it is; a new one starts as a copy of the checkpoint's first expert of
+      that layer, or of the one that `train.init_experts` names, plus noise if `train.init_noise` asks for it.
+    - A guiding token that was added to the tokenizer starts as a copy of the first one of its kind.
+    - A CTC head that the checkpoint lacks keeps its fresh weights.
+
+    Raises:
+        CheckpointError: If the folder is no checkpoint, or its shared weights or its tokenizer are those of another model.
+        ConfigError: If `train.init_experts` names an expert that is not there.
+    """
+    parts = checkpoint.read_parts(folder)
+    check_fits(folder, parts, system.config, system.tokenizer)
+    donor = checkpoint.load(folder)
+    given, fresh = donor.model.state_dict(), system.model.state_dict()
+    settings = system.config.train
+    sources = _sources(fresh, given, settings.init_experts)
+    weights = {name: value for name, value in given.items() if EXPERTS not in name and not name.startswith("ctc.")}
+    for name in (name for name in fresh if name.startswith("ctc.")):
+        weights[name] = given.get(name, fresh[name].cpu())
+    rows = _vocabulary_rows(donor, system.config, system.tokenizer)
+    for name in VOCABULARY_WEIGHTS:
+        if name in weights and len(rows) > len(weights[name]):
+            weights[name] = weights[name][torch.tensor(rows)]
+    copies: dict[str, str] = {}
+    for name in (name for name in fresh if EXPERTS in name):
+        layer, expert, rest = _split(name)
+        source = sources[layer][expert]
+        weights[name] = given[f"{layer}{EXPERTS}{source}.{rest}"].clone()
+        if source != expert:
+            if settings.init_noise:
+                weights[name] += _noise(name, weights[name], settings)
+            copies.setdefault(f"{stack_of(layer)}.{expert}", source)
+    checkpoint.load_weights(system.model, weights, system.config.model.tie_embeddings, str(folder))
+    system.origin = Origin(how="init", model=donor.digest, noise=settings.init_noise, asked=settings.init_experts, copies=copies)
+    for line in _log(folder, donor, sources, settings):
+        watcher.log(line)
+    if len(rows) > donor.tokenizer.vocab_size:
+        watcher.log(f"new guiding tokens: {' '.join(system.tokenizer.guiding_tokens[len(donor.tokenizer.guiding_tokens) :])}")
+    if system.model.ctc is not None and donor.model.ctc is None:
+        watcher.log("the checkpoint has no CTC head: it starts fresh")
+
+
+def check_fits(folder: Path, parts: Parts, config: Config, tokenizer: Tokenizer) -> None:
+    """Refuse a checkpoint whose shared weights mean something else than the recipe's; no tensor is read.
+
+    Raises:
+        CheckpointError: Naming every difference.
+    """
+    old = {f"model.{key}": value for key, value in parts.config.model.model_dump(exclude=FREE).items()}
+    new = {f"model.{key}": value for key, value in config.model.model_dump(exclude=FREE).items()}
+    old |= {f"features.{key}": value for key, value in parts.config.features.model_dump(exclude={"cache_mb"}).items()}
+    new |= {f"features.{key}": value for key, value in config.features.model_dump(exclude={"cache_mb"}).items()}
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        cure = " ".join(f"--set {key}={'null' if old[key] is None else str(old[key]).lower()}" for key in changed)
+        raise CheckpointError(
+            f"the model cannot start from `{folder}`, which differs in "
+            + "; ".join(f"{key}: {old[key]!r} there, {new[key]!r} here" for key in changed),
+            f"put the checkpoint's settings into the recipe ({cure}), or name another checkpoint",
+        )
+    if not tokenizer.continues(parts.tokenizer):
+        raise CheckpointError(
+            f"the model cannot start from `{folder}`, which has another tokenizer ({parts.tokenizer.vocab_size:,} pieces; "
+            f"this recipe's has {tokenizer.vocab_size:,}): the same ids would mean other text",
+            f"use its tokenizer: `smoe tokenize --from {folder}`, then train again",
+        )
+
+
+def differences(origin: Origin | None, settings: TrainSettings) -> list[str]:
+    """What a recipe says otherwise about the start than the run that it would continue; empty: nothing.
+
+    The checkpoint that a run started from is not needed any more; where it lies still, it must be the same model.
+    """
+    folder = settings.init_from
+    began = None if origin is None or origin.how != "init" else origin
+    if began is None or folder is None:
+        return [] if began is None and folder is None else [f"train.init_from: {_told(began)} -> {f'`{folder}`' if folder else 'null'}"]
+    found = []
+    if folder.is_dir() and model_digest(folder) != began.model:
+        found.append(f"train.init_from: {_told(began)} -> `{folder}`, which is model {model_digest(folder)}")
+    if began.noise != settings.init_noise:
+        found.append(f"train.init_noise: {began.noise!r} -> {settings.init_noise!r}")
+    if began.asked != settings.init_experts:
+        found.append(f"train.init_experts: {began.asked!r} -> {settings.init_experts!r}")
+    return found
+
+
+def _told(origin: Origin | None) -> str:
+    return "null" if origin is None else f"model {origin.model}"
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Name of an expert's weight -> layer, expert, and the weight's name inside the expert."""
+    layer, _, inside = name.partition(EXPERTS)
+    expert, _, rest = inside.partition(".")
+    return layer, expert, rest
+
+
+def stack_of(layer: str) -> str:
+    """`encoder` or `decoder`."""
+    return layer.partition(".")[0]
+
+
+def experts_by_layer(names: Mapping[str, object]) -> dict[str, list[str]]:
+    """Layer -> its experts, in their order, of a model whose weights have these names."""
+    found: dict[str, dict[str, None]] = {}
+    for layer, expert, _ in (_split(name) for name in names if EXPERTS in name):
+        found.setdefault(layer, {})[expert] = None
+    return {layer: list(experts) for layer, experts in found.items()}
+
+
+def _sources(fresh: Mapping[str, object], given: Mapping[str, object], asked: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Layer -> expert of the new model -> expert of the checkpoint that it takes its weights from."""
+    wanted, there = experts_by_layer(fresh), experts_by_layer(given)
+    new = list(dict.fromkeys(name for layer, names in wanted.items() for name in names if name not in there[layer]))
+    known = list(dict.fromkeys(name for names in there.values() for name in names))
+    for expert, source in asked.items():
+        if expert not in new:
+            raise ConfigError(
+                f"`train.init_experts` names `{expert}`, which is no new expert; new are: {', '.join(new) or 'none'}",
+                "an expert that the checkpoint has keeps its weights",
+            )
+        if source not in known:
+            raise ConfigError(
+                f"`train.init_experts` names `{source}`, which the checkpoint does not have; it has: {', '.join(known)}", "correct the name"
+            )
+
+    def choose(layer: str, expert: str) -> str:
+        if expert in there[layer]:
+            return expert
+        return asked[expert] if asked.get(expert) in there[layer] else there[layer][0]
+
+    return {layer: {expert: choose(layer, expert) for expert in names} for layer, names in wanted.items()}
+
+
+def _noise(name: str, weight: Tensor, settings: TrainSettings) -> Tensor:
+    """Noise for one weight, the same for the same seed and name whatever else the model has."""
+    digest = hashlib.sha256(f"{settings.seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return settings.init_noise * weight.std(correction=0) * torch.randn(weight.shape, generator=generator)
+
+
+def _vocabulary_rows(donor: System, config: Config, tokenizer: Tokenizer) -> list[int]:
+    """For every piece of the tokenizer, the piece of the checkpoint whose rows it takes.
+
+    A model never writes a guiding token, and has learned so; a fresh row could win against real text.
+    """
+    task, language = donor.tokenizer.guiding_ids(Route.parse(donor.plan.routes[0]))
+    tasks = {f"<{name}>" for name in config.tasks}
+    added = tokenizer.guiding_tokens[len(donor.tokenizer.guiding_tokens) :]
+    return [*range(donor.tokenizer.vocab_size), *(task if token in tasks else language for token in added)]
+
+
+def _log(folder: Path, donor: System, sources: Mapping[str, Mapping[str, str]], settings: TrainSettings) -> Iterator[str]:
+    """What was taken from where, for people."""
+    yield f"starting from `{folder}` (model {donor.digest})"
+    given = experts_by_layer(donor.model.state_dict())
+    lines: dict[str, None] = {}
+    for layer, origins in sources.items():
+        said = [f"`{expert}` as it is" if expert == source else f"`{expert}` as a copy of `{source}`" for expert, source in origins.items()]
+        if settings.init_noise and any(expert != source for expert, source in origins.items()):
+            said.append(f"copies with noise of {settings.init_noise:g} of each weight's standard deviation")
+        unused = [expert for expert in given[layer] if expert not in origins.values()]
+        said += [f"not taken: {', '.join(f'`{expert}`' for expert in unused)}"] if unused else []
+        lines[f"{stack_of(layer)} experts: {'; '.join(said)}"] = None
+    yield from lines

@@ -1,0 +1,59 @@
+"""The texts of the prepared manifests -> the tokenizer of a recipe (`smoe tokenize`)."""
+
+from __future__ import annotations
+
+from smoe_cli.checkpoint import read_parts
+from smoe_cli.config import Config
+from smoe_cli.cuts import read_cuts, route_of, tags_of
+from smoe_cli.errors import ConfigError, DataError
+from smoe_cli.layout import Layout
+from smoe_cli.records import TokenizerReport
+from smoe_cli.tokenizer import KIND, Tokenizer
+from smoe_cli.watch import Watcher
+
+
+def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
+    """Learn the tokenizer from the train split: transcripts and translations, each text once per utterance.
+
+    A recipe that starts from a checkpoint (`train.init_from`) takes the checkpoint's, with the guiding tokens that it lacks.
+
+    Raises:
+        DataError: If the train manifest is missing.
+        ConfigError: If the texts cannot give so large a vocabulary.
+        CheckpointError: If `train.init_from` is no checkpoint.
+    """
+    layout = Layout.of(config)
+    texts: dict[tuple[str, str], str] = {}
+    for cut in read_cuts(layout.cuts("train")):
+        tags = tags_of(cut)
+        texts[tags.utterance, tags.source_lang] = tags.transcript
+        texts[tags.utterance, route_of(cut).lang] = str(cut.supervisions[0].text)
+    guiding = [f"<{name}>" for name in config.tasks]
+    guiding += [f"<{lang}>" for lang in dict.fromkeys(lang for task in config.tasks.values() for lang in task.languages)]
+    if len(set(guiding)) != len(guiding):
+        raise ConfigError(
+            f"a task and a language share a name, so they would share a guiding token: {', '.join(guiding)}", "rename the task"
+        )
+    source = config.train.init_from
+    if source is not None:
+        tokenizer = read_parts(source).tokenizer.extend(guiding, layout.tokenizer)
+    else:
+        tokenizer = Tokenizer.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
+    words: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    for (_, lang), text in texts.items():
+        words[lang] = words.get(lang, 0) + len(text.split())
+        ids = tokenizer.encode(text)
+        tokens[lang] = tokens.get(lang, 0) + len(ids)
+        if tokenizer.decode(ids) != text:
+            raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
+    how = f"learned {tokenizer.vocab_size} pieces from {len(texts)} sentences"
+    watcher.log(how if source is None else f"took the {tokenizer.vocab_size} pieces of `{source}`")
+    return TokenizerReport(
+        path=layout.tokenizer,
+        kind=KIND,
+        vocab_size=tokenizer.vocab_size,
+        sentences=len(texts),
+        guiding_tokens=list(tokenizer.guiding_tokens),
+        fertility={lang: round(tokens[lang] / max(1, words[lang]), 3) for lang in sorted(words)},
+    )
