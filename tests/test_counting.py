@@ -89,10 +89,10 @@ def test_multiply_adds_are_those_that_a_forward_pass_does(monkeypatch, changes):
 
 
 def test_a_checkpoint_is_counted_without_its_weights(tmp_path):
-    config = tiny_config(tmp_path, tokenizer={"vocab_size": 290})
-    tokenizer = Tokenizer.train(["one two"], 290, ["<transcribe>", "<translate>", "<en>", "<de>"], tmp_path / "tokenizer")
+    config = tiny_config(tmp_path, tokenizer={"vocab_size": 270})
+    tokenizer = Tokenizer.train(["one two"], 270, ["<transcribe>", "<translate>", "<en>", "<de>"], tmp_path / "tokenizer")
     plan = make_plan(config)
-    model = checkpoint.build_model(config.model, 40, plan, 290)
+    model = checkpoint.build_model(config.model, 40, plan, 270)
     checkpoint.save(tmp_path / "final", checkpoint.System(model, config, plan, tokenizer))
     (tmp_path / "final" / "model.safetensors").unlink()
     assert pipeline.params(None, checkpoint=tmp_path / "final") == pipeline.params(config)

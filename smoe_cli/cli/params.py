@@ -50,4 +50,4 @@ def params(
     rows += [(f"expert {name}", count) for name, count in report.experts.items()]
     rows += [("CTC head, not in the total", report.ctc_head)]
     print_table(("parameters", "count"), rows, title=f"{report.preset}, vocabulary {report.vocab_size:,}")
-    print(f"multiply-adds per second of audio: {report.macs_per_second / 1e9:,.2f} billion")
+    print(f"multiply-adds per second of audio: {report.macs_per_second / 1e6:,.0f} million")

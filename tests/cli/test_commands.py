@@ -137,7 +137,7 @@ def test_json_is_the_whole_report_and_alone_on_stdout(smoe, replace, command):
         ("score", ["tiny", "WER", "12.3", "exp/scores/report.html"]),
         ("route-audit", ["60 observations", "transcribe/en/nb", "80.00", "passed", "exp/audit/audit.html"]),
         ("run", ["up to date", "151.5", "report: exp/scores/report.html", "0 finding(s)"]),
-        ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense", "audio: 0.01 billion"]),
+        ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense", "audio: 7 million"]),
     ],
 )
 def test_people_get_tables_without_escape_codes_and_the_path_last(smoe, replace, command, shown):
