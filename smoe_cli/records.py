@@ -123,6 +123,7 @@ class Served(Record):
 
     stack: Literal["encoder", "decoder"]
     layer: int = Field(ge=0)
+    part: str = Field("ffn", description="Which of the layer's feed-forward networks; a Conformer's has `ffn_before` too.")
     route: str
     expert: str
     utterances: int = Field(ge=0)
@@ -150,7 +151,7 @@ class AuditReport(Report):
     manifest: str
     cuts: int = Field(description="Cuts of the manifest; the tags of all were checked.")
     routes: dict[str, int] = Field(description="Route -> cuts that were run.")
-    layers: int = Field(description="Routed layers observed.")
+    layers: int = Field(description="Routed layers observed, each half-step of a Conformer's on its own.")
     observations: int = Field(description="(layer, utterance) pairs whose expert was observed by a hook.")
     served: list[Served] = Field(description="Per layer, route and expert: utterances served.")
     parameters: dict[str, int] = Field(description="total, active, and per-expert parameters.")
