@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from smoe_cli import checkpoint, pipeline
+from smoe_cli.audit.execution import observe_experts
+from smoe_cli.audit.report import audit_report_html
+from smoe_cli.audit.supervision import check_manifest
 from smoe_cli.checkpoint import build_model
 from smoe_cli.cli.failures import EXIT_CODES
 from smoe_cli.config import ModelSettings
+from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import ConfigError, RouteError
+from smoe_cli.layout import Layout
+from smoe_cli.model.speech_to_text import ENCODERS
 from smoe_cli.routing import RoutingPlan, StackPlan, make_plan
 from smoe_cli.tags import AXES, Bandwidth, Route
+from smoe_cli.watch import Silent
 from tests.conftest import tiny_config
+from tests.test_training import recipe, write_corpus
 
 TASKS = {"transcribe": {"languages": ["en"]}, "translate": {"languages": ["de", "fr"]}}
 DENSE = {"by": None, "experts": ["dense"]}
@@ -110,10 +119,48 @@ def test_a_route_without_expert_is_an_error_that_lists_the_experts():
 
 
 def test_every_kind_of_encoder_in_the_settings_can_be_built(tmp_path):
-    from smoe_cli.model.speech_to_text import ENCODERS
-
     kinds = ModelSettings.model_fields["encoder"].annotation.__args__
     assert set(kinds) == set(ENCODERS) and len(kinds) == 2
     for kind in kinds:
         config = tiny_config(tmp_path, model={"encoder": kind})
         build_model(config.model, 40, make_plan(config), 300)
+
+
+def test_a_conformer_with_shared_experts_in_some_layers_goes_the_whole_road(tmp_path):
+    """Trained, saved, loaded, decoded; then one half-step runs the wrong experts, and the audit names it."""
+    model = {
+        "encoder": "conformer",
+        "conv_kernel": 5,
+        "encoder_routed_layers": [1],
+        "encoder_shared_ffn_dim": 8,
+        "decoder_experts_by": "lang",
+    }
+    config = recipe(
+        write_corpus(tmp_path / "corpus", per_word=6),
+        tmp_path / "exp",
+        model=model,
+        train={"max_steps": 2},
+        decode={"min_max_tokens": 2, "max_tokens_per_s": 1.0},
+    )
+    pipeline.prepare(config)
+    pipeline.tokenize(config)
+    pipeline.train(config)
+    report = pipeline.route_audit(config, swap=False)
+    assert not report.findings
+    assert report.layers == 3
+    assert report.observations == 3 * sum(report.routes.values()) > 0
+    assert {(row.stack, row.layer, row.part) for row in report.served} == {
+        ("encoder", 1, "ffn_before"),
+        ("encoder", 1, "ffn"),
+        ("decoder", 0, "ffn"),
+    }
+    page = audit_report_html(report)
+    assert ">layer 1.1<" in page and ">1.2<" in page and ">layer 0<" in page
+
+    system = checkpoint.load(Layout.of(config).final)
+    assert system.plan.encoder.layers == (1,)
+    system.model.encoder.layers[1].ffn_before.names = ("wb", "nb")
+    groups, _, _ = check_manifest(Layout.of(config).cuts("test"), system)
+    _, findings = observe_experts(Decoder(system, config.decode.model_copy(update={"beam": 1})), groups, Silent())
+    assert findings
+    assert all(finding.where.startswith("encoder layer 1 ffn_before, route ") for finding in findings)
