@@ -105,7 +105,7 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
         if system.config.model.tie_embeddings:
             del weights["decoder.output.weight"]
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        # A model that is handed on names no folder of the machine that trained it.
+        # A model that is handed on does not say where its recipe lay.
         portable = system.config.model_copy(update={"exp_dir": Path("exp"), "data": system.config.data.model_copy(update={"root": None})})
         write_text_atomically(temporary / CONFIG, portable.model_dump_json(indent=2) + "\n")
         write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")

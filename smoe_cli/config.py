@@ -267,7 +267,7 @@ class Config(Settings):
     """A recipe: `smoe.yaml`."""
 
     name: str = Field("smoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the system in reports.")
-    exp_dir: Path = Field(Path("exp"), description="Folder for everything the steps write.")
+    exp_dir: Path = Field(Path("exp"), description="Folder for everything the steps write; `$NAME` is read from the environment.")
     data: DataSettings = DataSettings()
     tasks: dict[Annotated[str, Field(pattern=TAG_PATTERN)], TaskSettings] = Field(min_length=1, description="Task name -> what it writes.")
     tokenizer: TokenizerSettings = TokenizerSettings()
@@ -297,6 +297,10 @@ class Config(Settings):
 
 
 # --- reading ---------------------------------------------------------------------------------------------
+
+
+UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
+"""What is left of a variable that the environment does not have."""
 
 
 def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -333,7 +337,10 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
     """
     tree = dict(tree)
     if base is not None:
-        tree["exp_dir"] = str(base / str(tree.get("exp_dir") or "exp"))
+        exp_dir = os.path.expandvars(os.path.expanduser(str(tree.get("exp_dir") or "exp")))
+        if unset := UNSET_VARIABLE.search(exp_dir):
+            raise ConfigError(f"`{where}`: `exp_dir` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER")
+        tree["exp_dir"] = str(base / exp_dir)
         data = tree.get("data") or {}
         if isinstance(data, dict):
             tree["data"] = data | {"root": str(base / os.path.expanduser(os.path.expandvars(str(data.get("root") or "."))))}
@@ -359,8 +366,8 @@ def data_root(config: Config) -> Path:
         ConfigError: If `data.root` names an environment variable that is not set.
     """
     root = config.data.root or Path()
-    unset = re.search(r"\$\{?(\w+)", str(root))
-    if unset:
+    unset = UNSET_VARIABLE.search(str(root))
+    if unset and not root.exists():  # a folder's own name may hold a `$`
         raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
     return root
 
