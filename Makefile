@@ -16,9 +16,14 @@ help: ## Show what can be made.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
 
 demo: $(STAMP) ## Install, then prepare, train, decode, score and audit the quickstart recipe.
-	$(call step,smoe run in $(RECIPE),cd $(RECIPE) && '$(CURDIR)/$(BIN)/smoe' run)
-	$(call step,look for the report,test -s $(RECIPE)/exp/scores/report.html)
-	@printf '\nreport: %s\n' '$(RECIPE)/exp/scores/report.html'
+	@printf '== smoe run in $(RECIPE)\n'
+	@cd $(RECIPE) && '$(CURDIR)/$(BIN)/smoe' run; status=$$?; \
+	case $$status in \
+	0|1) printf '\nreport: %s\naudit:  %s\n' '$(RECIPE)/exp/scores/report.html' '$(RECIPE)/exp/audit/audit.html';; esac; \
+	case $$status in \
+	0) ;; \
+	1) printf 'error: the audit has findings; the page and the lines above name them\n' >&2; exit 1;; \
+	*) printf 'error: make: "smoe run" failed with exit status %s; what it said is above\n' $$status >&2; exit $$status;; esac
 
 test: $(STAMP) ## Install, then run every test.
 	$(call step,pytest,$(BIN)/python -m pytest)

@@ -26,6 +26,7 @@ from torch import Tensor
 from smoe_cli.config import Config, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
+from smoe_cli.model.experts import SHARED
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.records import Origin, write_text_atomically
 from smoe_cli.routing import RoutingPlan
@@ -38,9 +39,10 @@ TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
     """The only place where configuration meets the model."""
     for name in (*plan.encoder.experts, *plan.decoder.experts):
-        if hasattr(torch.nn.ModuleDict, name):
+        if name == SHARED or hasattr(torch.nn.ModuleDict, name):
+            user = "the expert that every route shares" if name == SHARED else "torch"
             raise ConfigError(
-                f"an expert cannot be named `{name}`: torch uses that word itself", "rename the task, or choose experts by another tag"
+                f"an expert cannot be named `{name}`: {user} uses that word itself", "rename the task, or choose experts by another tag"
             )
     return SpeechToText(
         Dimensions(
@@ -56,6 +58,11 @@ def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab
             decoder_experts=plan.decoder.experts,
             subsampling=settings.subsampling,
             subsampling_channels=settings.subsampling_channels,
+            encoder=settings.encoder,
+            encoder_routed_layers=plan.encoder.layers,
+            decoder_routed_layers=plan.decoder.layers,
+            encoder_shared_hidden_dim=settings.encoder_shared_ffn_dim,
+            decoder_shared_hidden_dim=settings.decoder_shared_ffn_dim,
             conv_kernel=settings.conv_kernel,
             dropout=settings.dropout,
             tie_embeddings=settings.tie_embeddings,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from smoe_cli.errors import ConfigError
 from smoe_cli.presets import PAPER_SCALE, PRESETS, apply_preset, known_preset
@@ -126,6 +126,15 @@ class FeatureSettings(Settings):
     cache_mb: int = Field(0, ge=0, description="Memory for computed features (float16), kept between epochs; 0 computes anew.")
 
 
+LAYERS_MEANING = (
+    "Layers of the {stack} that choose among its experts: a list of numbers from 0, or `every N` for every N-th; null: all. "
+    "The others have one dense FFN each."
+)
+SHARED_MEANING = (
+    "Hidden width of a shared expert in every {stack} layer, which runs beside the chosen one and is added to it; null: there is none."
+)
+
+
 class ModelSettings(Settings):
     """The encoder-decoder. A preset states its differences from `base`; the recipe states its own from the preset."""
 
@@ -140,8 +149,15 @@ class ModelSettings(Settings):
     )
     subsampling: Literal[2, 4, 8] = Field(4, description="Feature frames per encoder frame.")
     subsampling_channels: int = Field(1024, gt=0, description="Inner channels of the convolutional subsampler.")
+    encoder: Literal["transformer", "conformer"] = Field(
+        "transformer",
+        description="Kind of encoder layer; the paper's is the Transformer's, and a Conformer's has two routed half-step FFNs.",
+    )
     conv_kernel: int | None = Field(
-        None, gt=0, description="Odd width of a depthwise convolution in every encoder layer, in frames; null: none, as in the paper."
+        None,
+        gt=0,
+        description="Odd width of a depthwise convolution in every encoder layer, in frames; null: none, as in the paper, "
+        "and 31 in a Conformer.",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")
     tie_embeddings: bool = Field(False, description="Share the decoder's input embedding with its output projection.")
@@ -152,11 +168,33 @@ class ModelSettings(Settings):
     decoder_experts_by: str | None = Field(
         None, description=f"Tag that chooses the decoder's expert ({', '.join(AXES)}); null: one dense FFN."
     )
+    encoder_routed_layers: list[int] | str | None = Field(None, description=LAYERS_MEANING.format(stack="encoder"))
+    decoder_routed_layers: list[int] | str | None = Field(None, description=LAYERS_MEANING.format(stack="decoder"))
+    encoder_shared_ffn_dim: int | None = Field(None, gt=0, description=SHARED_MEANING.format(stack="encoder"))
+    decoder_shared_ffn_dim: int | None = Field(None, gt=0, description=SHARED_MEANING.format(stack="decoder"))
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
         return apply_preset(values) if isinstance(values, dict) else values
+
+    @field_validator("encoder_routed_layers", "decoder_routed_layers", mode="before")
+    @classmethod
+    def _check_form(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and all(type(layer) is int for layer in value)
+        words = isinstance(value, str) and re.fullmatch(r"every [1-9][0-9]*", value)
+        if not (value is None or numbers or words):
+            raise ValueError(f"`{value}` names no layers; write for example `[6, 7, 8]` or `every 2`")
+        return value
+
+    def routed_layers(self, stack: str) -> tuple[int, ...] | None:
+        """Numbers of the layers of a stack (`encoder` or `decoder`) that choose among its experts; None: all of them."""
+        chosen = self.encoder_routed_layers if stack == "encoder" else self.decoder_routed_layers
+        if isinstance(chosen, str):
+            # The last of every N, as where Switch and GLaM have their experts.
+            every = int(chosen.removeprefix("every "))
+            return tuple(range(every - 1, self.encoder_layers if stack == "encoder" else self.decoder_layers, every))
+        return chosen if chosen is None else tuple(sorted(chosen))
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
@@ -169,6 +207,19 @@ class ModelSettings(Settings):
         for stack, axis in (("encoder", self.encoder_experts_by), ("decoder", self.decoder_experts_by)):
             if axis is not None and axis not in AXES:
                 raise ValueError(f"{stack}_experts_by `{axis}` is no axis of supervision; known: {', '.join(AXES)}")
+        for stack, count in (("encoder", self.encoder_layers), ("decoder", self.decoder_layers)):
+            layers = self.routed_layers(stack)
+            if layers is None:
+                continue
+            if not layers:
+                raise ValueError(
+                    f"{stack}_routed_layers names none of the {count} layers, so no route would reach an expert; "
+                    f"name layers, or set {stack}_experts_by to null"
+                )
+            if len(set(layers)) != len(layers):
+                raise ValueError(f"{stack}_routed_layers names a layer twice: {list(layers)}")
+            if not 0 <= layers[0] <= layers[-1] < count:
+                raise ValueError(f"{stack}_routed_layers {list(layers)}: the {stack} has layers 0 to {count - 1}")
         return self
 
 
@@ -233,7 +284,7 @@ class Config(Settings):
     """A recipe: `smoe.yaml`."""
 
     name: str = Field("smoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the system in reports.")
-    exp_dir: Path = Field(Path("exp"), description="Folder for everything the steps write.")
+    exp_dir: Path = Field(Path("exp"), description="Folder for everything the steps write; `$NAME` is read from the environment.")
     data: DataSettings = DataSettings()
     tasks: dict[Annotated[str, Field(pattern=TAG_PATTERN)], TaskSettings] = Field(min_length=1, description="Task name -> what it writes.")
     tokenizer: TokenizerSettings = TokenizerSettings()
@@ -263,6 +314,10 @@ class Config(Settings):
 
 
 # --- reading ---------------------------------------------------------------------------------------------
+
+
+UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
+"""What is left of a variable that the environment does not have."""
 
 
 def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -311,7 +366,10 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
     """
     tree = dict(tree)
     if base is not None:
-        tree["exp_dir"] = str(base / str(tree.get("exp_dir") or "exp"))
+        exp_dir = os.path.expandvars(os.path.expanduser(str(tree.get("exp_dir") or "exp")))
+        if unset := UNSET_VARIABLE.search(exp_dir):
+            raise ConfigError(f"`{where}`: `exp_dir` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER")
+        tree["exp_dir"] = str(base / exp_dir)
         data = tree.get("data") or {}
         if isinstance(data, dict):
             tree["data"] = data | {"root": _from(base, data.get("root") or ".")}
@@ -344,8 +402,8 @@ def data_root(config: Config) -> Path:
         ConfigError: If `data.root` names an environment variable that is not set.
     """
     root = config.data.root or Path()
-    unset = re.search(r"\$\{?(\w+)", str(root))
-    if unset:
+    unset = UNSET_VARIABLE.search(str(root))
+    if unset and not root.exists():  # a folder's own name may hold a `$`
         raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
     return root
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from smoe_cli.config import SPLITS, Config
+from smoe_cli.audit import AUDITED_UTTERANCES
+from smoe_cli.config import Config, DecodeSettings
+from smoe_cli.decoding.inputs import Choice, check_request, check_routes, cuts_of
 from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
@@ -24,25 +26,18 @@ from smoe_cli.records import (
     SlimReport,
     TokenizerReport,
     read_audit,
-    read_hypotheses,
     write_json,
     write_jsonl,
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import parse_bandwidth
+from smoe_cli.tags import Route
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
-    from lhotse import MonoCut
-
     from smoe_cli.checkpoint import System
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
-
-AUDITED_UTTERANCES = 30
-"""Cuts per route that the audit runs, unless told otherwise."""
-MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 class DecodeReport(Record):
@@ -66,9 +61,10 @@ def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int =
     """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`."""
     from smoe_cli import preparation
 
+    chosen = preparation.chosen_corpora(config, corpora)
     mark(config, "prepare", whole=False)
-    report = preparation.prepare(config, corpora, jobs, watcher or Silent())
-    mark(config, "prepare", whole=corpora is None or set(corpora) == set(config.data.corpora))
+    report = preparation.prepare(config, chosen, jobs, watcher or Silent())
+    mark(config, "prepare", whole=set(chosen) == set(config.data.corpora))
     return report
 
 
@@ -109,6 +105,7 @@ def decode(
     split: str = "test",
     checkpoint: Path | None = None,
     out: Path | None = None,
+    search: DecodeSettings | None = None,
     watcher: Watcher | None = None,
 ) -> DecodeReport:
     """Decode the recipe's split, other manifests, or bare audio files.
@@ -117,127 +114,60 @@ def decode(
         config: The recipe; None: everything comes from the checkpoint.
         inputs: Audio files or cut manifests; empty: the recipe's `split`.
         task, lang, bandwidth: The route of bare audio; on manifests, keep only cuts with these tags.
-        checkpoint: Folder; None: the recipe's trained model.
+        checkpoint: Folder, which brings its own settings; None: the recipe's trained model and settings.
         out: File for the hypotheses of `inputs`.
+        search: Settings that are given in it replace those of recipe or checkpoint.
 
     Raises:
+        ConfigError: If the arguments do not go together.
         RouteError: If the model has no such route.
-        DataError: If an input is missing, damaged or empty.
+        DataError: If an input is missing, damaged or empty, or a cut occurs twice.
         CheckpointError: If there is no trained model.
     """
     from smoe_cli import checkpoint as checkpoints
     from smoe_cli.decoding.decode import Decoder
+    from smoe_cli.decoding.outputs import write_split
     from smoe_cli.training.precision import choose_precision
 
-    if config is None and checkpoint is None:
-        raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or use --checkpoint")
-    if not inputs and config is None:
-        raise ConfigError("nothing to decode: no input and no recipe", "name audio files or manifests")
-    if checkpoint is not None and not inputs and out is None:
-        raise ConfigError("another checkpoint's hypotheses would replace those of the recipe's own model", "name a file with --out")
-    if split not in SPLITS:
-        raise ConfigError(f"unknown split `{split}`; known: {', '.join(SPLITS)}", "correct --split")
+    watcher = watcher or Silent()
+    choice = Choice(task, lang, bandwidth)
+    check_request(config, inputs, choice, split, checkpoint, out)
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())
     system = checkpoints.load(folder)
-    decoder = Decoder(system, config.decode if config is not None else None)
+    decoder = Decoder(system, _search(system, config if checkpoint is None else None, search))
     choose_precision("fp32", decoder.device)
-    _check_asked(system, task, lang, bandwidth)
-    cuts: list[MonoCut] = []
-    for path in inputs or ([layout.cuts(split)] if layout else []):
-        cuts += _cuts_of(path, system, task, lang, bandwidth)
+    check_routes(choice, map(Route.parse, system.plan.routes), "the model")
+    sources = list(inputs) or ([layout.cuts(split)] if layout else [])
+    cuts = [cut for path in sources for cut in cuts_of(path, system, choice)]
     if not cuts:
-        asked = "/".join(part or "*" for part in (task, lang, bandwidth))
         raise DataError(
-            f"no cut with tags {asked} in {', '.join(f'`{path}`' for path in inputs) or f'the {split} split'}",
+            f"no cut with tags {choice} in {', '.join(f'`{path}`' for path in inputs) or f'the {split} split'}",
             "correct --task, --lang or --bandwidth",
         )
     part: Path | None = None
     if out is not None:
         part = out.with_name(f".{out.name}.part")
     elif not inputs and layout is not None:
-        part = layout.unfinished(split, task, lang, bandwidth)
+        part = layout.unfinished(split, *choice)
     hypotheses = decoder.decode(cuts, watcher, part)
     paths: list[Path] = []
     if out is not None:
         write_jsonl(out, hypotheses)
         paths = [out]
-    elif not inputs and layout is not None:
-        groups: dict[Path, list[Hypothesis]] = {}
-        for hypothesis in hypotheses:
-            groups.setdefault(layout.hypotheses(split, hypothesis.task, hypothesis.lang), []).append(hypothesis)
-        whole = not (task or lang or bandwidth)
-        for path in layout.hypotheses_dir(split).glob("*.jsonl"):
-            if path in groups and not whole:
-                groups[path] = _kept(path, groups[path], watcher or Silent()) + groups[path]
-            elif whole and path not in groups:
-                path.unlink()
-        for path, group in groups.items():
-            write_jsonl(path, group)
-        paths = list(groups)
-        if whole:
-            # What was begun with a choice of tags is done now, too.
-            for begun in layout.hypotheses_dir(split).glob(".*.part"):
-                begun.unlink()
-        if config is not None and split == "test":
-            mark(config, "decode", whole=whole)
+    elif not inputs and layout is not None and config is not None:
+        paths = write_split(layout, split, choice, hypotheses, watcher)
+        if split == "test":
+            mark(config, "decode", whole=not any(choice))
     if part is not None:
         part.unlink(missing_ok=True)
     return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
 
 
-def _kept(path: Path, redone: Sequence[Hypothesis], watcher: Watcher) -> list[Hypothesis]:
-    """What a partial decoding leaves of a file: what it did not decode anew, if the same model wrote it."""
-    ids = {item.id for item in redone}
-    others = [item for item in read_hypotheses(path) if item.id not in ids]
-    kept = [item for item in others if item.model == redone[0].model]
-    if len(kept) < len(others):
-        watcher.log(f"`{path}`: {len(others) - len(kept):,} hypotheses of another model are dropped; decode these cuts again")
-    return kept
-
-
-def _check_asked(system: System, task: str | None, lang: str | None, bandwidth: str | None) -> None:
-    """Refuse tags that no route of the model has, with the list of those it has."""
-    if bandwidth is not None:
-        parse_bandwidth(bandwidth)
-    for name in system.plan.routes:
-        has_task, has_lang, has_bandwidth = name.split("/")
-        if task in (None, has_task) and lang in (None, has_lang) and bandwidth in (None, has_bandwidth):
-            return
-    asked = "/".join(part or "*" for part in (task, lang, bandwidth))
-    raise RouteError(
-        f"the model has no route `{asked}`; it has: {', '.join(system.plan.routes)}",
-        "choose one of these with --task, --lang and --bandwidth",
-    )
-
-
-def _cuts_of(path: Path, system: System, task: str | None, lang: str | None, bandwidth: str | None) -> list[MonoCut]:
-    from smoe_cli.cuts import read_cuts, route_of
-    from smoe_cli.decoding.decode import cut_of_file
-
-    if path.name.endswith(MANIFEST_SUFFIXES):
-        chosen = []
-        for cut in read_cuts(path):
-            route = route_of(cut)
-            if task in (None, route.task) and lang in (None, route.lang) and bandwidth in (None, str(route.bandwidth)):
-                chosen.append(cut)
-        return chosen
-    if not path.is_file():
-        raise DataError(f"no input `{path}`", "name an audio file, or a cut manifest (.jsonl, .jsonl.gz)")
-    tasks = [name for name in system.config.tasks if task in (None, name)]
-    if len(tasks) != 1:
-        raise RouteError(
-            f"`{path}` is bare audio, and the model has several tasks: {', '.join(system.config.tasks)}", "choose one with --task"
-        )
-    langs = [name for name in system.config.tasks[tasks[0]].languages if lang in (None, name)]
-    if len(langs) != 1:
-        raise RouteError(
-            f"`{path}` is bare audio, and task `{tasks[0]}` has several languages: {', '.join(langs)}", "choose one with --lang"
-        )
-    band = parse_bandwidth(bandwidth) if bandwidth is not None else None
-    features, data = system.config.features, system.config.data
-    limits_s = data.min_duration_s, data.max_duration_s
-    return [cut_of_file(path, tasks[0], langs[0], band, features.sample_rate_hz, limits_s)]
+def _search(system: System, config: Config | None, changes: DecodeSettings | None) -> DecodeSettings:
+    """How to decode: as the recipe says, without one as the system's own, but for what is changed."""
+    own = system.config if config is None else config
+    return own.decode.model_copy(update=changes.model_dump(exclude_unset=True) if changes is not None else {})
 
 
 def score(
@@ -295,34 +225,51 @@ def route_audit(
     utterances: int = AUDITED_UTTERANCES,
     swap: bool = True,
     out: Path | None = None,
+    search: DecodeSettings | None = None,
     watcher: Watcher | None = None,
 ) -> AuditReport:
     """Audit what experts really served which cut. See `smoe_cli.audit.examine`.
 
     Args:
-        checkpoint, cuts: By default the recipe's trained model and test manifest.
+        checkpoint, cuts: By default the recipe's trained model and test manifest; with others, a recipe needs `out`.
         utterances: Cuts per route in the swap test.
         swap: Whether to try every wrong expert in turn.
         out: Folder for `audit.json` and `audit.html`; None: the recipe's.
+        search: Settings that are given in it replace those of recipe or checkpoint.
+
+    Raises:
+        ConfigError: If the arguments do not go together.
     """
     from smoe_cli import checkpoint as checkpoints
     from smoe_cli.audit import report
     from smoe_cli.audit.examine import audit
 
-    if config is None and (checkpoint is None or cuts is None):
-        raise ConfigError("no recipe, and not both --checkpoint and --cuts are named", "change into a recipe folder, or name both")
+    check_audit(config, checkpoint, cuts, out)
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())
     manifest = cuts or (layout.cuts("test") if layout else Path())
     system = checkpoints.load(folder)
-    result = audit(system, config.decode if config is not None else system.config.decode, manifest, utterances, swap, watcher or Silent())
+    settings = _search(system, config if checkpoint is None else None, search)
+    result = audit(system, settings, manifest, utterances, swap, watcher or Silent())
     target = out or (layout.audit if layout else None)
     if target is not None:
         write_json(target / "audit.json", result)
         write_text_atomically(target / "audit.html", report.audit_report_html(result))
     if config is not None and not out:
-        mark(config, "route-audit", whole=swap and not (checkpoint or cuts) and utterances == AUDITED_UTTERANCES)
+        mark(config, "route-audit", whole=swap and utterances == AUDITED_UTTERANCES)
     return result
+
+
+def check_audit(config: Config | None, checkpoint: Path | None, cuts: Path | None, out: Path | None) -> None:
+    """Refuse what cannot be audited; arguments as in `route_audit`.
+
+    Raises:
+        ConfigError: If the arguments do not go together.
+    """
+    if config is None and (checkpoint is None or cuts is None):
+        raise ConfigError("no recipe, and not both --checkpoint and --cuts are named", "change into a recipe folder, or name both")
+    if config is not None and (checkpoint or cuts) and out is None:
+        raise ConfigError("the audit of another checkpoint or manifest would replace the recipe's own", "name a folder with --out")
 
 
 def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: Watcher | None = None) -> RunReport:
@@ -348,11 +295,8 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         wanted = force or step.state == "would run"
         if dry_run:
             # What an earlier step will rewrite may make this one stale.
-            steps.append(
-                step.model_copy(update={"state": "would run", "reason": step.reason or "an earlier step would run"})
-                if wanted or upstream
-                else step
-            )
+            reason = step.reason or ("forced" if force else "an earlier step would run")
+            steps.append(step.model_copy(update={"state": "would run", "reason": reason}) if wanted or upstream else step)
             upstream |= wanted
         elif wanted:
             watcher.log(f"{name}: {step.reason or 'forced'}")

@@ -12,7 +12,7 @@ from lhotse import MonoCut, Recording
 from pydantic import Field
 
 from smoe_cli.audio import TOLERANCE_S, check_readable
-from smoe_cli.config import SPLITS, Config, data_root
+from smoe_cli.config import SPLITS, Config, SynthCorpus, data_root
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import make_cuts, route_of, tags_of, write_cuts
@@ -59,21 +59,18 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         DataError: Naming what is damaged or contradictory; then no manifest is written.
     """
     layout = Layout.of(config)
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or usable_cores()
     cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
     utterances: list[Utterance] = []
     untranslated: Counter[str] = Counter()
     unserved: Counter[str] = Counter()
     ids: set[str] = set()
     seen: dict[str, str] = {}
-    corpora = list(corpora or config.data.corpora)
+    corpora = chosen_corpora(config, corpora)
     for name in corpora:
-        if name not in config.data.corpora:
-            raise ConfigError(
-                f"no corpus `{name}` in the recipe; it has: {', '.join(config.data.corpora)}",
-                "correct --corpus, or add it under `data.corpora`",
-            )
-        work = Work(name, data_root(config), layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
+        # What is synthesized lies in no folder of the user's.
+        root = Path() if isinstance(config.data.corpora[name], SynthCorpus) else data_root(config)
+        work = Work(name, root, layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
         found = list(read_corpus(config.data.corpora[name], work))
         if not found:
             raise DataError(f"corpus `{name}` gives no utterance", f"check the filters under `data.corpora.{name}`")
@@ -126,6 +123,26 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     )
     write_json(layout.prepare_report, report)
     return report
+
+
+def chosen_corpora(config: Config, names: Sequence[str] | None) -> list[str]:
+    """The named corpora, or all, each once.
+
+    Raises:
+        ConfigError: If one is not in the recipe.
+    """
+    for name in names or ():
+        if name not in config.data.corpora:
+            raise ConfigError(
+                f"no corpus `{name}` in the recipe; it has: {', '.join(config.data.corpora)}",
+                "correct --corpus, or add it under `data.corpora`",
+            )
+    return list(dict.fromkeys(names or config.data.corpora))
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: a job on a shared machine is often given only some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_audio(utterances: Sequence[Utterance], corpus: str, config: Config, jobs: int, watcher: Watcher) -> None:

@@ -29,7 +29,10 @@ class Origin(Record):
     route: str = Field(default="", description="The route that was kept (slim).")
     noise: float = Field(default=0.0, description="`train.init_noise`.")
     asked: dict[str, str] = Field(default={}, description="`train.init_experts`.")
-    copies: dict[str, str] = Field(default={}, description="Stack and expert -> the other model's expert that it started as a copy of.")
+    copies: dict[str, str] = Field(
+        default={},
+        description="Stack (or network, if a stack's layers differ) and expert -> the other model's expert that it started as a copy of.",
+    )
 
 
 class Hypothesis(Record):
@@ -134,6 +137,7 @@ class Served(Record):
 
     stack: Literal["encoder", "decoder"]
     layer: int = Field(ge=0)
+    part: str = Field("ffn", description="Which of the layer's feed-forward networks; a Conformer's has `ffn_before` too.")
     route: str
     expert: str
     utterances: int = Field(ge=0)
@@ -161,7 +165,7 @@ class AuditReport(Report):
     manifest: str
     cuts: int = Field(description="Cuts of the manifest; the tags of all were checked.")
     routes: dict[str, int] = Field(description="Route -> cuts that were run.")
-    layers: int = Field(description="Routed layers observed.")
+    layers: int = Field(description="Routed layers observed, each half-step of a Conformer's on its own.")
     observations: int = Field(description="(layer, utterance) pairs whose expert was observed by a hook.")
     served: list[Served] = Field(description="Per layer, route and expert: utterances served.")
     parameters: dict[str, int] = Field(description="total, active, and per-expert parameters.")

@@ -21,6 +21,7 @@ class StackPlan(BaseModel):
 
     by: str | None = Field(description="Axis of supervision that chooses; null: one dense expert.")
     experts: tuple[str, ...] = Field(min_length=1, description="Names of the experts; each is the tag value it serves.")
+    layers: tuple[int, ...] | None = Field(None, min_length=1, description="Layers that choose, counted from 0; null: all.")
 
     @model_validator(mode="after")
     def _check(self) -> StackPlan:
@@ -30,6 +31,8 @@ class StackPlan(BaseModel):
             raise ValueError(f"`{self.by}` is no axis of supervision; known: {', '.join(AXES)}")
         if len(set(self.experts)) != len(self.experts):
             raise ValueError(f"an expert is named twice in {list(self.experts)}")
+        if self.by is None and self.layers is not None:
+            raise ValueError(f"layers {list(self.layers)} choose by no tag")
         return self
 
     def expert(self, route: Route) -> str:
@@ -60,6 +63,22 @@ class RoutingPlan(BaseModel):
     decoder: StackPlan
     routes: tuple[str, ...] = Field(min_length=1, description="Routes the model is trained for, as task/language/bandwidth.")
 
+    @model_validator(mode="after")
+    def _check(self) -> RoutingPlan:
+        try:
+            routes = [Route.parse(route) for route in self.routes]
+            reached = {stack: {plan.expert(route) for route in routes} for stack, plan in self._stacks()}
+        except RouteError as error:
+            raise ValueError(error.message) from None
+        for stack, plan in self._stacks():
+            idle = [name for name in plan.experts if name not in reached[stack]]
+            if idle:
+                raise ValueError(f"no route reaches the {stack}'s expert{'s' if len(idle) > 1 else ''} {', '.join(idle)}")
+        return self
+
+    def _stacks(self) -> tuple[tuple[str, StackPlan], tuple[str, StackPlan]]:
+        return ("encoder", self.encoder), ("decoder", self.decoder)
+
     def check(self, route: Route) -> Route:
         """Return the route if the model has it.
 
@@ -75,12 +94,15 @@ def make_plan(config: Config, bandwidths: Iterable[Bandwidth] = tuple(Bandwidth)
     """Derive the plan from a recipe: one expert per tag value that its routes have."""
     routes = config.routes(bandwidths)
 
-    def stack(axis: str | None) -> StackPlan:
-        names = (DENSE,) if axis is None else tuple(dict.fromkeys(AXES[axis](route) for route in routes))
-        return StackPlan(by=axis, experts=names)
+    def stack(name: str, axis: str | None) -> StackPlan:
+        if axis is None:
+            return StackPlan(by=None, experts=(DENSE,))
+        return StackPlan(
+            by=axis, experts=tuple(dict.fromkeys(AXES[axis](route) for route in routes)), layers=config.model.routed_layers(name)
+        )
 
     return RoutingPlan(
-        encoder=stack(config.model.encoder_experts_by),
-        decoder=stack(config.model.decoder_experts_by),
+        encoder=stack("encoder", config.model.encoder_experts_by),
+        decoder=stack("decoder", config.model.decoder_experts_by),
         routes=tuple(str(route) for route in routes),
     )

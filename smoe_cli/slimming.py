@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +14,7 @@ from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Origin, SlimReport
 from smoe_cli.routing import DENSE, RoutingPlan, StackPlan
 from smoe_cli.tags import Route, parse_bandwidth
-from smoe_cli.upcycling import EXPERTS, experts_by_layer, stack_of
+from smoe_cli.upcycling import EXPERTS
 
 
 def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> SlimReport:
@@ -79,13 +78,14 @@ def one_route(whole: System, route: Route) -> System:
     """
     config = whole.config
     ctc = config.model.ctc and config.kind(route.task).monotonic
-    dense = {"preset": "base", "encoder_experts_by": None, "decoder_experts_by": None, "ctc": ctc}
+    dense = {f"{stack}_{what}": None for stack in ("encoder", "decoder") for what in ("experts_by", "routed_layers")}
+    dense_model = config.model.model_copy(update={"preset": "base", "ctc": ctc, **dense})
     task = config.tasks[route.task].model_copy(update={"languages": [route.lang]})
-    config = config.model_copy(update={"model": config.model.model_copy(update=dense), "tasks": {route.task: task}})
+    config = config.model_copy(update={"model": dense_model, "tasks": {route.task: task}})
     stack = StackPlan(by=None, experts=(DENSE,))
     plan = RoutingPlan(encoder=stack, decoder=stack, routes=(str(route),))
     model = checkpoint.on_meta(config, plan, whole.tokenizer.vocab_size)
-    weights = _weights(whole.model.state_dict(), {"encoder": whole.plan.encoder.expert(route), "decoder": whole.plan.decoder.expert(route)})
+    weights = _weights(whole, route)
     if not ctc:
         weights = {name: value for name, value in weights.items() if not name.startswith("ctc.")}
     checkpoint.load_weights(model, weights, config.model.tie_embeddings, str(whole.folder))
@@ -93,15 +93,15 @@ def one_route(whole: System, route: Route) -> System:
     return System(model.eval(), config, plan, whole.tokenizer, origin=origin)
 
 
-def _weights(given: Mapping[str, Tensor], chosen: Mapping[str, str]) -> dict[str, Tensor]:
-    """Shared weights, and of every layer the expert of its stack that was chosen, under the name of a dense one."""
-    layers = experts_by_layer(given)
-    weights = {name: value for name, value in given.items() if EXPERTS not in name}
-    for layer, experts in layers.items():
-        # A layer that is not routed has one expert, whatever its stack chooses by.
-        kept = chosen[stack_of(layer)] if len(experts) > 1 else experts[0]
-        prefix = f"{layer}{EXPERTS}{kept}."
-        weights |= {f"{layer}{EXPERTS}{DENSE}.{name.removeprefix(prefix)}": given[name] for name in given if name.startswith(prefix)}
+def _weights(whole: System, route: Route) -> dict[str, Tensor]:
+    """The weights of the whole model, but of every routed network only the route's expert, under the name of a dense one."""
+    weights = whole.model.state_dict()
+    plans = {"encoder": whole.plan.encoder, "decoder": whole.plan.decoder}
+    for stack, number, part, moe in whole.model.routed_networks():
+        experts = f"{stack}.layers.{number}.{part}{EXPERTS}"
+        kept = moe.experts[plans[stack].expert(route)].state_dict()
+        weights = {name: value for name, value in weights.items() if not name.startswith(experts)}
+        weights |= {f"{experts}{DENSE}.{name}": value for name, value in kept.items()}
     return weights
 
 

@@ -97,7 +97,7 @@ STEPS: dict[str, _Definition] = {
         lambda c, at: [at.hypotheses("test", name, lang) for name, task in c.tasks.items() for lang in task.languages],
     ),
     "score": _Definition(
-        lambda c: _tasks(c),
+        lambda c: [c.name, _tasks(c)],
         lambda c, at: [at.hypotheses("test", name, lang) for name, task in c.tasks.items() for lang in task.languages],
         lambda c, at: [at.scores / "scores.json", at.scores / "report.html"],
     ),
@@ -178,7 +178,7 @@ def _account(config: Config, name: str) -> dict[str, Any]:
 
 
 def _name(path: Path, layout: Layout) -> str:
-    """Short inside the experiment, so that the experiment can move; whole outside it, the same from every working folder."""
+    """Short inside the experiment; whole outside it, the same from every working folder."""
     return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else os.path.abspath(path)
 
 

@@ -79,6 +79,10 @@ class Tokenizer:
             raise CheckpointError(f"tokenizer in `{folder}` is `{card.get('kind')}`, not `{KIND}`", "run `smoe tokenize` to make one")
         self.guiding_tokens: tuple[str, ...] = tuple(card["guiding_tokens"])
         self._guiding_ids = {token: self._model.piece_to_id(token) for token in self.guiding_tokens}
+        strange = [token for token, number in self._guiding_ids.items() if not self._model.is_control(number)]
+        if strange or card["vocab_size"] != self.vocab_size:
+            what = f"does not know {', '.join(strange)}" if strange else f"has {self.vocab_size} pieces, not {card['vocab_size']}"
+            raise CheckpointError(f"in `{folder}` {CARD_FILE} is of another tokenizer: {MODEL_FILE} {what}", "run `smoe tokenize` again")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, guiding_tokens: Sequence[str], folder: Path) -> Tokenizer:
@@ -123,13 +127,7 @@ class Tokenizer:
                 f"cannot learn a vocabulary of {vocab_size} pieces from {len(lines)} sentences: {error}",
                 "lower `tokenizer.vocab_size`, or train on more text",
             ) from error
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f".{MODEL_FILE}.tmp"
-            temporary.write_bytes(model.getvalue())
-            temporary.replace(folder / MODEL_FILE)
-        except OSError as error:
-            raise DataError(f"cannot write `{folder}`: {error.strerror}", "check the folder's rights and the free disk space") from error
+        write_atomically(folder / MODEL_FILE, model.getvalue())
         card = {"kind": KIND, "vocab_size": vocab_size, "guiding_tokens": list(guiding_tokens)}
         write_text_atomically(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
         return cls(folder)

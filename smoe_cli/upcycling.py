@@ -25,7 +25,7 @@ from smoe_cli.watch import Watcher
 
 EXPERTS = ".experts."
 """In the name of a weight, between the layer that holds experts by name and the name of one."""
-FREE = {"preset", "dropout", "ctc", "encoder_experts_by", "decoder_experts_by"}
+FREE = {"preset", "dropout", "ctc"} | {f"{stack}_{what}" for stack in ("encoder", "decoder") for what in ("experts_by", "routed_layers")}
 """Settings of a model that may differ from the checkpoint's; every other one says what the shared weights are."""
 VOCABULARY_WEIGHTS = ("decoder.embedding.weight", "decoder.output.weight", "ctc.weight", "ctc.bias")
 """Weights with one row for each piece of the vocabulary."""
@@ -34,9 +34,10 @@ VOCABULARY_WEIGHTS = ("decoder.embedding.weight", "decoder.output.weight", "ctc.
 def start_from(folder: Path, system: System, watcher: Watcher) -> None:
     """Give a new system the weights of a checkpoint, as its `train.init_*` settings say; it then remembers its origin.
 
-    - Shared weights are taken as they are.
+    - Shared weights, those of shared experts too, are taken as they are.
     - An expert that the checkpoint has too is taken as it is; a new one starts as a copy of the checkpoint's first expert of
-      that layer, or of the one that `train.init_experts` names, plus noise if `train.init_noise` asks for it.
+      that network, or of the one that `train.init_experts` names, plus noise if `train.init_noise` asks for it.
+    - A layer that does not choose is a network with one expert, `dense`, and nothing else.
     - A guiding token that was added to the tokenizer starts as a copy of the first one of its kind.
     - A CTC head that the checkpoint lacks keeps its fresh weights.
 
@@ -57,17 +58,14 @@ def start_from(folder: Path, system: System, watcher: Watcher) -> None:
     for name in VOCABULARY_WEIGHTS:
         if name in weights and len(rows) > len(weights[name]):
             weights[name] = weights[name][torch.tensor(rows)]
-    copies: dict[str, str] = {}
     for name in (name for name in fresh if EXPERTS in name):
         layer, expert, rest = _split(name)
         source = sources[layer][expert]
         weights[name] = given[f"{layer}{EXPERTS}{source}.{rest}"].clone()
-        if source != expert:
-            if settings.init_noise:
-                weights[name] += _noise(name, weights[name], settings)
-            copies.setdefault(f"{stack_of(layer)}.{expert}", source)
+        if source != expert and settings.init_noise:
+            weights[name] += _noise(name, weights[name], settings)
     checkpoint.load_weights(system.model, weights, system.config.model.tie_embeddings, str(folder))
-    system.origin = Origin(how="init", model=donor.digest, noise=settings.init_noise, asked=settings.init_experts, copies=copies)
+    system.origin = Origin(how="init", model=donor.digest, noise=settings.init_noise, asked=settings.init_experts, copies=_copies(sources))
     for line in _log(folder, donor, sources, settings):
         watcher.log(line)
     if len(rows) > donor.tokenizer.vocab_size:
@@ -169,6 +167,22 @@ def _sources(fresh: Mapping[str, object], given: Mapping[str, object], asked: Ma
     return {layer: {expert: choose(layer, expert) for expert in names} for layer, names in wanted.items()}
 
 
+def _differ(sources: Mapping[str, Mapping[str, str]], stack: str) -> bool:
+    """Whether not every layer of a stack takes the same experts from the same ones."""
+    found = [origins for layer, origins in sources.items() if stack_of(layer) == stack]
+    return any(origins != found[0] for origins in found)
+
+
+def _copies(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Experts that start as copies of another: by stack, and by network in a stack whose layers differ."""
+    return {
+        f"{layer if _differ(sources, stack_of(layer)) else stack_of(layer)}.{expert}": source
+        for layer, origins in sources.items()
+        for expert, source in origins.items()
+        if source != expert
+    }
+
+
 def _noise(name: str, weight: Tensor, settings: TrainSettings) -> Tensor:
     """Noise for one weight, the same for the same seed and name whatever else the model has."""
     digest = hashlib.sha256(f"{settings.seed} {name}".encode()).digest()
@@ -191,12 +205,14 @@ def _log(folder: Path, donor: System, sources: Mapping[str, Mapping[str, str]], 
     """What was taken from where, for people."""
     yield f"starting from `{folder}` (model {donor.digest})"
     given = experts_by_layer(donor.model.state_dict())
-    lines: dict[str, None] = {}
+    lines: dict[tuple[str, str], dict[str, None]] = {}
     for layer, origins in sources.items():
         said = [f"`{expert}` as it is" if expert == source else f"`{expert}` as a copy of `{source}`" for expert, source in origins.items()]
         if settings.init_noise and any(expert != source for expert, source in origins.items()):
             said.append(f"copies with noise of {settings.init_noise:g} of each weight's standard deviation")
         unused = [expert for expert in given[layer] if expert not in origins.values()]
         said += [f"not taken: {', '.join(f'`{expert}`' for expert in unused)}"] if unused else []
-        lines[f"{stack_of(layer)} experts: {'; '.join(said)}"] = None
-    yield from lines
+        lines.setdefault((stack_of(layer), "; ".join(said)), {})[layer.split(".")[2]] = None
+    for (stack, line), layers in lines.items():
+        where = f", layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}" if _differ(sources, stack) else ""
+        yield f"{stack} experts{where}: {line}"

@@ -11,6 +11,8 @@ import torch
 from smoe_cli.config import Config, parse_config
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 
+REAL_TABLES = ("real-digits/real-digits.tsv", "real-digits/connected.tsv", "real-read/real-read.tsv", "real-prompts/real-prompts.tsv")
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -21,11 +23,12 @@ def _seeded() -> None:
 def real_speech() -> Path:
     """Folder with recorded speech, named by SMOE_DATA; required when SMOE_REQUIRE_REAL_SPEECH is set."""
     folder = os.environ.get("SMOE_DATA")
-    if folder and (Path(folder) / "real-digits" / "real-digits.tsv").is_file():
+    missing = [name for name in REAL_TABLES if not folder or not (Path(folder) / name).is_file()]
+    if folder and not missing:
         return Path(folder)
     if os.environ.get("SMOE_REQUIRE_REAL_SPEECH"):
-        pytest.fail(f"real speech is required, but SMOE_DATA ({folder}) holds no real-digits/real-digits.tsv")
-    pytest.skip("no recorded speech: set SMOE_DATA to a folder that holds real-digits/")
+        pytest.fail(f"real speech is required, but SMOE_DATA ({folder}) lacks {', '.join(missing)}")
+    pytest.skip(f"no recorded speech: set SMOE_DATA to a folder that holds {', '.join(REAL_TABLES)}")
 
 
 def tiny_model(**changes: object) -> SpeechToText:

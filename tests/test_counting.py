@@ -10,6 +10,7 @@ from smoe_cli import checkpoint, counting, pipeline
 from smoe_cli.config import preset_config
 from smoe_cli.errors import ConfigError
 from smoe_cli.model import cost, layers
+from smoe_cli.model.speech_to_text import ENCODERS
 from smoe_cli.presets import PRESETS
 from smoe_cli.records import ParameterReport
 from smoe_cli.routing import make_plan
@@ -58,10 +59,19 @@ def test_nothing_is_allocated(monkeypatch):
     assert not list(seen[0].buffers())
 
 
-@pytest.mark.parametrize("changes", [{}, {"conv_kernel": 3, "subsampling": 8, "encoder_experts": ("dense",)}, {"decoder_hidden_dim": 64}])
-def test_multiply_adds_are_those_that_a_forward_pass_does(monkeypatch, changes):
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conv_kernel": 3, "subsampling": 8, "encoder_experts": ("dense",)},
+        {"decoder_hidden_dim": 64},
+        {"encoder_shared_hidden_dim": 8, "decoder_shared_hidden_dim": 24, "encoder_routed_layers": [1], "decoder_routed_layers": [0]},
+    ],
+)
+def test_multiply_adds_are_those_that_a_forward_pass_does(monkeypatch, encoder, changes):
     """Observed: each matrix and convolution by a hook, each attention where it is called; one utterance of 10 s, 40 tokens."""
-    model = tiny_model(**changes)
+    model = tiny_model(encoder=encoder, **changes)
     done = 0
 
     def count(module, inputs, output):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import torch
 
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.config import Config, DecodeSettings
+from smoe_cli.decoding.inputs import Choice, cuts_of
 from smoe_cli.decoding.part import Header, open_part
-from smoe_cli.errors import DataError, Interrupted
+from smoe_cli.errors import ConfigError, DataError, Interrupted, RouteError
 from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import Hypothesis, read_hypotheses
 from smoe_cli.routing import make_plan
@@ -261,6 +263,39 @@ def test_a_part_file_gives_back_what_it_was_given(tmp_path):
         assert part.batches == [batch]
 
 
+# --- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_a_cut_that_occurs_twice_is_refused_before_anything_is_decoded(config, tmp_path):
+    manifest, listener = Layout.of(config).cuts("test"), Listener()
+    with pytest.raises(DataError, match=r"cut `tones-.*` occurs twice") as caught:
+        pipeline.decode(config, inputs=[manifest, manifest], out=tmp_path / "a.jsonl", watcher=listener)
+    assert "apart" in caught.value.hint
+    assert listener.done == [] and not list(tmp_path.iterdir())
+
+
+def test_bare_audio_without_a_route_is_told_the_options(config):
+    system = checkpoint.load(Layout.of(config).final)
+    wideband = tuple(name for name in system.plan.routes if name.endswith("/wb"))
+    system.plan = system.plan.model_copy(update={"routes": wideband})
+    audio = config.data.root / "a1.flac"
+    with pytest.raises(RouteError, match="the model has no route `transcribe/en/nb`; it has: transcribe/en/wb") as caught:
+        cuts_of(audio, system, Choice("transcribe", "en", "nb"))
+    assert str(audio) in caught.value.message and "--bandwidth" in caught.value.hint
+
+
+def test_another_checkpoint_is_decoded_and_audited_with_its_own_settings(config, tmp_path):
+    final, other = Layout.of(config).final, config.model_copy(update={"decode": DecodeSettings(beam=7)})
+
+    def decoded(**asked) -> str:
+        return pipeline.decode(other, bandwidth="nb", task="transcribe", out=tmp_path / "a.jsonl", **asked).hypotheses[0].decoding
+
+    assert decoded(checkpoint=final).startswith("beam:2|")
+    assert decoded(checkpoint=final, search=DecodeSettings(beam=1)).startswith("beam:1|")
+    with pytest.raises(ConfigError, match="would replace the recipe's own"):
+        pipeline.route_audit(config, checkpoint=final)
+
+
 # --- which model --------------------------------------------------------------------------------------------
 
 
@@ -292,6 +327,23 @@ def test_a_partial_decoding_keeps_rows_of_its_own_model_only(config):
     pipeline.decode(config, task="transcribe", bandwidth="nb", watcher=other)
     assert {item.bandwidth for item in read_hypotheses(path)} == {"nb"}
     assert other.lines == [f"`{path}`: {UTTERANCES // 4} hypotheses of another model are dropped; decode these cuts again"]
+
+
+def test_a_partial_decoding_drops_rows_whose_cuts_are_gone(config):
+    layout, listener = Layout.of(config), Listener()
+    path, manifest = layout.hypotheses("test", "transcribe", "en"), layout.cuts("test")
+    pipeline.decode(config)
+    before = manifest.read_bytes()
+    lines = gzip.decompress(before).splitlines(keepends=True)
+    gone = next(line for line in lines if b'"task": "transcribe"' in line and b'"bandwidth": "wb"' in line)
+    manifest.write_bytes(gzip.compress(b"".join(line for line in lines if line != gone)))
+    try:
+        pipeline.decode(config, bandwidth="nb", task="transcribe", watcher=listener)
+    finally:
+        manifest.write_bytes(before)
+    assert json.loads(gone)["id"] not in {item.id for item in read_hypotheses(path)}
+    assert len(list(read_hypotheses(path))) == UTTERANCES // 2 - 1
+    assert listener.lines == [f"`{path}`: 1 hypotheses of cuts that are no longer in the manifest are dropped"]
 
 
 def test_scoring_after_a_retraining_warns_and_a_mixture_is_refused(config):

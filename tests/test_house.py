@@ -20,7 +20,7 @@ LEVELS = [
     ["tags", "presets"],
     ["config"],
     ["routing", "records", "watch", "html", "layout", "text", "steps"],
-    ["audio", "bandwidth", "features", "tokenizer", "model", "loss", "corpora"],
+    ["audio", "features", "tokenizer", "model", "loss", "corpora"],
     ["cuts", "checkpoint"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting"],
     ["preparation", "training", "decoding", "scoring", "audit"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -10,6 +12,22 @@ from smoe_cli.model.speech_to_text import Dimensions, SpeechToText, count_parame
 from tests.conftest import tiny_model
 
 NAMES = ("transcribe", "translate", "identify")
+CONFORMER = {"encoder": "conformer", "conv_kernel": 5}
+SHARED = {"encoder_shared_hidden_dim": 24, "decoder_shared_hidden_dim": 8}
+SOME_LAYERS = {"encoder_routed_layers": (1,), "decoder_routed_layers": (0,)}
+FAMILY = [{}, {"conv_kernel": 5}, CONFORMER, SHARED, SOME_LAYERS, CONFORMER | SHARED | SOME_LAYERS]
+"""Kinds of model for which the laws hold alike."""
+
+
+def run(model, lengths, encoder_experts, decoder_experts):
+    """States and memory for random audio and tokens that depend on nothing but the lengths; padding is filled with nonsense."""
+    generator = torch.Generator().manual_seed(1)
+    audio = [torch.randn(length, 8, generator=generator) for length in lengths]
+    tokens = torch.randint(3, 30, (len(lengths), 5), generator=generator)
+    batch = torch.full((len(lengths), max(lengths), 8), 9.0)
+    for row, item in zip(batch, audio, strict=True):
+        row[: len(item)] = item
+    return model(batch, torch.tensor(lengths), tokens, torch.tensor(encoder_experts), torch.tensor(decoder_experts)), audio, tokens
 
 
 def test_gradient_reaches_only_the_named_expert():
@@ -71,27 +89,99 @@ def test_paper_scale_has_the_papers_parameter_counts(changes, total):
     assert round(counts["active"] / 1e6, 2) == (119.64 if "decoder_hidden_dim" in changes else 107.05)
 
 
-def test_padding_changes_nothing():
-    model = tiny_model()
-    long, short = torch.randn(37, 8), torch.randn(22, 8)
-    padded = torch.stack((long, torch.cat((short, torch.full((15, 8), 9.0)))))
-    experts, tokens = torch.tensor([0, 1]), torch.tensor([[3, 5, 7, 9], [4, 6, 8, 10]])
-    states, memory = model(padded, torch.tensor([37, 22]), tokens, experts, experts)
-    alone, alone_memory = model(short[None], torch.tensor([22]), tokens[1:], experts[1:], experts[1:])
-    length = int(alone_memory.lengths[0])
-    torch.testing.assert_close(memory.states[1, :length], alone_memory.states[0, :length], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(states[1], alone[0], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("changes", FAMILY)
+def test_a_mixed_and_padded_batch_equals_its_utterances_one_by_one(changes):
+    model, lengths = tiny_model(**changes), [37, 22, 9, 30]
+    encoder_experts, decoder_experts = torch.tensor([1, 0, 1, 0]), torch.tensor([1, 1, 0, 0])
+    (states, memory), audio, tokens = run(model, lengths, encoder_experts.tolist(), decoder_experts.tolist())
+    for n, item in enumerate(audio):
+        one = slice(n, n + 1)
+        alone, alone_memory = model(item[None], torch.tensor([lengths[n]]), tokens[one], encoder_experts[one], decoder_experts[one])
+        length = int(alone_memory.lengths[0])
+        assert length == int(memory.lengths[n])
+        torch.testing.assert_close(memory.states[n, :length], alone_memory.states[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[n], alone[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", FAMILY)
+def test_a_model_of_equal_experts_equals_the_dense_model(changes):
+    routed, dense = tiny_model(**changes), tiny_model(**changes, encoder_experts=("dense",), decoder_experts=("dense",))
+    weights = dense.state_dict()
+    routed.load_state_dict({name: weights[re.sub(r"experts\.\w+", "experts.dense", name)] for name in routed.state_dict()})
+    (states, memory), _, _ = run(routed, [30, 17], [0, 1], [1, 0])
+    (dense_states, dense_memory), _, _ = run(dense, [30, 17], [0, 0], [0, 0])
+    torch.testing.assert_close(memory.states, dense_memory.states)
+    torch.testing.assert_close(states, dense_states)
+
+
+@pytest.mark.parametrize("changes", FAMILY)
+def test_a_step_moves_what_ran_and_leaves_idle_experts_bit_identical(changes):
+    model = tiny_model(**changes).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    def step(encoder_expert, decoder_expert):
+        (states, memory), _, _ = run(model, [30, 17], [encoder_expert] * 2, [decoder_expert] * 2)
+        (model.decoder.output(states).logsumexp(-1).sum() + model.ctc(memory.states).square().sum()).backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    # A first step with the experts that are idle afterwards: momentum must not move them either.
+    step(1, 0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    step(0, 1)
+    idle = re.compile(r"encoder.*experts\.wb\.|decoder.*experts\.transcribe\.")
+    assert sum(bool(idle.search(name)) for name in before) >= 8
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]) == bool(idle.search(name)), name
+
+
+def test_the_shared_expert_learns_from_every_route_and_is_added():
+    moe, x = SupervisedMoE(NAMES, dim=4, hidden_dim=8, shared_hidden_dim=6), torch.randn(3, 5, 4)
+    for index, name in enumerate(NAMES):
+        moe.zero_grad(set_to_none=True)
+        out = moe(x, torch.full((3,), index))
+        torch.testing.assert_close(out, moe.experts[name](x) + moe.shared(x))
+        out.sum().backward()
+        assert all(p.grad is not None for p in moe.shared.parameters())
+        assert [p.grad is not None for p in moe.experts.parameters()] == [other == name for other in NAMES for _ in range(4)]
+
+
+def test_only_the_chosen_layers_have_experts():
+    model = tiny_model(**CONFORMER, **SOME_LAYERS)
+    assert [(stack, layer, part) for stack, layer, part, _ in model.routed_networks()] == [
+        ("encoder", 1, "ffn_before"),
+        ("encoder", 1, "ffn"),
+        ("decoder", 0, "ffn"),
+    ]
+    assert [(stack, layer) for stack, layer, _ in model.routed_layers()] == [("encoder", 1), ("encoder", 1), ("decoder", 0)]
+    names = model.state_dict()
+    assert "encoder.layers.0.ffn_before.experts.dense.0.weight" in names
+    assert "encoder.layers.1.ffn_before.experts.nb.0.weight" in names
+
+
+@pytest.mark.parametrize("changes", FAMILY)
+def test_active_parameters_are_those_of_the_dense_model(changes):
+    routed = count_parameters(tiny_model(**changes))
+    dense = count_parameters(tiny_model(**changes, encoder_experts=("dense",), decoder_experts=("dense",)))
+    assert routed["active"] == dense["active"] == dense["total"]
+    assert routed["total"] == routed["active"] + routed["encoder.nb"] + routed["decoder.translate"]
+    layers, width = (2 * 2 if changes.get("encoder") else 2) // (2 if "encoder_routed_layers" in changes else 1), 16
+    assert routed["encoder.wb"] == layers * (2 * 32 * width + 32 + width)
+    if "encoder_shared_hidden_dim" in changes:
+        assert routed["encoder.shared"] == layers * (2 * 24 * width + 24 + width)
+
+
+@pytest.mark.parametrize("encoder", ["transformer", "conformer"])
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_subsampling_divides_the_length(factor):
-    model = tiny_model(subsampling=factor)
+def test_subsampling_divides_the_length(factor, encoder):
+    model = tiny_model(subsampling=factor, encoder=encoder)
     memory = model.encoder(torch.randn(1, 41, 8), torch.tensor([41]), torch.tensor([0]))
     assert memory.states.shape[1] == int(memory.lengths[0]) == -(-41 // factor)
 
 
-def test_cached_steps_equal_the_whole_sequence():
-    model, beams = tiny_model(), 3
+@pytest.mark.parametrize("changes", FAMILY)
+def test_cached_steps_equal_the_whole_sequence(changes):
+    model, beams = tiny_model(**changes), 3
     lengths, experts = torch.tensor([30, 17]), torch.tensor([0, 1])
     memory = model.encoder(torch.randn(2, 30, 8), lengths, experts)
     tokens = torch.randint(0, 30, (2 * beams, 6))

@@ -256,8 +256,23 @@ def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monke
     from smoe_cli.config import load_config
 
     monkeypatch.delenv("SMOE_NOWHERE", raising=False)
-    (tmp_path / "smoe.yaml").write_text("data: {root: $SMOE_NOWHERE}\ntasks: {transcribe: {languages: [en]}}\n")
+    data = "{root: $SMOE_NOWHERE, corpora: {a: {type: tsv, path: a.tsv}}}"
+    (tmp_path / "smoe.yaml").write_text(f"data: {data}\ntasks: {{transcribe: {{languages: [en]}}}}\n")
     config = load_config(tmp_path / "smoe.yaml")
     pipeline.params(config)
     with pytest.raises(ConfigError, match=r"`\$SMOE_NOWHERE`, which is not set"):
         pipeline.prepare(config)
+
+
+def test_variables_in_exp_dir_are_read_and_a_dollar_in_a_folders_name_is_none(corpus, tmp_path, monkeypatch):
+    from smoe_cli.config import data_root, load_config
+
+    monkeypatch.delenv("SMOE_NOWHERE", raising=False)
+    monkeypatch.setenv("SMOE_SOMEWHERE", str(tmp_path))
+    folder = tmp_path / "a $SMOE_NOWHERE b"
+    folder.mkdir()
+    (folder / "smoe.yaml").write_text("tasks: {transcribe: {languages: [en]}}\n")
+    assert load_config(folder / "smoe.yaml", ["exp_dir=$SMOE_SOMEWHERE/exp"]).exp_dir == tmp_path / "exp"
+    assert data_root(load_config(folder / "smoe.yaml")) == folder
+    with pytest.raises(ConfigError, match=r"`exp_dir` names `\$SMOE_NOWHERE`, which is not set"):
+        load_config(folder / "smoe.yaml", ["exp_dir=$SMOE_NOWHERE/exp"])

@@ -13,7 +13,7 @@ from smoe_cli.records import Hypothesis, ScoreReport, write_jsonl
 from smoe_cli.scoring import slices
 from smoe_cli.scoring.align import EditKind, Unit, align, confusions
 from smoe_cli.scoring.metrics import METRICS, bleu, cer, chrf, find_metric, wer
-from smoe_cli.scoring.table import score_rows
+from smoe_cli.scoring.table import score_rows, signatures
 from smoe_cli.tags import TASK_KINDS
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "log", "and", "then", "stopped", "again", "quite", "suddenly"]
@@ -343,7 +343,6 @@ def test_synthetic_speech_is_counted_per_slice_and_stands_in_the_title():
     [
         ({"references": []}, "`one.jsonl`, cut `u0000-transcribe-en-nb`: .* no references: bare audio cannot be scored"),
         ({"bandwidth": "swb"}, "`one.jsonl`, cut `u0000-transcribe-en-nb`: unknown bandwidth `swb`; known: nb, wb"),
-        ({"task": "str"}, "cut `u0000-transcribe-en-nb`: no recipe or kind of task says how to score task `str`"),
     ],
 )
 def test_tags_and_references_that_would_falsify_a_score_are_refused(change, message):
@@ -372,6 +371,12 @@ def test_table_has_one_row_per_slice_and_one_column_per_metric():
     assert rows[2] == ["seen", "transcribe", "en", "nb", "25.0", "7.1", "", "", "2", "0.00", "1"]
     assert rows[1] == ["main", "translate", "de", "nb", "", "", "100.0", "100.0", "1", "0.00", "0"]
     assert {len(row) for row in rows} == {len(header)}
+
+
+def test_each_signature_is_quoted_once():
+    quoted = signatures(slices.score("toy", four_slices(), metrics_of))
+    assert len(quoted) == len(set(quoted)) == 4
+    assert any(line.startswith("BLEU: ") and "|version:" in line for line in quoted)
 
 
 def test_scoring_imports_neither_torch_nor_lhotse():

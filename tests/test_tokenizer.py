@@ -92,6 +92,15 @@ def test_a_tokenizer_of_another_kind_is_refused(tokenizer, tmp_path):
         Tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("changes", [{"guiding_tokens": [*GUIDING, "<xx>"]}, {"vocab_size": 299}])
+def test_a_tokenizer_whose_two_files_do_not_belong_together_is_refused(tokenizer, tmp_path, changes):
+    tokenizer.save(tmp_path)
+    card = tmp_path / "tokenizer.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | changes))
+    with pytest.raises(CheckpointError, match="of another tokenizer"):
+        Tokenizer(tmp_path)
+
+
 def test_same_text_same_tokenizer(tmp_path):
     one, other = (Tokenizer.train(TEXTS, 300, GUIDING, tmp_path / name) for name in ("a", "b"))
     assert one.model_bytes == other.model_bytes

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from lhotse import CutSet
 
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.config import Config
@@ -23,6 +24,7 @@ from smoe_cli.layout import Layout
 from smoe_cli.steps import plan_step
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training import Trainer
+from smoe_cli.watch import Silent
 from tests.conftest import tiny_config
 
 WORDS = {"a": ("one", "eins", 300.0), "b": ("two", "zwei", 700.0), "c": ("three", "drei", 1300.0)}
@@ -321,3 +323,21 @@ def test_a_process_that_is_killed_outright_continues(prepared, tmp_path):
     step = int(saved[-1].name.removeprefix("step-"))
     shorter = settings.model_copy(update={"train": settings.train.model_copy(update={"max_steps": step + 2})})
     assert pipeline.train(shorter).resumed_from == step
+
+
+def test_utterances_too_short_for_ctc_are_counted_and_named_once(prepared, tmp_path):
+    said: list[str] = []
+
+    class Listener(Silent):
+        def log(self, message: str) -> None:
+            said.append(message)
+
+    layout, config = Layout.of(prepared), prepared.model_copy(update={"model": prepared.model.model_copy(update={"subsampling": 8})})
+    dev = read_cuts(layout.cuts("dev"))
+    long = list(read_cuts(layout.cuts("train")))
+    for cut in long:
+        cut.supervisions[0].custom["transcript"] = "a transcript that is far too long for so short a tone, as every one can see"
+    report = Trainer(config, tmp_path, CutSet.from_cuts(long), dev, Tokenizer(layout.tokenizer), Listener()).run()
+    assert report.ctc_skipped > config.train.max_steps
+    assert sum("CTC skips them" in message for message in said) == 1
+    assert trainer(prepared, tmp_path / "sound").run().ctc_skipped == 0

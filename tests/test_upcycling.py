@@ -13,11 +13,19 @@ from smoe_cli import checkpoint, pipeline, upcycling
 from smoe_cli.checkpoint import System, build_model
 from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
-from smoe_cli.routing import make_plan
+from smoe_cli.routing import StackPlan, make_plan
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.tokenizer import Tokenizer
 from tests.conftest import tiny_config
 
+WIDER = {"encoder": "conformer", "conv_kernel": 5, "encoder_shared_ffn_dim": 8, "decoder_shared_ffn_dim": 16, "decoder_layers": 2}
+"""A Conformer with shared experts in both stacks, whose layers need not all be routed."""
+MODELS = {
+    "transformer": {},
+    "conformer": {"encoder": "conformer", "conv_kernel": 5},
+    "some layers": WIDER | {"encoder_routed_layers": [1], "decoder_routed_layers": "every 2"},
+    "shared experts": WIDER,
+}
 GUIDING = ["<transcribe>", "<translate>", "<en>", "<de>"]
 TASKS = {"transcribe": {"languages": ["en"]}, "translate": {"languages": ["de"]}}
 ROUTES = [Route("transcribe", "en", Bandwidth.NB), Route("translate", "de", Bandwidth.NB), Route("translate", "de", Bandwidth.WB)]
@@ -77,10 +85,11 @@ def assert_equal_output(one: System, other: System, route: Route) -> None:
 
 
 @pytest.mark.parametrize("preset", ["base", "enc-smoe", "dec-smoe", "encdec-smoe"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_an_upcycled_model_equals_the_dense_one_bit_for_bit(tokenizer, tmp_path, preset, tied):
-    folder, dense = saved(config(tmp_path, "base", tie_embeddings=tied), tokenizer, tmp_path / "dense")
-    new = system(config(tmp_path, preset, {"init_from": str(folder)}, tie_embeddings=tied), tokenizer)
+@pytest.mark.parametrize(("tied", "model"), [(False, "transformer"), *((True, model) for model in MODELS)])
+def test_an_upcycled_model_equals_the_dense_one_bit_for_bit(tokenizer, tmp_path, preset, tied, model):
+    same = {name: value for name, value in MODELS[model].items() if "routed" not in name}
+    folder, dense = saved(config(tmp_path, "base", tie_embeddings=tied, **same), tokenizer, tmp_path / "dense")
+    new = system(config(tmp_path, preset, {"init_from": str(folder)}, tie_embeddings=tied, **MODELS[model]), tokenizer)
     upcycling.start_from(folder, new, Lines())
     for route in ROUTES:
         assert_equal_output(dense, new, route)
@@ -148,6 +157,21 @@ def test_adding_an_expert_keeps_the_others_and_starts_as_the_one_that_is_named(t
     assert new.origin.copies == {"decoder.interpret": "translate"}
 
 
+def test_another_choice_of_routed_layers_keeps_what_is_there_and_copies_the_rest(tokenizer, tmp_path):
+    folder, old = saved(config(tmp_path, "encdec-smoe", **WIDER, encoder_routed_layers=[1]), tokenizer, tmp_path / "old")
+    new, watcher = system(config(tmp_path, "encdec-smoe", {"init_from": str(folder)}, **WIDER), tokenizer), Lines()
+    upcycling.start_from(folder, new, watcher)
+    for route in ROUTES:
+        assert_equal_output(old, new, route)
+    assert watcher.lines[1:] == [
+        "encoder experts, layer 0: `nb` as a copy of `dense`; `wb` as a copy of `dense`",
+        "encoder experts, layer 1: `nb` as it is; `wb` as it is",
+        "decoder experts: `transcribe` as it is; `translate` as it is",
+    ]
+    assert new.origin is not None
+    assert new.origin.copies == {f"encoder.layers.0.{part}.{expert}": "dense" for part in ("ffn_before", "ffn") for expert in ("nb", "wb")}
+
+
 def test_without_a_name_a_new_expert_starts_as_the_first_one(tokenizer, tmp_path):
     folder, old = saved(config(tmp_path, "encdec-smoe"), tokenizer, tmp_path / "old")
     new, watcher = system(config(tmp_path, "base", {"init_from": str(folder)}), tokenizer), Lines()
@@ -171,6 +195,8 @@ def test_a_missing_ctc_head_starts_fresh_and_a_superfluous_one_is_left_out(token
         ({"d_model": 64}, "model.d_model: 32 there, 64 here", "--set model.d_model=32"),
         ({"heads": 4, "encoder_layers": 3}, "model.heads: 2 there, 4 here; model.encoder_layers: 2 there, 3 here", "--set model.heads=2"),
         ({"conv_kernel": 3}, "model.conv_kernel: None there", "model.conv_kernel=null"),
+        ({"encoder": "conformer"}, "model.encoder: 'transformer' there, 'conformer' here", "--set model.encoder=transformer"),
+        ({"encoder_shared_ffn_dim": 8}, "model.encoder_shared_ffn_dim: None there, 8 here", "--set model.encoder_shared_ffn_dim=null"),
         ({"tie_embeddings": True}, "model.tie_embeddings: False there", "model.tie_embeddings=false"),
     ],
 )
@@ -224,14 +250,18 @@ def test_a_tokenizer_is_extended_without_moving_a_piece(tokenizer, tmp_path):
 # --- one route -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["base", "dec-ffn-x2", "encdec-smoe"])
+@pytest.mark.parametrize(
+    ("preset", "model"), [("base", "transformer"), ("dec-ffn-x2", "transformer"), *(("encdec-smoe", model) for model in MODELS)]
+)
 @pytest.mark.parametrize("route", ROUTES, ids=str)
-def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, tmp_path, preset, route):
-    folder, whole = saved(config(tmp_path, preset, tie_embeddings=True), tokenizer, tmp_path / "whole")
+def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, tmp_path, preset, model, route):
+    folder, whole = saved(config(tmp_path, preset, tie_embeddings=True, **MODELS[model]), tokenizer, tmp_path / "whole")
     report = pipeline.slim(folder, out=tmp_path / "slim", task=route.task, lang=route.lang, bandwidth=str(route.bandwidth))
     slim = checkpoint.load(tmp_path / "slim")
     assert_equal_output(whole, slim, route)
     assert slim.plan.routes == (str(route),)
+    assert slim.plan.encoder == slim.plan.decoder == StackPlan(by=None, experts=("dense",))
+    assert make_plan(slim.config, [route.bandwidth]) == slim.plan
     assert slim.tokenizer.guiding_tokens == tuple(GUIDING)
     assert (slim.model.ctc is not None) == (route.task == "transcribe")
     if slim.model.ctc is not None and whole.model.ctc is not None:

@@ -49,7 +49,7 @@ def audit(system: System, settings: DecodeSettings, manifest: Path, utterances: 
         cuts=total,
         routes={str(route): len(cuts) for route, cuts in groups.items()},
         synthetic=sum(tags_of(cut).synthetic for cuts in groups.values() for cut in cuts),
-        layers=len(system.model.encoder.layers) + len(system.model.decoder.layers),
+        layers=sum(1 for _ in system.model.routed_networks()),
         observations=sum(row.utterances for row in served),
         served=served,
         parameters=count_parameters(system.model),

@@ -16,8 +16,8 @@ from smoe_cli.records import Finding, Hypothesis, Served
 from smoe_cli.tags import Route
 from smoe_cli.watch import Watcher
 
-Place = tuple[str, int, str]
-"""(stack, layer, expert)."""
+Place = tuple[str, int, str, str]
+"""(stack, layer, feed-forward network of the layer, expert)."""
 
 
 @contextmanager
@@ -33,9 +33,9 @@ def watched_experts(model: SpeechToText) -> Iterator[dict[Place, int]]:
 
         return hook
 
-    for stack, number, moe in model.routed_layers():
+    for stack, number, part, moe in model.routed_networks():
         for name, expert in moe.experts.items():
-            handles.append(expert.register_forward_hook(watch((stack, number, name))))
+            handles.append(expert.register_forward_hook(watch((stack, number, part, name))))
     try:
         yield ran
     finally:
@@ -60,33 +60,36 @@ def observe_experts(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]],
         for batch_cuts in decoder.batches(cuts):
             with watched_experts(model) as ran:
                 decoder.decode_batch(decoder.collator(batch_cuts))
-            for (stack, layer, expert), utterances in sorted(ran.items()):
-                counts[route, (stack, layer, expert)] += utterances
+            for (stack, layer, part, expert), utterances in sorted(ran.items()):
+                counts[route, (stack, layer, part, expert)] += utterances
                 if expert != planned[stack] or utterances != len(batch_cuts):
                     said = f"expert `{expert}` served {utterances} of {len(batch_cuts)} utterances; the plan names `{planned[stack]}`"
-                    findings.append(_stray(stack, layer, route, said))
-            for stack, layer, _ in model.routed_layers():
-                if (stack, layer, planned[stack]) not in ran:
-                    findings.append(_stray(stack, layer, route, f"the planned expert `{planned[stack]}` did not run"))
+                    findings.append(_stray(stack, layer, part, route, said))
+            for stack, layer, part, _ in model.routed_networks():
+                if (stack, layer, part, planned[stack]) not in ran:
+                    findings.append(_stray(stack, layer, part, route, f"the planned expert `{planned[stack]}` did not run"))
             done += len(batch_cuts)
             watcher.progress("experts observed", done, total)
     served = [
         Served(
             stack=stack,
             layer=layer,
+            part=part,
             route=str(route),
             expert=expert,
             utterances=utterances,
             planned=expert == (plan.encoder if stack == "encoder" else plan.decoder).expert(route),
         )
-        for (route, (stack, layer, expert)), utterances in counts.items()
+        for (route, (stack, layer, part, expert)), utterances in counts.items()
     ]
     return served, findings
 
 
-def _stray(stack: str, layer: int, route: Route, message: str) -> Finding:
+def _stray(stack: str, layer: int, part: str, route: Route, message: str) -> Finding:
     hint = "the checkpoint's plan and the code that runs it disagree: do not trust this model's scores"
-    return Finding(check="execution", where=f"{stack} layer {layer}, route {route}", message=message, hint=hint)
+    return Finding(
+        check="execution", where=f"{stack} layer {layer}{'' if part == 'ffn' else f' {part}'}, route {route}", message=message, hint=hint
+    )
 
 
 def with_expert(decoder: Decoder, cuts: Sequence[MonoCut], stack: str, index: int) -> list[Hypothesis]:

@@ -113,26 +113,32 @@ def _served(served: Sequence[Served]) -> str:
         "Share of a route's utterances, in percent, that each expert served in each layer. A heavy frame marks the planned expert; "
         "a red cell with an exclamation mark was served by another."
     )
+    if len({row.part for row in served if row.stack == "encoder"}) > 1:
+        lead += " A Conformer's layer has two routed networks: 0.1 and 0.2 are the first and the second half-step of layer 0."
     return html.section("served", "Who served whom", lead, "".join(panels) or html.panel("No routed layers: nothing to observe."))
 
 
 def _heat_map(stack: str, rows: Sequence[Served]) -> str:
     """Route and expert down, layer across; every number is also printed in its cell."""
-    layers = sorted({row.layer for row in rows})
+    parts_of_layer = sorted({row.part for row in rows}, key=_place_in_layer)
+    layers = sorted({(row.layer, row.part) for row in rows}, key=lambda place: (place[0], _place_in_layer(place[1])))
+    # The two networks of a Conformer's layer 3 are the columns 3.1 and 3.2.
+    labels = [f"{layer}.{parts_of_layer.index(part) + 1}" if len(parts_of_layer) > 1 else str(layer) for layer, part in layers]
     experts = list(dict.fromkeys(row.expert for row in rows))
     routes = list(dict.fromkeys(row.route for row in rows))
     # The plan is the same in every layer of a stack, so a planned expert is framed even where it served nobody.
     planned = {(row.route, row.expert) for row in rows if row.planned}
-    count: dict[tuple[int, str, str], int] = {}
+    count: dict[tuple[tuple[int, str], str, str], int] = {}
     for row in rows:
-        count[row.layer, row.route, row.expert] = count.get((row.layer, row.route, row.expert), 0) + row.utterances
+        key = (row.layer, row.part), row.route, row.expert
+        count[key] = count.get(key, 0) + row.utterances
     cell_px, row_px, gap_px, top_px = 44, 22, 10, 22
     # 6.6 px is the width of an average character at this size; a little too much room does no harm.
     route_px = int(max(len(route) for route in routes) * 6.6) + 14
     left_px = route_px + int(max(len(expert) for expert in experts) * 6.6) + 14
     parts = [
-        f'<text class="layer" x="{left_px + column * cell_px + cell_px / 2:g}" y="14">{"layer " if column == 0 else ""}{layer}</text>'
-        for column, layer in enumerate(layers)
+        f'<text class="layer" x="{left_px + column * cell_px + cell_px / 2:g}" y="14">{"layer " if column == 0 else ""}{label}</text>'
+        for column, label in enumerate(labels)
     ]
     y = top_px
     for route in routes:
@@ -142,13 +148,18 @@ def _heat_map(stack: str, rows: Sequence[Served]) -> str:
             for column, layer in enumerate(layers):
                 total = sum(count.get((layer, route, other), 0) for other in experts)
                 here = count.get((layer, route, expert), 0)
-                name = f"{route}, layer {layer}, {expert}"
+                name = f"{route}, layer {labels[column]}, {expert}"
                 parts.append(_cell(left_px + column * cell_px, y, here, total, (route, expert) in planned, name))
             y += row_px
         y += gap_px
     width_px, height_px = left_px + len(layers) * cell_px + 2, y - gap_px + 2
     size = f'width="{width_px}" height="{height_px}" viewBox="0 0 {width_px} {height_px}" style="max-width:none"'
     return f'<svg class="map" role="img" aria-label="Experts that served each route in the {escape(stack)}" {size}>{"".join(parts)}</svg>'
+
+
+def _place_in_layer(part: str) -> tuple[bool, str]:
+    """Sorts the networks of a layer as data meets them: `ffn` is the last."""
+    return part == "ffn", part
 
 
 def _cell(x: int, y: int, here: int, total: int, planned: bool, name: str) -> str:

@@ -34,10 +34,23 @@ def decode(
     beam: Annotated[
         int | None,
         typer.Option(
-            "--beam", metavar="N", min=1, help="Beams per utterance; 1 is greedy search.", show_default="the recipe's `decode.beam`"
+            "--beam",
+            metavar="N",
+            min=1,
+            help="Beams per utterance; 1 is greedy search.",
+            show_default="`decode.beam` of recipe or checkpoint",
         ),
     ] = None,
-    out: options.Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="File for the hypotheses (.jsonl).",
+            show_default="in the recipe's `exp_dir`; for inputs: stdout",
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -52,17 +65,22 @@ def decode(
     Example: smoe decode call.wav --task translate --lang de --bandwidth nb
     """
     flags = [] if beam is None else [f"decode.beam={beam}"]
+    search = options.search_changes(overrides, flags)
+    recipe = options.load_recipe_if_any(config, overrides, flags, instead=checkpoint is not None and bool(inputs), brings="decode")
     if dry_run:
+        from smoe_cli.decoding.inputs import Choice, check_recipe, check_request
         from smoe_cli.layout import Layout
 
-        planned = options.load_recipe(config, overrides, flags)
-        at = Layout.of(planned)
-        tasks = [(name, code) for name, settings in planned.tasks.items() for code in settings.languages]
-        files = [at.hypotheses(split, name, code) for name, code in tasks if task in (None, name) and lang in (None, code)]
-        reads = [*(inputs or [at.cuts(split)]), checkpoint or at.final]
-        show_plan(planned, "decode", as_json, reads, [out] if out else [] if inputs else files)
+        choice = Choice(task, lang, bandwidth)
+        check_request(recipe, inputs or (), choice, split, checkpoint, out)
+        if recipe and checkpoint is None:
+            check_recipe(recipe, inputs or (), choice)
+        at = Layout(recipe.exp_dir if recipe else Path())
+        routes = [route for route in recipe.routes() if choice.has(route)] if recipe else []
+        files = dict.fromkeys(at.hypotheses(split, route.task, route.lang) for route in routes)
+        writes = [out] if out else [] if inputs else list(files)
+        show_plan(recipe, "decode", as_json, [*(inputs or [at.cuts(split)]), checkpoint or at.final], writes)
         return
-    recipe = options.load_recipe_if_any(config, overrides, flags, instead=checkpoint is not None and bool(inputs))
     from smoe_cli import pipeline
 
     with open_watcher() as watcher:
@@ -75,6 +93,7 @@ def decode(
             split=split,
             checkpoint=checkpoint,
             out=out,
+            search=search,
             watcher=watcher,
         )
     if as_json or not report.paths:

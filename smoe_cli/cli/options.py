@@ -13,7 +13,7 @@ from smoe_cli.cli import complete
 from smoe_cli.tags import Bandwidth
 
 if TYPE_CHECKING:
-    from smoe_cli.config import Config
+    from smoe_cli.config import Config, DecodeSettings
 
 RecipePath = Annotated[
     Path | None,
@@ -26,7 +26,9 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON; nothing else goes to stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the configuration, say what would be read and written, write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check options and configuration, say what would be read and written, write nothing.")
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
@@ -37,7 +39,10 @@ Checkpoint = Annotated[
         show_default="what `train` wrote",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where to write.", show_default="in the recipe's `exp_dir`")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FOLDER", file_okay=False, help="Folder to write to.", show_default="in the recipe's `exp_dir`"),
+]
 TaskName = Annotated[
     str | None,
     typer.Option("--task", metavar="NAME", help="What to produce.", autocompletion=complete.task, show_default="all of the recipe"),
@@ -78,7 +83,9 @@ def load_recipe(path: Path | None, overrides: Sequence[str] | None, flags: Seque
     return load_config(path, [*(overrides or ()), *flags])
 
 
-def load_recipe_if_any(path: Path | None, overrides: Sequence[str] | None, flags: Sequence[str], instead: bool) -> Config | None:
+def load_recipe_if_any(
+    path: Path | None, overrides: Sequence[str] | None, flags: Sequence[str], instead: bool, brings: str = ""
+) -> Config | None:
     """Read the recipe, unless there is none and the command can do without.
 
     Args:
@@ -86,6 +93,7 @@ def load_recipe_if_any(path: Path | None, overrides: Sequence[str] | None, flags
         overrides: Every `--set`.
         flags: What other options say.
         instead: Whether the command was given files that stand for a recipe, such as a checkpoint.
+        brings: Group of settings that these files have too, so that it can be changed without a recipe.
 
     Returns:
         None when neither `--config` nor `smoe.yaml` in this folder is there and `instead` is true.
@@ -98,10 +106,10 @@ def load_recipe_if_any(path: Path | None, overrides: Sequence[str] | None, flags
 
     if path is not None or not instead or Path(RECIPE_FILE).exists():
         return load_recipe(path, overrides, flags)
-    if overrides or flags:
-        changes = ", ".join(f"`{change}`" for change in [*(overrides or ()), *flags])
+    lost = [f"`{change}`" for change in (*(overrides or ()), *flags) if not (brings and change.startswith(f"{brings}."))]
+    if lost:
         raise ConfigError(
-            f"no recipe `{RECIPE_FILE}` here that {changes} could change", "name the recipe with --config, or leave the change out"
+            f"no recipe `{RECIPE_FILE}` here that {', '.join(lost)} could change", "name the recipe with --config, or leave the change out"
         )
     return None
 
@@ -109,6 +117,26 @@ def load_recipe_if_any(path: Path | None, overrides: Sequence[str] | None, flags
 def init_flags(folder: Path | None) -> list[str]:
     """Overrides that name a checkpoint to start from; what stands on the command line starts from the working folder."""
     return [] if folder is None else [f"train.init_from={json.dumps(str(folder.resolve()), ensure_ascii=False)}"]
+
+
+def search_changes(overrides: Sequence[str] | None, flags: Sequence[str] = ()) -> DecodeSettings:
+    """What `--set decode.*` and other options say about the search, and nothing else: a checkpoint has its own settings.
+
+    Raises:
+        ConfigError: If a setting is unknown or impossible.
+    """
+    from pydantic import ValidationError
+
+    from smoe_cli.config import DecodeSettings
+    from smoe_cli.errors import ConfigError
+
+    pairs = (change.partition("=") for change in (*(overrides or ()), *flags))
+    changes = {key.removeprefix("decode."): value for key, _, value in pairs if key.startswith("decode.")}
+    try:
+        return DecodeSettings.model_validate(changes)
+    except ValidationError as error:
+        problems = "; ".join(f"`decode.{problem['loc'][0]}`: {problem['msg']}" for problem in error.errors())
+        raise ConfigError(problems, "docs/reference/config.md lists every setting") from None
 
 
 def corpus_flags(names: Sequence[str], recipe: Config) -> list[str]:

@@ -14,36 +14,33 @@ if TYPE_CHECKING:
 
 
 def show_plan(
-    recipe: Config,
+    recipe: Config | None,
     step: str,
     as_json: bool,
     reads: Sequence[Path] = (),
     writes: Sequence[Path] | None = None,
-    out: Path | None = None,
 ) -> None:
     """Print what a step would read and write; nothing is written.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe; None: there is none, and other options name all files.
         step: Name of the command.
         as_json: Print JSON.
         reads: What other options make it read instead of what the step before left.
         writes: What other options make it write instead.
-        out: Folder that it writes to instead.
 
     Raises:
         SmoeError: If the recipe does not allow the step.
     """
-    from smoe_cli.steps import plan_step
+    from smoe_cli.steps import Step, plan_step
 
-    plan = plan_step(recipe, step)
-    usual = plan.reads, plan.writes
-    asked = list(reads) or plan.reads, plan.writes if writes is None else list(writes)
-    if out is not None:
-        asked = asked[0], [out / path.name for path in plan.writes]
-    if asked != usual:
+    plan = Step(name=step, state="would run") if recipe is None else plan_step(recipe, step)
+    asked = {"reads": list(reads) or plan.reads, "writes": plan.writes if writes is None else list(writes)}
+    if asked != {"reads": plan.reads, "writes": plan.writes}:
         # Only the recipe's own files are remembered as up to date.
-        plan = plan.model_copy(update={"state": "would run", "reason": "", "reads": asked[0], "writes": asked[1]})
+        plan = plan.model_copy(update={"state": "would run", "reason": "", **asked})
+    elif plan.state == "up to date":
+        plan = plan.model_copy(update={"state": "would run", "reason": "its results are up to date: `smoe run` would skip it"})
     if as_json:
         print_json(plan)
         return

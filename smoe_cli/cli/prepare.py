@@ -46,6 +46,9 @@ def prepare(
     if added:
         recipe = options.load_recipe(config, overrides, [*flags, *added])
     if dry_run:
+        from smoe_cli.preparation import chosen_corpora
+
+        chosen_corpora(recipe, corpus)
         show_plan(recipe, "prepare", as_json)
         return
     from smoe_cli import pipeline

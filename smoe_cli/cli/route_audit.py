@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_page, show_plan
@@ -25,7 +26,9 @@ def route_audit(
         Path | None,
         typer.Option("--cuts", metavar="PATH", exists=True, help="Cut manifest to audit with.", show_default="the recipe's test manifests"),
     ] = None,
-    utterances: Annotated[int, typer.Option("--utterances", "-n", metavar="N", min=1, help="Cuts per route in the swap test.")] = 30,
+    utterances: Annotated[
+        int, typer.Option("--utterances", "-n", metavar="N", min=1, help="Cuts per route in the swap test.")
+    ] = AUDITED_UTTERANCES,
     swap: Annotated[bool, typer.Option("--swap/--no-swap", help="Also decode with every wrong expert, to see what it costs.")] = True,
     out: options.Out = None,
     dry_run: options.DryRun = False,
@@ -34,22 +37,25 @@ def route_audit(
     """Observe which expert really serves which cut, and what happens when a tag lies.
 
     Checks by hooks on every routed layer that each cut was served by the expert that the plan names for its tags, and by no other.
-    Exits with 1 when there are findings.
+    Exits with 1 when there are findings. With another checkpoint or manifest than the recipe's own, `--out` must name a folder.
 
     Example: smoe route-audit --no-swap
     """
+    search = options.search_changes(overrides)
+    recipe = options.load_recipe_if_any(config, overrides, (), instead=checkpoint is not None and cuts is not None, brings="decode")
+    from smoe_cli import pipeline
     from smoe_cli.layout import Layout
 
     if dry_run:
-        planned = options.load_recipe(config, overrides)
-        at = Layout.of(planned)
-        show_plan(planned, "route-audit", as_json, [cuts or at.cuts("test"), checkpoint or at.final], out=out)
+        pipeline.check_audit(recipe, checkpoint, cuts, out)
+        at = Layout(recipe.exp_dir if recipe else Path())
+        writes = [out / "audit.json", out / "audit.html"] if out else None
+        show_plan(recipe, "route-audit", as_json, [cuts or at.cuts("test"), checkpoint or at.final], writes)
         return
-    recipe = options.load_recipe_if_any(config, overrides, (), instead=checkpoint is not None and cuts is not None)
-    from smoe_cli import pipeline
-
     with open_watcher() as watcher:
-        report = pipeline.route_audit(recipe, checkpoint=checkpoint, cuts=cuts, utterances=utterances, swap=swap, out=out, watcher=watcher)
+        report = pipeline.route_audit(
+            recipe, checkpoint=checkpoint, cuts=cuts, utterances=utterances, swap=swap, out=out, search=search, watcher=watcher
+        )
     if as_json:
         print_json(report)
     else:
@@ -63,6 +69,8 @@ def _show(report: AuditReport) -> None:
     run = sum(report.routes.values())
     print(f"{report.title}: tags of {report.cuts:,} cuts checked, {run:,} cuts run")
     print(f"{report.layers:,} layers, {report.observations:,} observations")
+    counts = [("total", report.parameters["total"]), ("active for one utterance", report.parameters["active"])]
+    print_table(("parameters", "count"), counts)
     served: Counter[tuple[str, str, str, str]] = Counter()
     for row in report.served:
         served[row.stack, row.route, row.expert, "yes" if row.planned else "NO"] += row.utterances

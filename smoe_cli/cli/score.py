@@ -31,13 +31,14 @@ def score(
 
     Example: smoe score exp/hypotheses/test/*.jsonl
     """
-    if dry_run:
-        show_plan(options.load_recipe(config, overrides), "score", as_json, hypotheses or (), out=out)
-        return
     recipe = options.load_recipe_if_any(config, overrides, (), instead=bool(hypotheses))
+    if dry_run:
+        writes = [out / "scores.json", out / "report.html"] if out else [] if hypotheses else None
+        show_plan(recipe, "score", as_json, hypotheses or (), writes)
+        return
     from smoe_cli import pipeline
     from smoe_cli.layout import Layout
-    from smoe_cli.scoring.table import score_rows
+    from smoe_cli.scoring.table import score_rows, signatures
 
     with open_watcher() as watcher:
         report = pipeline.score(recipe, hypotheses=hypotheses or (), out=out, watcher=watcher)
@@ -45,4 +46,6 @@ def score(
         print_json(report)
         return
     print_table(*score_rows(report), title=report.title)
+    for signature in signatures(report):
+        print(signature)
     show_page(out, Layout.of(recipe).scores if recipe and not hypotheses else None, "report.html")

@@ -57,4 +57,6 @@ def train(
     print(f"finished: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
     print_table(("parameters", "count"), report.parameters.items())
     print_table(("route", "validation loss"), report.validation.items())
+    if report.ctc_skipped:
+        print(f"note: CTC skipped {report.ctc_skipped:,} utterances in all, as they have fewer encoder frames than tokens")
     print(report.checkpoint)

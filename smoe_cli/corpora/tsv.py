@@ -106,6 +106,9 @@ def _join_segments(row: dict[str, str], column: str, source_dir: Path, audio_dir
 
     The noise is drawn from the id, so the same row always gives the same samples.
     """
+    for part in ("id", "split"):
+        if Path(row[part]).name != row[part]:
+            raise DataError(f"utterance `{row['id']}`: `{part}` names the joined file, and `{row[part]}` cannot", "leave out `/`")
     # The name tells what it was joined from: a corrected row does not find the old audio.
     made_from = zlib.crc32(f"{source_dir.resolve()}\t{row[column]}\t{row['gaps_ms']}".encode())
     target = audio_dir / row["split"] / f"{row['id']}.{made_from:08x}.flac"

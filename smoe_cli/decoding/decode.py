@@ -55,12 +55,16 @@ class Decoder:
 
         Raises:
             RouteError: If the model has no such route; before anything is computed.
-            DataError: If audio cannot be read, or the part file cannot be written.
+            DataError: If a cut occurs twice, audio cannot be read, or the part file cannot be written.
             Interrupted: On Ctrl-C, if there is a part file.
         """
         watcher = watcher or Silent()
         ordered = list(cuts)
+        ids: set[str] = set()
         for cut in ordered:
+            if cut.id in ids:
+                raise DataError(f"cut `{cut.id}` occurs twice", "name each input once, and decode manifests that share cuts apart")
+            ids.add(cut.id)
             route_of(cut, self.system.plan)
         batches = list(self.batches(ordered))
         with open_part(part, self._header(batches), watcher) as done:

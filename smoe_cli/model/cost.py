@@ -21,8 +21,9 @@ def multiply_adds_per_second(model: SpeechToText) -> int:
     """Multiply-adds per second of audio, of one utterance of 10 s whose text is 40 tokens, decoded greedily with caches.
 
     Counted are the products of all matrices, convolutions and attentions of encoder and decoder, the output projection
-    included; of routed layers one expert, the one that runs. Left out: additions, norms and activations, which are less than
-    1 %; the features; and the auxiliary CTC head, as in the number of parameters. A beam of B costs the decoder's share B times.
+    included; of routed layers one expert, the one that runs, and the shared one. Left out: additions, norms and activations,
+    which are less than 1 %; the features; and the auxiliary CTC head, as in the number of parameters. A beam of B costs the
+    decoder's share B times.
     """
     frames = UTTERANCE_S * FRAMES_PER_S
     tokens = UTTERANCE_S * TOKENS_PER_S

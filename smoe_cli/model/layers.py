@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from smoe_cli.model.experts import SupervisedMoE
 
+MakeFFN = Callable[[], SupervisedMoE]
+"""Makes one feed-forward network of a layer: what is routed, and how wide it is, is the business of the stack."""
 # N utterances, S positions, T frames, U tokens, D model width, H heads, K head width, B beams, F mel bins
 
 
@@ -98,6 +100,11 @@ def merge_heads(x_NHSK: Tensor) -> Tensor:
     return x_NHSK.transpose(1, 2).flatten(2)
 
 
+def padding_of(mask: Tensor | None) -> Tensor | None:
+    """Attention mask (N,1,1,S), true at real frames -> (N,S,1), true at padding."""
+    return None if mask is None else ~mask[:, 0, 0, :, None]
+
+
 class Convolution(nn.Module):
     """What lies near in time, mixed per channel: norm, depthwise convolution, SiLU, projection.
 
@@ -121,20 +128,19 @@ class Convolution(nn.Module):
 class EncoderLayer(nn.Module):
     """Pre-norm self-attention and, if asked for, convolution (both shared), and a routed feed-forward network."""
 
-    def __init__(self, dim: int, heads: int, hidden_dim: int, experts: Sequence[str], dropout: float, conv_kernel: int | None) -> None:
+    def __init__(self, dim: int, heads: int, make_ffn: MakeFFN, dropout: float, conv_kernel: int | None) -> None:
         super().__init__()
         self.convolution = Convolution(dim, conv_kernel) if conv_kernel else None
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, heads)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = SupervisedMoE(experts, dim, hidden_dim, dropout)
+        self.ffn = make_ffn()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_NSD: Tensor, mask: Tensor | None, expert_N: Tensor) -> Tensor:
         x_NSD = x_NSD + self.dropout(self.attention(self.attention_norm(x_NSD), mask))
         if self.convolution is not None:
-            padded_NS1 = None if mask is None else ~mask[:, 0, 0, :, None]
-            x_NSD = x_NSD + self.dropout(self.convolution(x_NSD, padded_NS1))
+            x_NSD = x_NSD + self.dropout(self.convolution(x_NSD, padding_of(mask)))
         return x_NSD + self.dropout(self.ffn(self.ffn_norm(x_NSD), expert_N))
 
 
@@ -156,14 +162,14 @@ class LayerCache:
 class DecoderLayer(nn.Module):
     """Pre-norm causal self-attention and cross-attention (shared) and a routed feed-forward network."""
 
-    def __init__(self, dim: int, heads: int, hidden_dim: int, experts: Sequence[str], dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, make_ffn: MakeFFN, dropout: float) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, heads)
         self.memory_norm = nn.LayerNorm(dim)
         self.memory_attention = CrossAttention(dim, heads)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.ffn = SupervisedMoE(experts, dim, hidden_dim, dropout)
+        self.ffn = make_ffn()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_NUD: Tensor, memory_NSD: Tensor, memory_mask: Tensor | None, expert_N: Tensor) -> Tensor:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from smoe_cli.model.experts import SupervisedMoE
-from smoe_cli.model.layers import ConvSubsampler, DecoderLayer, EncoderLayer, LayerCache, sinusoids
+from smoe_cli.model.conformer import KERNEL, ConformerLayer
+from smoe_cli.model.experts import SHARED, SupervisedMoE, UnroutedFFN
+from smoe_cli.model.layers import ConvSubsampler, DecoderLayer, EncoderLayer, LayerCache, MakeFFN, sinusoids
 
 # N utterances, T frames, F mel bins, S encoder frames, U tokens, D model width, V vocabulary, B beams, M = N*B
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Everything the architecture needs to know."""
+    """Everything the architecture needs to know.
+
+    Attributes:
+        encoder: Kind of encoder layer, one of `ENCODERS`.
+        encoder_routed_layers, decoder_routed_layers: Layers that choose among the experts, from 0; None: all.
+        encoder_shared_hidden_dim, decoder_shared_hidden_dim: Width of the shared expert of every layer; None: there is none.
+        conv_kernel: Width of the depthwise convolutions; None: a Transformer has none, a Conformer `conformer.KERNEL`.
+    """
 
     vocab_size: int
     mel_bins: int = 80
@@ -32,10 +41,57 @@ class Dimensions:
     decoder_experts: Sequence[str] = ("dense",)
     subsampling: int = 4
     subsampling_channels: int = 1024
+    encoder: str = "transformer"
+    encoder_routed_layers: Sequence[int] | None = None
+    decoder_routed_layers: Sequence[int] | None = None
+    encoder_shared_hidden_dim: int | None = None
+    decoder_shared_hidden_dim: int | None = None
     conv_kernel: int | None = None
     dropout: float = 0.1
     tie_embeddings: bool = False
     ctc: bool = True
+
+
+def _transformer_layer(dims: Dimensions, make_ffn: MakeFFN) -> nn.Module:
+    return EncoderLayer(dims.dim, dims.heads, make_ffn, dims.dropout, dims.conv_kernel)
+
+
+def _conformer_layer(dims: Dimensions, make_ffn: MakeFFN) -> nn.Module:
+    return ConformerLayer(dims.dim, dims.heads, make_ffn, dims.dropout, dims.conv_kernel or KERNEL)
+
+
+@dataclass(frozen=True)
+class EncoderKind:
+    """How encoders differ.
+
+    Attributes:
+        make_layer: Makes one layer.
+        activation: Of its feed-forward networks.
+        norm_follows: Whether the stack ends with a norm, because its layers do not.
+    """
+
+    make_layer: Callable[[Dimensions, MakeFFN], nn.Module]
+    activation: str
+    norm_follows: bool
+
+
+ENCODERS = {
+    "transformer": EncoderKind(_transformer_layer, "relu", norm_follows=True),
+    "conformer": EncoderKind(_conformer_layer, "silu", norm_follows=False),
+}
+
+
+def _ffn_maker(dims: Dimensions, stack: str, layer: int) -> MakeFFN:
+    """What makes the feed-forward networks of one layer: routed or not, as wide as its stack's."""
+    if stack == "encoder":
+        names, routed, hidden = dims.encoder_experts, dims.encoder_routed_layers, dims.encoder_hidden_dim
+        shared, activation = dims.encoder_shared_hidden_dim, ENCODERS[dims.encoder].activation
+    else:
+        names, routed, hidden = dims.decoder_experts, dims.decoder_routed_layers, dims.decoder_hidden_dim
+        shared, activation = dims.decoder_shared_hidden_dim, "relu"
+    if routed is None or layer in routed:
+        return partial(SupervisedMoE, names, dims.dim, hidden, dims.dropout, shared, activation)
+    return partial(UnroutedFFN, dims.dim, hidden, dims.dropout, shared, activation)
 
 
 @dataclass
@@ -61,10 +117,9 @@ class Encoder(nn.Module):
         self.subsampler = ConvSubsampler(dims.mel_bins, dims.subsampling_channels, dims.dim, dims.subsampling)
         self.dropout = nn.Dropout(dims.dropout)
         self.layers = nn.ModuleList(
-            EncoderLayer(dims.dim, dims.heads, dims.encoder_hidden_dim, dims.encoder_experts, dims.dropout, dims.conv_kernel)
-            for _ in range(dims.encoder_layers)
+            ENCODERS[dims.encoder].make_layer(dims, _ffn_maker(dims, "encoder", layer)) for layer in range(dims.encoder_layers)
         )
-        self.norm = nn.LayerNorm(dims.dim)
+        self.norm = nn.LayerNorm(dims.dim) if ENCODERS[dims.encoder].norm_follows else nn.Identity()
 
     def forward(self, features_NTF: Tensor, lengths_N: Tensor, expert_N: Tensor) -> Memory:
         """Encode a batch.
@@ -106,8 +161,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(dims.vocab_size, dims.dim)
         self.dropout = nn.Dropout(dims.dropout)
         self.layers = nn.ModuleList(
-            DecoderLayer(dims.dim, dims.heads, dims.decoder_hidden_dim, dims.decoder_experts, dims.dropout)
-            for _ in range(dims.decoder_layers)
+            DecoderLayer(dims.dim, dims.heads, _ffn_maker(dims, "decoder", layer), dims.dropout) for layer in range(dims.decoder_layers)
         )
         self.norm = nn.LayerNorm(dims.dim)
         self.output = nn.Linear(dims.dim, dims.vocab_size, bias=False)
@@ -167,11 +221,21 @@ class SpeechToText(nn.Module):
         memory = self.encoder(features_NTF, lengths_N, encoder_expert_N)
         return self.decoder(tokens_NU, memory, decoder_expert_N), memory
 
-    def routed_layers(self) -> Iterator[tuple[str, int, SupervisedMoE]]:
-        """Every set of experts as (stack, layer number, experts), in the order in which data meets them."""
+    def routed_networks(self) -> Iterator[tuple[str, int, str, SupervisedMoE]]:
+        """Every set of experts as (stack, layer number, name in the layer, experts), in the order in which data meets them.
+
+        A Conformer layer has two, `ffn_before` and `ffn`; a layer that does not choose, in a stack that does, has none.
+        """
         for stack, layers in (("encoder", self.encoder.layers), ("decoder", self.decoder.layers)):
             for number, layer in enumerate(layers):
-                yield stack, number, cast(EncoderLayer | DecoderLayer, layer).ffn
+                for name, part in layer.named_children():
+                    if isinstance(part, SupervisedMoE) and not isinstance(part, UnroutedFFN):
+                        yield stack, number, name, part
+
+    def routed_layers(self) -> Iterator[tuple[str, int, SupervisedMoE]]:
+        """Every set of experts as (stack, layer number, experts): `routed_networks` where names do not matter."""
+        for stack, number, _, experts in self.routed_networks():
+            yield stack, number, experts
 
 
 def _initialise(module: nn.Module) -> None:
@@ -193,7 +257,7 @@ def _initialise(module: nn.Module) -> None:
 def count_parameters(model: SpeechToText) -> dict[str, int]:
     """Total and active parameters, and those of each expert summed over its stack's layers.
 
-    Active: what one utterance's forward pass uses, i.e. one expert per layer. The auxiliary CTC head, which
+    Active: what one utterance's forward pass uses, i.e. one expert per layer, and the shared one. The auxiliary CTC head, which
     serves training, is counted apart (`ctc_head`) as published parameter counts leave it out.
     """
     head = sum(p.numel() for p in model.ctc.parameters()) if model.ctc is not None else 0
@@ -205,4 +269,7 @@ def count_parameters(model: SpeechToText) -> dict[str, int]:
         idle += sum(sizes.values()) - max(sizes.values())
         for name, size in sizes.items():
             counts[f"{stack}.{name}"] = counts.get(f"{stack}.{name}", 0) + size
+        if moe.shared is not None:
+            shared = sum(p.numel() for p in moe.shared.parameters())
+            counts[f"{stack}.{SHARED}"] = counts.get(f"{stack}.{SHARED}", 0) + shared
     return {"total": total, "active": total - idle, "ctc_head": head, **counts}

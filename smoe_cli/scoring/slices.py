@@ -114,14 +114,14 @@ def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: 
     Args:
         system: Name of the system in reports.
         sources: File name -> its hypotheses, as `read_sources` returns them.
-        metrics_of: Task name -> names of metrics, the headline metric first; KeyError for a task it does not know.
+        metrics_of: Task name -> names of metrics, the headline metric first; raises for a task it does not know.
 
     Returns:
         The report; the same for any order of files and utterances, but for `hypotheses`, which lists the files as given.
 
     Raises:
-        DataError: If several models wrote the hypotheses, a cut id appears twice, a hypothesis has no reference, or a tag or
-            task is unknown.
+        DataError: If several models wrote the hypotheses, a cut id appears twice, a hypothesis has no reference, or a tag is
+            unknown.
         ConfigError: If a task asks for a metric that does not exist.
     """
     hypotheses = check_sources(sources)
@@ -138,13 +138,6 @@ def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: 
 
 
 def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Callable[[str], tuple[str, ...]]) -> SliceScores:
-    try:
-        names = metrics_of(key.task)
-    except KeyError:
-        raise DataError(
-            f"cut `{hypotheses[0].id}`: no recipe or kind of task says how to score task `{key.task}`",
-            "score with the recipe (`--config`) that the hypotheses were decoded with",
-        ) from None
     return SliceScores(
         **key._asdict(),
         utterances=len(hypotheses),
@@ -152,5 +145,5 @@ def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Ca
         hours=math.fsum(hypothesis.duration_s for hypothesis in hypotheses) / SECONDS_PER_HOUR,
         truncated=sum(hypothesis.stopped == "length" for hypothesis in hypotheses),
         synthetic=sum(hypothesis.synthetic for hypothesis in hypotheses),
-        scores=[find_metric(name)(hypotheses) for name in names],
+        scores=[find_metric(name)(hypotheses) for name in metrics_of(key.task)],
     )

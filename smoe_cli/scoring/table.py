@@ -28,3 +28,9 @@ def score_rows(report: ScoreReport) -> tuple[list[str], list[list[str]]]:
         counts = [f"{part.utterances:,}", *([f"{part.synthetic:,}"] if mixed else []), f"{part.hours:.2f}", f"{part.truncated:,}"]
         rows.append(tags + [values.get(name, "") for name in units] + counts)
     return ["subset", "task", "lang", "band", *metrics, "utterances", *(["synthetic"] if mixed else []), "hours", "cut off"], rows
+
+
+def signatures(report: ScoreReport) -> list[str]:
+    """What must be quoted with the values: each metric's distinct signatures, as `metric: signature`."""
+    scores = [score for part in report.slices for score in part.scores]
+    return list(dict.fromkeys(f"{find_metric(score.metric).label}: {score.signature}" for score in scores))

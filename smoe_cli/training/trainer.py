@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -39,6 +38,8 @@ from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.watch import Silent, Watcher
 
+ALL_THREADS = torch.get_num_threads()
+"""What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
 KEPT_CHECKPOINTS = 2
 LOCK_FILE, METRICS_FILE, FINAL, CHECKPOINTS = "training.lock", "metrics.jsonl", "final", "checkpoints"
 
@@ -55,7 +56,7 @@ class TrainReport(Record):
     precision: str
     validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
     steps_by_route: dict[str, int]
-    finished: bool
+    ctc_skipped: int = Field(description="Utterances, in the batches of this call, with fewer encoder frames than CTC needs.")
 
 
 class Trainer:
@@ -95,7 +96,7 @@ class Trainer:
                 raise CheckpointError(f"the tokenizer is of another recipe: {error.message}", "run `smoe tokenize` again") from error
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.set_num_threads(self.settings.threads or os.cpu_count() or 1)
+        torch.set_num_threads(self.settings.threads or ALL_THREADS)
         front_end = FrontEnd(config.features.sample_rate_hz, config.features.mel_bins, config.features.cache_mb)
         self.collator = Collator(front_end, tokenizer, self.plan)
         self.batches = RouteBatches(
@@ -108,6 +109,7 @@ class Trainer:
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
         self.steps_by_route: dict[str, int] = dict.fromkeys(map(str, self.groups), 0)
+        self.ctc_skipped = 0
         self.validation: dict[str, float] = {}
 
     def _check_routes(self) -> None:
@@ -160,7 +162,7 @@ class Trainer:
             precision=str(self.precision),
             validation=self.validation,
             steps_by_route=self.steps_by_route,
-            finished=self.step >= self.settings.max_steps,
+            ctc_skipped=self.ctc_skipped,
         )
 
     def _loop(self, stop: threading.Event) -> None:
@@ -183,6 +185,7 @@ class Trainer:
             loss = losses.total.item()
             if not math.isfinite(loss):
                 self._fail_on(batch, loss)
+            self._count_skipped(losses.too_short)
             recent[route] = loss if route not in recent else 0.9 * recent[route] + 0.1 * loss
             frames += int(batch.feature_lengths.sum())
             self.steps_by_route[route] += 1
@@ -202,6 +205,7 @@ class Trainer:
                             "learning_rate": learning_rate(self.step - 1, self.settings),
                             "frames_per_s": frames / elapsed,
                             "waiting_share": waited / elapsed,
+                            "ctc_skipped": self.ctc_skipped,
                         }
                     )
                 self._save_checkpoint()
@@ -214,6 +218,14 @@ class Trainer:
             if finished:
                 return
             fetched = time.monotonic()
+
+    def _count_skipped(self, utterances: int) -> None:
+        if utterances and not self.ctc_skipped:
+            self.watcher.log(
+                "some utterances have fewer encoder frames than tokens, and CTC skips them; a larger `tokenizer.vocab_size` makes "
+                "fewer tokens, a smaller `model.subsampling` more frames"
+            )
+        self.ctc_skipped += utterances
 
     def train_step(self, batch: Batch) -> Losses:
         """One optimiser step. Experts that the batch does not use keep their weights bit for bit."""

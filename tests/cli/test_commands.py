@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from smoe_cli import pipeline
 from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
 from smoe_cli.preparation import PrepareReport, PrepareRow
 from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores, SlimReport
@@ -35,7 +36,7 @@ TRAINED = TrainReport(
     precision="bf16",
     validation={"translate/de/nb": 1.25},
     steps_by_route={"translate/de/nb": 1000},
-    finished=True,
+    ctc_skipped=0,
 )
 HYPOTHESIS = Hypothesis(
     id="u1-translate-de-nb",
@@ -89,7 +90,7 @@ def audited(*findings: Finding) -> AuditReport:
         layers=2,
         observations=60,
         served=[served, served | {"layer": 1}],
-        parameters={"total": 660_032},
+        parameters={"total": 660_032, "active": 440_021},
         swaps=[swap | {"value": 80.0, "right_value": 12.5, "unit": "%", "utterances": 30}],
         findings=list(findings),
     )
@@ -134,8 +135,8 @@ def test_json_is_the_whole_report_and_alone_on_stdout(smoe, replace, command):
         ("prepare", ["translate", "1,200", "1.50", "note: 3 cuts sound narrower", "exp/cuts"]),
         ("tokenize", ["byte-level BPE, 1,000 pieces", "<translate> <de>", "1.75", "exp/tokenizer"]),
         ("train", ["finished: 1,000 steps in 2.5 min, resumed from step 400", "668,416", "translate/de/nb", "exp/model/final"]),
-        ("score", ["tiny", "WER", "12.3", "exp/scores/report.html"]),
-        ("route-audit", ["60 observations", "transcribe/en/nb", "80.00", "passed", "exp/audit/audit.html"]),
+        ("score", ["tiny", "WER", "12.3", "WER: jiwer", "exp/scores/report.html"]),
+        ("route-audit", ["60 observations", "660,032", "440,021", "transcribe/en/nb", "80.00", "passed", "exp/audit/audit.html"]),
         ("run", ["up to date", "151.5", "report: exp/scores/report.html", "0 finding(s)"]),
         ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense", "audio: 7 million"]),
     ],
@@ -194,13 +195,19 @@ def test_a_dry_run_of_everything_names_every_step(smoe, tmp_path):
     [
         (("decode", "call.wav", "--checkpoint", "model"), ["call.wav", "model"], []),
         (
+            ("decode", "--bandwidth", "nb", "--task", "translate"),
+            ["exp/cuts/cuts.test.jsonl.gz", "exp/model/final"],
+            ["exp/hypotheses/test/translate-de.jsonl", "exp/hypotheses/test/translate-fr.jsonl"],
+        ),
+        (
             ("decode", "--split", "dev", "--lang", "fr"),
             ["exp/cuts/cuts.dev.jsonl.gz", "exp/model/final"],
             ["exp/hypotheses/dev/translate-fr.jsonl"],
         ),
-        (("decode", "call.wav", "--out", "a.jsonl"), ["call.wav", "exp/model/final"], ["a.jsonl"]),
+        (("decode", "call.wav", "--task", "transcribe", "--out", "a.jsonl"), ["call.wav", "exp/model/final"], ["a.jsonl"]),
         (("score", "call.wav", "--out", "there"), ["call.wav"], ["there/scores.json", "there/report.html"]),
-        (("route-audit", "--cuts", "call.wav"), ["call.wav", "exp/model/final"], ["exp/audit/audit.json", "exp/audit/audit.html"]),
+        (("score", "call.wav"), ["call.wav"], []),
+        (("route-audit", "--cuts", "call.wav", "--out", "a"), ["call.wav", "exp/model/final"], ["a/audit.json", "a/audit.html"]),
     ],
 )
 def test_a_dry_run_heeds_the_files_that_are_named(smoe, tmp_path, words, reads, writes):
@@ -208,6 +215,88 @@ def test_a_dry_run_heeds_the_files_that_are_named(smoe, tmp_path, words, reads, 
         (tmp_path / name).touch()
     plan = Step.model_validate_json(smoe(*words, "--dry-run", "--json").stdout)
     assert ([str(path) for path in plan.reads], [str(path) for path in plan.writes]) == (reads, writes)
+
+
+@pytest.mark.parametrize(
+    ("words", "writes"),
+    [
+        (("decode", "call.wav", "--checkpoint", "model"), []),
+        (("score", "call.wav", "--out", "there"), ["there/scores.json", "there/report.html"]),
+        (("route-audit", "--checkpoint", "model", "--cuts", "call.wav"), []),
+    ],
+)
+def test_a_dry_run_needs_no_recipe_where_the_command_needs_none(smoe, recipe, tmp_path, words, writes):
+    recipe.unlink()
+    for name in ("call.wav", "model"):
+        (tmp_path / name).touch()
+    plan = Step.model_validate_json(smoe(*words, "--dry-run", "--json").stdout)
+    assert (plan.state, [str(path) for path in plan.writes]) == ("would run", writes)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("decode", "--split", "nosuch"), "unknown split `nosuch`"),
+        (("decode", "--checkpoint", "model"), "would replace those of the recipe's own model"),
+        (("decode", "--out", "."), "`.` is a folder"),
+        (("decode", "--out", "model"), "`model` is a folder"),
+        (("decode", "--set", "decode.nosuch=1"), "nosuch"),
+        (("route-audit", "--checkpoint", "model"), "would replace the recipe's own"),
+        (("route-audit", "--cuts", "call.wav"), "would replace the recipe's own"),
+        (("route-audit", "--out", "call.wav"), "'call.wav' is a file"),
+        (("prepare", "--corpus", "nosuch"), "no corpus `nosuch`"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_command_refuses(smoe, tmp_path, words, message):
+    (tmp_path / "call.wav").touch()
+    (tmp_path / "model").mkdir()
+    for more in ((), ("--dry-run",)):
+        result = smoe(*words, *more)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr and "hint: " in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["call.wav", "model", "smoe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "nosuch"), "the recipe has no route `nosuch/*/*`"),
+        (("--lang", "de", "--task", "transcribe"), "the recipe has no route `transcribe/de/*`"),
+        (("call.wav",), "several tasks: transcribe, translate"),
+        (("call.wav", "--task", "translate"), "several languages: de, fr"),
+    ],
+)
+def test_a_dry_run_of_decode_refuses_what_no_model_of_the_recipe_could_do(smoe, tmp_path, words, message):
+    (tmp_path / "call.wav").touch()
+    result = smoe("decode", *words, "--dry-run")
+    assert result.exit_code == 2
+    assert message in result.stderr and "hint: " in result.stderr
+
+
+def test_a_single_step_that_is_up_to_date_would_run_all_the_same(smoe, monkeypatch):
+    monkeypatch.setattr("smoe_cli.steps.plan_step", lambda _, name: Step(name=name, state="up to date"))
+    assert smoe("train", "--dry-run").stdout.startswith("train: would run (its results are up to date: `smoe run` would skip it)")
+
+
+def test_a_dry_run_says_what_is_forced(smoe, monkeypatch):
+    monkeypatch.setattr(pipeline, "plan_step", lambda _, name: Step(name=name, state="up to date"))
+    plan = RunReport.model_validate_json(smoe("run", "--force", "--dry-run", "--json").stdout)
+    assert [(step.state, step.reason) for step in plan.steps] == [("would run", "forced")] * len(STEPS)
+
+
+def test_only_what_is_given_replaces_a_checkpoints_own_settings(smoe, replace, recipe, tmp_path):
+    for name in ("call.wav", "model"):
+        (tmp_path / name).touch()
+    decode = replace("decode", DecodeReport(checkpoint=Path("model"), paths=[], hypotheses=[]))
+    audit = replace("route_audit", audited())
+    for _ in range(2):  # with a recipe, and without
+        assert smoe("decode", "call.wav", "--checkpoint", "model", "--beam", "1", "--set", "decode.batch_s=9").exit_code == 0
+        assert smoe("route-audit", "--checkpoint", "model", "--cuts", "call.wav", "--out", "a", "--set", "decode.beam=2").exit_code == 0
+        assert decode.call_args.kwargs["search"].model_dump(exclude_unset=True) == {"beam": 1, "batch_s": 9.0}
+        assert audit.call_args.kwargs["search"].model_dump(exclude_unset=True) == {"beam": 2}
+        recipe.unlink(missing_ok=True)
+    result = smoe("decode", "call.wav", "--checkpoint", "model", "--set", "decode.beam=0")
+    assert result.exit_code == 2 and "`decode.beam`" in result.stderr
 
 
 def test_a_dry_run_checks_the_configuration(smoe):
@@ -283,7 +372,8 @@ def test_files_that_stand_for_a_recipe_make_it_dispensable(smoe, replace, recipe
         (("decode", "call.wav"), "no recipe `smoe.yaml`"),
         (("score",), "no recipe `smoe.yaml`"),
         (("route-audit", "--checkpoint", "model"), "no recipe `smoe.yaml`"),
-        (("decode", "call.wav", "--checkpoint", "model", "--beam", "1"), "`decode.beam=1` could change"),
+        (("decode", "call.wav", "--checkpoint", "model", "--set", "name=x"), "`name=x` could change"),
+        (("score", "call.wav", "--set", "decode.beam=1"), "`decode.beam=1` could change"),
     ],
 )
 def test_otherwise_a_missing_recipe_exits_with_2(smoe, recipe, tmp_path, words, message):

@@ -1,0 +1,125 @@
+"""What a decoding is asked for: its arguments, checked before anything heavy is loaded, and the cuts that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from smoe_cli.config import SPLITS, Config
+from smoe_cli.errors import ConfigError, DataError, RouteError
+from smoe_cli.tags import Route, parse_bandwidth
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
+
+    from smoe_cli.checkpoint import System
+
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+class Choice(NamedTuple):
+    """Tags that a decoding is limited to; None: all."""
+
+    task: str | None = None
+    lang: str | None = None
+    bandwidth: str | None = None
+
+    def __str__(self) -> str:
+        return "/".join(part or "*" for part in self)
+
+    def has(self, route: Route) -> bool:
+        """Whether a route is among those chosen."""
+        return self.task in (None, route.task) and self.lang in (None, route.lang) and self.bandwidth in (None, str(route.bandwidth))
+
+
+def check_request(
+    config: Config | None, inputs: Sequence[Path], choice: Choice, split: str, checkpoint: Path | None, out: Path | None
+) -> None:
+    """Refuse arguments that do not go together; they are those of `pipeline.decode`.
+
+    Raises:
+        ConfigError: If they do not.
+        RouteError: If the bandwidth is unknown.
+    """
+    if config is None and checkpoint is None:
+        raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or use --checkpoint")
+    if not inputs and config is None:
+        raise ConfigError("nothing to decode: no input and no recipe", "name audio files or manifests")
+    if checkpoint is not None and not inputs and out is None:
+        raise ConfigError("another checkpoint's hypotheses would replace those of the recipe's own model", "name a file with --out")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"`{out}` is a folder; hypotheses are one file", f"name a file, for example --out {out / 'hypotheses.jsonl'}")
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split `{split}`; known: {', '.join(SPLITS)}", "correct --split")
+    if choice.bandwidth is not None:
+        parse_bandwidth(choice.bandwidth)
+
+
+def check_recipe(config: Config, inputs: Sequence[Path], choice: Choice) -> None:
+    """Refuse what a model of this recipe will refuse, as far as that can be said before there is one.
+
+    Raises:
+        RouteError: If the recipe has no such route, or the tags do not say what to write down of bare audio.
+    """
+    check_routes(choice, config.routes(), "the recipe")
+    for path in inputs:
+        if not _is_manifest(path):
+            _task_and_lang(path, config, choice)
+
+
+def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
+    """Refuse tags that no route has.
+
+    Raises:
+        RouteError: With the list of the routes there are.
+    """
+    routes = list(routes)
+    if not any(choice.has(route) for route in routes):
+        raise RouteError(
+            f"{whose} has no route `{choice}`; it has: {', '.join(str(route) for route in routes)}",
+            "choose one of these with --task, --lang and --bandwidth",
+        )
+
+
+def cuts_of(path: Path, system: System, choice: Choice) -> list[MonoCut]:
+    """The chosen cuts of a manifest, or the one cut of a bare audio file.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+        RouteError: If the tags do not say what to write down of bare audio, or the model has no route for it.
+    """
+    from smoe_cli.cuts import read_cuts, route_of
+    from smoe_cli.decoding.decode import cut_of_file
+
+    if _is_manifest(path):
+        return [cut for cut in read_cuts(path) if choice.has(route_of(cut))]
+    if not path.is_file():
+        raise DataError(f"no input `{path}`", "name an audio file, or a cut manifest (.jsonl, .jsonl.gz)")
+    task, lang = _task_and_lang(path, system.config, choice)
+    band = parse_bandwidth(choice.bandwidth) if choice.bandwidth is not None else None
+    features, data = system.config.features, system.config.data
+    cut = cut_of_file(path, task, lang, band, features.sample_rate_hz, (data.min_duration_s, data.max_duration_s))
+    try:
+        system.plan.check(route_of(cut))
+    except RouteError as error:
+        raise RouteError(f"`{path}`: {error.message}", "choose one of these with --task, --lang and --bandwidth") from None
+    return [cut]
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name.endswith(MANIFEST_SUFFIXES)
+
+
+def _task_and_lang(path: Path, config: Config, choice: Choice) -> tuple[str, str]:
+    """What to write down of bare audio, if there is only one possibility."""
+    tasks = [name for name in config.tasks if choice.task in (None, name)]
+    if len(tasks) != 1:
+        raise RouteError(f"`{path}` is bare audio, and the model has several tasks: {', '.join(config.tasks)}", "choose one with --task")
+    languages = config.tasks[tasks[0]].languages
+    langs = [name for name in languages if choice.lang in (None, name)]
+    if len(langs) != 1:
+        raise RouteError(
+            f"`{path}` is bare audio, and task `{tasks[0]}` has several languages: {', '.join(languages)}", "choose one with --lang"
+        )
+    return tasks[0], langs[0]

@@ -1,0 +1,29 @@
+"""The recipes on recorded speech: each prepares from the true corpus, every route of it is served."""
+
+from pathlib import Path
+
+import pytest
+
+from smoe_cli import pipeline
+from smoe_cli.config import load_config
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+PART = {
+    "digits": ["data.corpora.isolated.where.speaker=[fsdd-george]", "data.corpora.connected.where={speaker: [fsdd-nicolas]}"],
+    "read-speech": ["data.corpora.read.minimum={age: 30}"],
+    "prompts": ["data.corpora.prompts.where={kind: [digit]}"],
+}
+"""Recipe -> settings that leave a small part of its corpora, for speed."""
+
+
+@pytest.mark.parametrize("name", PART)
+def test_a_recipe_finds_its_corpus_and_every_route_is_served(name, real_speech, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMOE_DATA", str(real_speech))
+    config = load_config(RECIPES / name / "smoe.yaml", [f"exp_dir={tmp_path}", *PART[name]])
+    rows = pipeline.prepare(config).rows
+    assert {(row.task, row.lang, row.bandwidth) for row in rows} == {(r.task, r.lang, str(r.bandwidth)) for r in config.routes()}
+    assert all(row.cuts > 0 and row.hours > 0 for row in rows)
+
+
+def test_every_recipe_is_tested_or_synthetic():
+    assert {path.parent.name for path in RECIPES.glob("*/smoe.yaml")} == {*PART, "quickstart"}

@@ -1,0 +1,166 @@
+"""Plans: which route reaches which expert in which layer, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from smoe_cli import checkpoint, pipeline
+from smoe_cli.audit.execution import observe_experts
+from smoe_cli.audit.report import audit_report_html
+from smoe_cli.audit.supervision import check_manifest
+from smoe_cli.checkpoint import build_model
+from smoe_cli.cli.failures import EXIT_CODES
+from smoe_cli.config import ModelSettings
+from smoe_cli.decoding.decode import Decoder
+from smoe_cli.errors import ConfigError, RouteError
+from smoe_cli.layout import Layout
+from smoe_cli.model.speech_to_text import ENCODERS
+from smoe_cli.routing import RoutingPlan, StackPlan, make_plan
+from smoe_cli.tags import AXES, Bandwidth, Route
+from smoe_cli.watch import Silent
+from tests.conftest import tiny_config
+from tests.test_training import recipe, write_corpus
+
+TASKS = {"transcribe": {"languages": ["en"]}, "translate": {"languages": ["de", "fr"]}}
+DENSE = {"by": None, "experts": ["dense"]}
+
+
+@pytest.mark.parametrize(
+    ("axis", "experts"),
+    [
+        ("task", ("transcribe", "translate")),
+        ("lang", ("en", "de", "fr")),
+        ("task+lang", ("transcribe-en", "translate-de", "translate-fr")),
+        ("bandwidth", ("nb", "wb")),
+    ],
+)
+def test_either_stack_has_an_expert_for_each_value_of_any_axis(tmp_path, axis, experts):
+    config = tiny_config(tmp_path, tasks=TASKS, model={"encoder_experts_by": axis, "decoder_experts_by": axis})
+    plan = make_plan(config)
+    assert plan.encoder.experts == plan.decoder.experts == experts
+    for route in config.routes():
+        assert experts[plan.encoder.index(route)] == plan.decoder.expert(route) == AXES[axis](route)
+    model = build_model(config.model, 40, plan, 300)
+    assert [moe.names for _, _, moe in model.routed_layers()] == [experts] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "layers"), [(None, None), ([2, 0], (0, 2)), ("every 1", (0, 1, 2, 3)), ("every 2", (1, 3)), ("every 3", (2,))]
+)
+def test_which_layers_are_routed(tmp_path, said, layers):
+    config = tiny_config(tmp_path, model={"encoder_layers": 4, "encoder_routed_layers": said})
+    plan = make_plan(config)
+    assert plan.encoder.layers == layers
+    assert plan.decoder.layers is None
+    model = build_model(config.model, 40, plan, 300)
+    routed = [number for stack, number, _ in model.routed_layers() if stack == "encoder"]
+    assert routed == list(range(4) if layers is None else layers)
+    assert RoutingPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_the_dense_control_of_a_recipe_with_routed_layers_needs_no_other_change(tmp_path):
+    config = tiny_config(tmp_path, model={"preset": "base", "encoder_routed_layers": [1], "encoder_shared_ffn_dim": 8})
+    plan = make_plan(config)
+    assert plan.encoder == StackPlan(by=None, experts=("dense",))
+    assert build_model(config.model, 40, plan, 300).encoder.layers[0].ffn.shared is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ({"heads": 5}, r"heads \(5\) must divide d_model \(32\)"),
+        ({"encoder_experts_by": "accent"}, "`accent` is no axis of supervision; known: task, lang, task\\+lang, bandwidth"),
+        ({"encoder_routed_layers": [0, 2]}, r"encoder_routed_layers \[0, 2\]: the encoder has layers 0 to 1"),
+        ({"decoder_routed_layers": [-1]}, r"the decoder has layers 0 to 0"),
+        ({"encoder_routed_layers": []}, "no route would reach an expert; name layers, or set encoder_experts_by to null"),
+        ({"encoder_routed_layers": "every 3"}, "names none of the 2 layers"),
+        ({"encoder_routed_layers": [1, 1]}, "names a layer twice"),
+        ({"encoder_routed_layers": 2}, "`2` names no layers; write for example"),
+        ({"encoder_routed_layers": ["first"]}, "names no layers; write for example"),
+        ({"encoder_shared_ffn_dim": 0}, "greater than 0"),
+        ({"encoder": "zipformer"}, "'transformer' or 'conformer'"),
+        ({"encoder": "conformer", "conv_kernel": 4}, r"conv_kernel \(4\) must be odd"),
+    ],
+)
+def test_an_impossible_model_is_refused_with_the_cure(tmp_path, model, problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
+        tiny_config(tmp_path, model=model)
+    assert caught.value.hint
+    assert caught.value.exit_code == 2 and 2 in EXIT_CODES
+
+
+def test_no_expert_takes_the_name_of_the_shared_one(tmp_path):
+    config = tiny_config(tmp_path, tasks={"shared": {"kind": "transcribe", "languages": ["en"]}})
+    with pytest.raises(ConfigError, match="cannot be named `shared`"):
+        build_model(config.model, 40, make_plan(config), 300)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "problem"),
+    [
+        ({"by": "bandwidth", "experts": ["nb", "wb"]}, "no route reaches the encoder's expert wb"),
+        ({"by": "bandwidth", "experts": ["wb"]}, "no expert `nb`"),
+        ({"by": "accent", "experts": ["us"]}, "`accent` is no axis"),
+        ({"by": None, "experts": ["nb"]}, "chosen by no tag"),
+        ({"by": None, "experts": ["dense"], "layers": [0]}, "choose by no tag"),
+        ({"by": "bandwidth", "experts": ["nb", "nb"]}, "named twice"),
+    ],
+)
+def test_a_plan_in_which_routes_and_experts_do_not_meet_is_refused(encoder, problem):
+    with pytest.raises(ValidationError, match=problem):
+        RoutingPlan.model_validate({"encoder": encoder, "decoder": DENSE, "routes": ["transcribe/en/nb"]})
+
+
+def test_a_route_without_expert_is_an_error_that_lists_the_experts():
+    plan = StackPlan(by="lang", experts=("en", "de"))
+    with pytest.raises(RouteError, match="no expert `fr`; experts by lang: en, de"):
+        plan.expert(Route("translate", "fr", Bandwidth.NB))
+
+
+def test_every_kind_of_encoder_in_the_settings_can_be_built(tmp_path):
+    kinds = ModelSettings.model_fields["encoder"].annotation.__args__
+    assert set(kinds) == set(ENCODERS) and len(kinds) == 2
+    for kind in kinds:
+        config = tiny_config(tmp_path, model={"encoder": kind})
+        build_model(config.model, 40, make_plan(config), 300)
+
+
+def test_a_conformer_with_shared_experts_in_some_layers_goes_the_whole_road(tmp_path):
+    """Trained, saved, loaded, decoded; then one half-step runs the wrong experts, and the audit names it."""
+    model = {
+        "encoder": "conformer",
+        "conv_kernel": 5,
+        "encoder_routed_layers": [1],
+        "encoder_shared_ffn_dim": 8,
+        "decoder_experts_by": "lang",
+    }
+    config = recipe(
+        write_corpus(tmp_path / "corpus", per_word=6),
+        tmp_path / "exp",
+        model=model,
+        train={"max_steps": 2},
+        decode={"min_max_tokens": 2, "max_tokens_per_s": 1.0},
+    )
+    pipeline.prepare(config)
+    pipeline.tokenize(config)
+    pipeline.train(config)
+    report = pipeline.route_audit(config, swap=False)
+    assert not report.findings
+    assert report.layers == 3
+    assert report.observations == 3 * sum(report.routes.values()) > 0
+    assert {(row.stack, row.layer, row.part) for row in report.served} == {
+        ("encoder", 1, "ffn_before"),
+        ("encoder", 1, "ffn"),
+        ("decoder", 0, "ffn"),
+    }
+    page = audit_report_html(report)
+    assert ">layer 1.1<" in page and ">1.2<" in page and ">layer 0<" in page
+
+    system = checkpoint.load(Layout.of(config).final)
+    assert system.plan.encoder.layers == (1,)
+    system.model.encoder.layers[1].ffn_before.names = ("wb", "nb")
+    groups, _, _ = check_manifest(Layout.of(config).cuts("test"), system)
+    _, findings = observe_experts(Decoder(system, config.decode.model_copy(update={"beam": 1})), groups, Silent())
+    assert findings
+    assert all(finding.where.startswith("encoder layer 1 ffn_before, route ") for finding in findings)
