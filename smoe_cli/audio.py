@@ -16,6 +16,7 @@ from smoe_cli.records import write_atomically
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError, EOFError, zlib.error)
 """What Lhotse and gzip raise on a damaged manifest."""
+LONGEST_RIFF = 0x7FFFFFFF
 TOLERANCE_S = 0.05
 """A table or a manifest may round; more than this and the audio is not the one that was listed."""
 
@@ -41,8 +42,26 @@ def describe(path: Path, recording_id: str) -> Recording:
             f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels; one is expected",
             "split it into one file per channel, for example with `sox in.wav out.wav remix 1`",
         )
+    _check_wav_length(path, recording_id)
     source = AudioSource(type="file", channels=[0], source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
+
+
+def _check_wav_length(path: Path, recording_id: str) -> None:
+    """Libsndfile takes a WAV file that was cut off for a short one; its header tells.
+
+    Raises:
+        DataError: If the file is shorter than its header says.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+    promised = int.from_bytes(head[4:8], "little") + len(head)
+    # A program that writes into a pipe does not know the length: its header says 0, or as much as can be said.
+    if head[:4] == b"RIFF" and len(head) < promised < LONGEST_RIFF and path.stat().st_size < promised:
+        raise DataError(
+            f"audio `{path}` (utterance `{recording_id}`) breaks off: {path.stat().st_size:,} bytes where its header promises {promised:,}",
+            "bring back the whole file, or remove it",
+        )
 
 
 def check_readable(recording: Recording) -> None:

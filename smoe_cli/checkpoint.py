@@ -131,6 +131,10 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
         if position is not None:
             save_file({name: tensor.contiguous() for name, tensor in position.tensors.items()}, temporary / TRAINING_TENSORS)
             write_text_atomically(temporary / TRAINING_STATE, json.dumps(position.state, indent=2) + "\n")
+        for tensors in (WEIGHTS, TRAINING_TENSORS):
+            if (temporary / tensors).exists():
+                # safetensors writes for the owner alone, whatever the umask.
+                shutil.copymode(temporary / CONFIG, temporary / tensors)
         digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
         write_text_atomically(temporary / DIGESTS, json.dumps(digests, indent=2) + "\n")
         for path in temporary.iterdir():
@@ -249,8 +253,10 @@ def _verify(folder: Path, tensors: bool) -> None:
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        inside = next((path for path in (folder / "final", folder / "model" / "final") if path.is_dir()), None)
         raise CheckpointError(
-            f"`{folder}` is no checkpoint or an incomplete one: {error}", "name a folder that `smoe train` wrote"
+            f"`{folder}` is no checkpoint or an incomplete one: {error}",
+            f"name `{inside}`" if inside else "name a folder that `smoe train` wrote, for example exp/model/final",
         ) from error
     for name, digest in digests.items():
         path = folder / name

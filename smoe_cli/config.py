@@ -335,7 +335,7 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"no recipe `{path}`", "change into a recipe folder, name one with --config, or start from recipes/quickstart"
+            f"no recipe `{path}`", "change into a recipe folder or name one with --config; a trained model alone is used with --checkpoint"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read recipe `{path}`: {error}", "a recipe is a YAML file") from error

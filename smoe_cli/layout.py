@@ -53,6 +53,11 @@ class Layout:
     def final(self) -> Path:
         return self.model / "final"
 
+    def ahead_of_final(self) -> Path | None:
+        """The last checkpoint of a training that has gone on since `final` was written; None: there is none."""
+        steps = sorted((self.model / "checkpoints").glob("step-*"))
+        return steps[-1] if steps and self.final.is_dir() and steps[-1].stat().st_mtime > self.final.stat().st_mtime else None
+
     def hypotheses_dir(self, split: str) -> Path:
         return self.root / "hypotheses" / split
 

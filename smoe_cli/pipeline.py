@@ -135,6 +135,8 @@ def decode(
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())
     system = checkpoints.load(folder)
+    if layout is not None and checkpoint is None and (ahead := layout.ahead_of_final()):
+        watcher.log(f"warning: training has gone on to `{ahead}` since `{folder}` was written; `smoe train` takes it to its end")
     decoder = Decoder(system, _search(system, config if checkpoint is None else None, search))
     choose_precision("fp32", decoder.device)
     check_routes(choice, map(Route.parse, system.plan.routes), "the model")

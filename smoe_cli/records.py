@@ -39,7 +39,7 @@ class Hypothesis(Record):
     """One decoded cut."""
 
     id: str = Field(description="Cut id: utterance, task, language and bandwidth.")
-    utterance: str = Field(description="Utterance id, shared by the cut's sisters in other tasks and bands.")
+    utterance: str = Field(default="", description="Utterance id, shared by the cut's sisters in other tasks and bands.")
     task: str
     lang: str = Field(description="Target language.")
     bandwidth: str
@@ -49,9 +49,9 @@ class Hypothesis(Record):
     subset: str = Field(default="", description="A named part of the corpus, e.g. a voice never trained on.")
     speaker: str = ""
     source_lang: str = Field(default="", description="Language that is spoken.")
-    duration_s: float
-    score: float = Field(description="Log probability of the best beam, length-normalised.")
-    stopped: str = Field(description="`end` when the model ended the text itself, `length` when the limit did.")
+    duration_s: float = Field(default=0.0, ge=0, description="0 when a file of another program does not say.")
+    score: float = Field(default=0.0, description="Log probability of the best beam, length-normalised.")
+    stopped: str = Field(default="end", description="`end` when the model ended the text itself, `length` when the limit did.")
     synthetic: bool = Field(default=False, description="Whether the cut's tags say that a machine spoke it.")
     model: str = Field(default="", description="Digest of the model that wrote it; empty for files of other programs.")
     decoding: str = Field(default="", description="Settings of the beam search, in the form of a metric's signature.")
@@ -259,9 +259,15 @@ def read_hypotheses(path: Path) -> Iterator[Hypothesis]:
     for number, line in enumerate(lines, start=1):
         try:
             yield Hypothesis.model_validate(json.loads(line))
-        except (ValueError, ValidationError) as error:
+        except ValueError as error:
+            problems = (
+                [f"`{'.'.join(map(str, item['loc']))}`: {item['msg']}" for item in error.errors()]
+                if isinstance(error, ValidationError)
+                else []
+            )
             raise DataError(
-                f"`{path}` line {number} is not a hypothesis: {error}", "each line is one JSON object as `smoe decode` writes it"
+                f"`{path}` line {number} is not a hypothesis: {'; '.join(problems) or error}",
+                "each line is one JSON object with at least id, task, lang, bandwidth, text and references",
             ) from error
 
 

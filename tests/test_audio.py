@@ -1,4 +1,4 @@
-"""Laws of audio files: written whole or not at all."""
+"""Laws of audio files: written whole or not at all, read whole or not at all."""
 
 import os
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from smoe_cli.audio import write_flac
+from smoe_cli.audio import describe, write_flac
 from smoe_cli.errors import DataError
 
 SAMPLES = np.arange(-800, 800, dtype=np.int16)
@@ -37,3 +37,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write `.*file/a.flac`"):
         write_flac(tmp_path / "file" / "a.flac", SAMPLES, 16000)
+
+
+def test_a_wav_file_that_was_cut_off_is_refused_and_one_of_unknown_length_is_not(tmp_path):
+    path = tmp_path / "call.wav"
+    soundfile.write(path, SAMPLES, 8000, subtype="PCM_16")
+    whole = path.read_bytes()
+    assert describe(path, "call").num_samples == len(SAMPLES)
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(DataError, match=f"breaks off: {len(whole) - 1000:,} bytes where its header promises {len(whole):,}"):
+        describe(path, "call")
+    # As a program leaves it that writes into a pipe.
+    path.write_bytes(whole[:4] + b"\xff\xff\xff\xff" + whole[8:])
+    assert describe(path, "call").num_samples == len(SAMPLES)

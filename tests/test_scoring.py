@@ -1,5 +1,6 @@
 """Scores against values that nobody here wrote: the libraries' documentation, hand counts, a second Levenshtein."""
 
+import json
 import random
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import sacrebleu
 
 from smoe_cli.errors import ConfigError, DataError, SmoeError
-from smoe_cli.records import Hypothesis, ScoreReport, write_jsonl
+from smoe_cli.records import Hypothesis, ScoreReport, read_hypotheses, write_jsonl
 from smoe_cli.scoring import slices
 from smoe_cli.scoring.align import EditKind, Unit, align, confusions
 from smoe_cli.scoring.metrics import METRICS, bleu, cer, chrf, find_metric, wer
@@ -388,3 +389,14 @@ def test_scoring_imports_neither_torch_nor_lhotse():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
     ).stdout
     assert printed.strip() == "[]"
+
+
+def test_hypotheses_of_other_programs_need_only_text_tags_and_references(tmp_path):
+    path = tmp_path / "other.jsonl"
+    line = {"id": "a", "task": "transcribe", "lang": "en", "bandwidth": "nb", "text": "one", "references": ["one two"]}
+    path.write_text(json.dumps(line) + "\n")
+    assert next(iter(read_hypotheses(path))).text == "one"
+    path.write_text(json.dumps({"id": "a", "text": "one"}) + "\n")
+    with pytest.raises(DataError, match=r"line 1 is not a hypothesis: `task`: Field required; `lang`: Field required") as caught:
+        list(read_hypotheses(path))
+    assert "at least id, task, lang" in caught.value.hint and "\n" not in caught.value.message

@@ -341,3 +341,24 @@ def test_utterances_too_short_for_ctc_are_counted_and_named_once(prepared, tmp_p
     assert report.ctc_skipped > config.train.max_steps
     assert sum("CTC skips them" in message for message in said) == 1
     assert trainer(prepared, tmp_path / "sound").run().ctc_skipped == 0
+
+
+def test_a_model_with_more_steps_than_asked_for_is_not_taken_for_the_answer(prepared, tmp_path):
+    trainer(prepared, tmp_path, max_steps=8).run()
+    with pytest.raises(CheckpointError, match=r"has had 8 steps, more than `train.max_steps` \(4\)"):
+        trainer(prepared, tmp_path, max_steps=4).run()
+
+
+def test_others_may_read_a_model_as_far_as_the_umask_lets_them(prepared, tmp_path):
+    trainer(prepared, tmp_path, max_steps=4).run()
+    assert len({path.stat().st_mode for path in (tmp_path / "final").iterdir()}) == 1
+
+
+def test_a_model_that_training_has_gone_beyond_is_told(prepared, tmp_path):
+    layout = Layout(tmp_path)
+    trainer(prepared, layout.model, max_steps=4).run()
+    assert layout.ahead_of_final() is None
+    longer = trainer(prepared, layout.model, max_steps=8)
+    longer._save_final = lambda: None  # type: ignore[method-assign]
+    longer.run()
+    assert layout.ahead_of_final() == layout.model / "checkpoints" / "step-00000008"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 import signal
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from smoe_cli.cli.decode import decode
-from smoe_cli.cli.failures import EXIT_CODES, Group
+from smoe_cli.cli.failures import EXIT_CODES, Group, interrupt
 from smoe_cli.cli.params import params
 from smoe_cli.cli.prepare import prepare
 from smoe_cli.cli.route_audit import route_audit
@@ -61,9 +61,8 @@ def smoe(
 
 def main() -> None:
     """Run the command line; SIGTERM ends it like Ctrl-C, so that work is put away in both cases."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell lets its background jobs ignore SIGINT.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     app(prog_name="smoe")
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

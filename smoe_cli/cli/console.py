@@ -63,10 +63,12 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: 
     table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for index, name in enumerate(header):
         numeric = all(_NUMBER.fullmatch(_cell(row[index])) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    console().print(table)
+    # As wide as it is, whatever the terminal: a number that is broken in two reads as another number.
+    out = console()
+    out.print(table, width=max(out.width, out.measure(table, options=out.options.update(max_width=1000)).maximum), crop=False)
 
 
 def _cell(value: object) -> str:

@@ -10,10 +10,11 @@ import errno
 import os
 import select
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -43,6 +44,16 @@ _ENVIRONMENT = {
     errno.EROFS: _NO_RIGHTS,
 }
 """Errors of the system that the user can mend -> what is the matter, what to do."""
+
+
+interrupted = threading.Event()
+"""Set when SIGINT or SIGTERM came."""
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """What `main` lets both signals do."""
+    interrupted.set()
+    raise KeyboardInterrupt
 
 
 class Group(TyperGroup):
@@ -88,6 +99,10 @@ def reported(debug: bool = False) -> Iterator[None]:
         print_error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
     except Exception as error:
+        # Ctrl-C while a library is loading can come out as an error of its own: half-loaded modules lack names.
+        if interrupted.is_set():
+            print("interrupted: finished files are kept; run the same command again", file=sys.stderr)
+            raise typer.Exit(Interrupted.exit_code) from None
         raise typer.Exit(_report(error, debug)) from None
 
 

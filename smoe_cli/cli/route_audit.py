@@ -83,6 +83,6 @@ def _show(report: AuditReport) -> None:
     for finding in report.findings:
         print(f"finding: {finding.check}: {finding.where}: {finding.message}\n  hint: {finding.hint}")
     if report.findings:
-        print(f"FAILED: {len(report.findings)} finding(s)")
+        print(f"FAILED: {len(report.findings)} {'finding' if len(report.findings) == 1 else 'findings'}")
     else:
         print("passed: the tags are sound, and every cut that was run was served by the experts that its tags name")

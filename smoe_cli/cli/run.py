@@ -36,6 +36,6 @@ def run(
         print_table(("step", "state", "seconds", "why"), [(step.name, step.state, step.seconds, step.reason) for step in report.steps])
         if not dry_run:
             print(f"report: {report.report}")
-            print(f"audit: {report.audit}, {report.findings} finding(s)")
+            print(f"audit: {report.audit}, {report.findings} {'finding' if report.findings == 1 else 'findings'}")
     if report.findings:
         raise typer.Exit(1)

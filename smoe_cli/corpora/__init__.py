@@ -30,6 +30,6 @@ def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
         if split not in SPLITS:
             raise DataError(
                 f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
-                f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: test}}`",
+                f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: dev}}` (or train, test, null)",
             )
         yield utterance.placed(split, utterance.subset or settings.subset, settings.bandwidth)

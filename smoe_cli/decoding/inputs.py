@@ -45,7 +45,7 @@ def check_request(
     if config is None and checkpoint is None:
         raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or use --checkpoint")
     if not inputs and config is None:
-        raise ConfigError("nothing to decode: no input and no recipe", "name audio files or manifests")
+        raise ConfigError("nothing to decode: no input and no recipe", "name audio files or manifests, and --checkpoint")
     if checkpoint is not None and not inputs and out is None:
         raise ConfigError("another checkpoint's hypotheses would replace those of the recipe's own model", "name a file with --out")
     if out is not None and out.is_dir():
@@ -94,6 +94,8 @@ def cuts_of(path: Path, system: System, choice: Choice) -> list[MonoCut]:
 
     if _is_manifest(path):
         return [cut for cut in read_cuts(path) if choice.has(route_of(cut))]
+    if path.is_dir():
+        raise DataError(f"input `{path}` is a folder", f"name its files, for example {path / '*.flac'}")
     if not path.is_file():
         raise DataError(f"no input `{path}`", "name an audio file, or a cut manifest (.jsonl, .jsonl.gz)")
     task, lang = _task_and_lang(path, system.config, choice)

@@ -345,7 +345,12 @@ class Trainer:
             if position.state["data"] != self._fingerprint():
                 raise CheckpointError(
                     f"`{folder}` was trained on other data than the manifests hold now",
-                    "train anew with --resume never, or set another exp_dir",
+                    "train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
+                )
+            if position.state["step"] > self.settings.max_steps:
+                raise CheckpointError(
+                    f"`{folder}` has had {position.state['step']:,} steps, more than `train.max_steps` ({self.settings.max_steps:,})",
+                    "raise `train.max_steps`, train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
                 )
             checkpoint.load_weights(self.system.model, saved.model.state_dict(), self.config.model.tie_embeddings, str(folder))
             self._own_weights()

@@ -137,7 +137,7 @@ def test_json_is_the_whole_report_and_alone_on_stdout(smoe, replace, command):
         ("train", ["finished: 1,000 steps in 2.5 min, resumed from step 400", "668,416", "translate/de/nb", "exp/model/final"]),
         ("score", ["tiny", "WER", "12.3", "WER: jiwer", "exp/scores/report.html"]),
         ("route-audit", ["60 observations", "660,032", "440,021", "transcribe/en/nb", "80.00", "passed", "exp/audit/audit.html"]),
-        ("run", ["up to date", "151.5", "report: exp/scores/report.html", "0 finding(s)"]),
+        ("run", ["up to date", "151.5", "report: exp/scores/report.html", "0 findings"]),
         ("params", ["base, vocabulary 1,000", "660,032", "encoder.dense", "audio: 7 million"]),
     ],
 )
