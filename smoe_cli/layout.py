@@ -11,6 +11,8 @@ from smoe_cli.errors import CheckpointError, DataError
 
 WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
 """In every checkpoint: the weights, and the SHA-256 of each of its files."""
+FINAL, CHECKPOINTS = "final", "checkpoints"
+"""In the folder of a model: the result, and what a stopped training goes on from."""
 MODEL_DIGITS = 12
 """Digits of a model's digest: no two models of one experiment will share them."""
 
@@ -51,11 +53,11 @@ class Layout:
 
     @property
     def final(self) -> Path:
-        return self.model / "final"
+        return self.model / FINAL
 
     def ahead_of_final(self) -> Path | None:
         """The last checkpoint of a training that has gone on since `final` was written; None: there is none."""
-        steps = sorted((self.model / "checkpoints").glob("step-*"))
+        steps = sorted((self.model / CHECKPOINTS).glob("step-*"))
         return steps[-1] if steps and self.final.is_dir() and steps[-1].stat().st_mtime > self.final.stat().st_mtime else None
 
     def hypotheses_dir(self, split: str) -> Path:

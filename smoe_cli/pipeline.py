@@ -14,7 +14,7 @@ from pydantic import Field
 
 from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.config import Config, DecodeSettings
-from smoe_cli.decoding.inputs import Choice, check_request, check_routes, cuts_of
+from smoe_cli.decoding.inputs import check_request, cuts_of
 from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
@@ -31,7 +31,7 @@ from smoe_cli.records import (
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import Route
+from smoe_cli.tags import Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:

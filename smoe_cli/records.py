@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -94,9 +95,9 @@ class Report(Record):
     synthetic: int = Field(default=0, ge=0, description="Of the utterances measured, those that a machine spoke.")
 
     @property
+    @abstractmethod
     def measured(self) -> int:
         """Utterances measured."""
-        raise NotImplementedError
 
     @property
     def notes(self) -> list[str]:

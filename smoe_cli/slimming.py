@@ -13,7 +13,7 @@ from smoe_cli.layout import WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Origin, SlimReport
 from smoe_cli.routing import DENSE, RoutingPlan, StackPlan
-from smoe_cli.tags import Route, parse_bandwidth
+from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
 from smoe_cli.upcycling import EXPERTS
 
 
@@ -53,19 +53,14 @@ def choose_route(plan: RoutingPlan, task: str | None, lang: str | None, bandwidt
     Raises:
         RouteError: If there is none, or more than one; with the list.
     """
-    if bandwidth is not None:
-        parse_bandwidth(bandwidth)
+    choice = Choice(task, lang, None if bandwidth is None else str(parse_bandwidth(bandwidth)))
     routes = [Route.parse(name) for name in plan.routes]
-    found = [r for r in routes if task in (None, r.task) and lang in (None, r.lang) and bandwidth in (None, str(r.bandwidth))]
+    check_routes(choice, routes, "the model")
+    found = [route for route in routes if choice.has(route)]
     if len(found) == 1:
         return found[0]
-    asked = "/".join(part or "*" for part in (task, lang, bandwidth))
-    if not found:
-        raise RouteError(
-            f"the model has no route `{asked}`; it has: {', '.join(plan.routes)}", "choose one of these with --task, --lang and --bandwidth"
-        )
     raise RouteError(
-        f"a slim model has one route, and `{asked}` is {len(found)}: {', '.join(map(str, found))}",
+        f"a slim model has one route, and `{choice}` is {len(found)}: {', '.join(map(str, found))}",
         "choose one of these with --task, --lang and --bandwidth",
     )
 

@@ -6,9 +6,10 @@ and its entry in `AXES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from smoe_cli.errors import RouteError
 
@@ -102,3 +103,32 @@ AXES: dict[str, Callable[[Route], str]] = {
     "bandwidth": lambda route: str(route.bandwidth),
 }
 """Axis of supervision -> the tag value of a route on that axis; the value is also the expert's name."""
+
+
+class Choice(NamedTuple):
+    """Tags that routes are chosen by; None: any."""
+
+    task: str | None = None
+    lang: str | None = None
+    bandwidth: str | None = None
+
+    def __str__(self) -> str:
+        return "/".join(part or "*" for part in self)
+
+    def has(self, route: Route) -> bool:
+        """Whether a route is among those chosen."""
+        return self.task in (None, route.task) and self.lang in (None, route.lang) and self.bandwidth in (None, str(route.bandwidth))
+
+
+def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
+    """Refuse tags that no route has.
+
+    Raises:
+        RouteError: With the list of the routes there are.
+    """
+    routes = list(routes)
+    if not any(choice.has(route) for route in routes):
+        raise RouteError(
+            f"{whose} has no route `{choice}`; it has: {', '.join(str(route) for route in routes)}",
+            "choose one of these with --task, --lang and --bandwidth",
+        )

@@ -130,12 +130,12 @@ def _split(name: str) -> tuple[str, str, str]:
     return layer, expert, rest
 
 
-def stack_of(layer: str) -> str:
+def _stack_of(layer: str) -> str:
     """`encoder` or `decoder`."""
     return layer.partition(".")[0]
 
 
-def experts_by_layer(names: Mapping[str, object]) -> dict[str, list[str]]:
+def _experts_by_layer(names: Mapping[str, object]) -> dict[str, list[str]]:
     """Layer -> its experts, in their order, of a model whose weights have these names."""
     found: dict[str, dict[str, None]] = {}
     for layer, expert, _ in (_split(name) for name in names if EXPERTS in name):
@@ -145,7 +145,7 @@ def experts_by_layer(names: Mapping[str, object]) -> dict[str, list[str]]:
 
 def _sources(fresh: Mapping[str, object], given: Mapping[str, object], asked: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Layer -> expert of the new model -> expert of the checkpoint that it takes its weights from."""
-    wanted, there = experts_by_layer(fresh), experts_by_layer(given)
+    wanted, there = _experts_by_layer(fresh), _experts_by_layer(given)
     new = list(dict.fromkeys(name for layer, names in wanted.items() for name in names if name not in there[layer]))
     known = list(dict.fromkeys(name for names in there.values() for name in names))
     for expert, source in asked.items():
@@ -169,14 +169,14 @@ def _sources(fresh: Mapping[str, object], given: Mapping[str, object], asked: Ma
 
 def _differ(sources: Mapping[str, Mapping[str, str]], stack: str) -> bool:
     """Whether not every layer of a stack takes the same experts from the same ones."""
-    found = [origins for layer, origins in sources.items() if stack_of(layer) == stack]
+    found = [origins for layer, origins in sources.items() if _stack_of(layer) == stack]
     return any(origins != found[0] for origins in found)
 
 
 def _copies(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Experts that start as copies of another: by stack, and by network in a stack whose layers differ."""
     return {
-        f"{layer if _differ(sources, stack_of(layer)) else stack_of(layer)}.{expert}": source
+        f"{layer if _differ(sources, _stack_of(layer)) else _stack_of(layer)}.{expert}": source
         for layer, origins in sources.items()
         for expert, source in origins.items()
         if source != expert
@@ -204,7 +204,7 @@ def _vocabulary_rows(donor: System, config: Config, tokenizer: Tokenizer) -> lis
 def _log(folder: Path, donor: System, sources: Mapping[str, Mapping[str, str]], settings: TrainSettings) -> Iterator[str]:
     """What was taken from where, for people."""
     yield f"starting from `{folder}` (model {donor.digest})"
-    given = experts_by_layer(donor.model.state_dict())
+    given = _experts_by_layer(donor.model.state_dict())
     lines: dict[tuple[str, str], dict[str, None]] = {}
     for layer, origins in sources.items():
         said = [f"`{expert}` as it is" if expert == source else f"`{expert}` as a copy of `{source}`" for expert, source in origins.items()]
@@ -212,7 +212,7 @@ def _log(folder: Path, donor: System, sources: Mapping[str, Mapping[str, str]], 
             said.append(f"copies with noise of {settings.init_noise:g} of each weight's standard deviation")
         unused = [expert for expert in given[layer] if expert not in origins.values()]
         said += [f"not taken: {', '.join(f'`{expert}`' for expert in unused)}"] if unused else []
-        lines.setdefault((stack_of(layer), "; ".join(said)), {})[layer.split(".")[2]] = None
+        lines.setdefault((_stack_of(layer), "; ".join(said)), {})[layer.split(".")[2]] = None
     for (stack, line), layers in lines.items():
         where = f", layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}" if _differ(sources, stack) else ""
         yield f"{stack} experts{where}: {line}"

@@ -15,12 +15,13 @@ import torch
 
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.config import Config, DecodeSettings
-from smoe_cli.decoding.inputs import Choice, cuts_of
+from smoe_cli.decoding.inputs import cuts_of
 from smoe_cli.decoding.part import Header, open_part
 from smoe_cli.errors import ConfigError, DataError, Interrupted, RouteError
 from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import Hypothesis, read_hypotheses
 from smoe_cli.routing import make_plan
+from smoe_cli.tags import Choice
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.watch import Silent
 from tests.test_training import recipe, write_corpus

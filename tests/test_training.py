@@ -359,6 +359,7 @@ def test_a_model_that_training_has_gone_beyond_is_told(prepared, tmp_path):
     trainer(prepared, layout.model, max_steps=4).run()
     assert layout.ahead_of_final() is None
     longer = trainer(prepared, layout.model, max_steps=8)
+    # As one that is killed before its end leaves it.
     longer._save_final = lambda: None  # type: ignore[method-assign]
     longer.run()
     assert layout.ahead_of_final() == layout.model / "checkpoints" / "step-00000008"

@@ -68,8 +68,9 @@ def decode(
     search = options.search_changes(overrides, flags)
     recipe = options.load_recipe_if_any(config, overrides, flags, instead=checkpoint is not None and bool(inputs), brings="decode")
     if dry_run:
-        from smoe_cli.decoding.inputs import Choice, check_recipe, check_request
+        from smoe_cli.decoding.inputs import check_recipe, check_request
         from smoe_cli.layout import Layout
+        from smoe_cli.tags import Choice
 
         choice = Choice(task, lang, bandwidth)
         check_request(recipe, inputs or (), choice, split, checkpoint, out)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError, RouteError
-from smoe_cli.tags import Route, parse_bandwidth
+from smoe_cli.tags import Choice, check_routes, parse_bandwidth
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -16,21 +16,6 @@ if TYPE_CHECKING:
     from smoe_cli.checkpoint import System
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
-
-
-class Choice(NamedTuple):
-    """Tags that a decoding is limited to; None: all."""
-
-    task: str | None = None
-    lang: str | None = None
-    bandwidth: str | None = None
-
-    def __str__(self) -> str:
-        return "/".join(part or "*" for part in self)
-
-    def has(self, route: Route) -> bool:
-        """Whether a route is among those chosen."""
-        return self.task in (None, route.task) and self.lang in (None, route.lang) and self.bandwidth in (None, str(route.bandwidth))
 
 
 def check_request(
@@ -66,20 +51,6 @@ def check_recipe(config: Config, inputs: Sequence[Path], choice: Choice) -> None
     for path in inputs:
         if not _is_manifest(path):
             _task_and_lang(path, config, choice)
-
-
-def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
-    """Refuse tags that no route has.
-
-    Raises:
-        RouteError: With the list of the routes there are.
-    """
-    routes = list(routes)
-    if not any(choice.has(route) for route in routes):
-        raise RouteError(
-            f"{whose} has no route `{choice}`; it has: {', '.join(str(route) for route in routes)}",
-            "choose one of these with --task, --lang and --bandwidth",
-        )
 
 
 def cuts_of(path: Path, system: System, choice: Choice) -> list[MonoCut]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smoe_cli.cuts import open_manifest
-from smoe_cli.decoding.inputs import Choice
 from smoe_cli.layout import Layout
 from smoe_cli.records import Hypothesis, read_hypotheses, write_jsonl
+from smoe_cli.tags import Choice
 from smoe_cli.watch import Watcher
 
 

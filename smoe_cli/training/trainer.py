@@ -28,6 +28,7 @@ from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
+from smoe_cli.layout import CHECKPOINTS, FINAL
 from smoe_cli.loss import Losses, combined_loss
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Record, write_text_atomically
@@ -41,7 +42,7 @@ from smoe_cli.watch import Silent, Watcher
 ALL_THREADS = torch.get_num_threads()
 """What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
 KEPT_CHECKPOINTS = 2
-LOCK_FILE, METRICS_FILE, FINAL, CHECKPOINTS = "training.lock", "metrics.jsonl", "final", "checkpoints"
+LOCK_FILE, METRICS_FILE = "training.lock", "metrics.jsonl"
 
 
 class TrainReport(Record):

@@ -115,13 +115,20 @@ def test_a_process_of_its_own_ends_alike(process):
         assert "\x1b" not in stdout + stderr
 
 
+WAIT = "    print('ready', flush=True)\n    time.sleep(60)\n"
+"""Until the signal comes."""
+HALF_LOADED = (
+    f"    try:\n    {WAIT.replace(chr(10), chr(10) + '    ').rstrip(' ')}    except BaseException:\n        import numpy.no_such\n"
+)
+"""As a library does that an interrupt left half-loaded."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_a_process_with_130_and_one_line(process, number):
+@pytest.mark.parametrize("work", [WAIT, HALF_LOADED])
+def test_signals_end_a_process_with_130_and_one_line(process, number, work):
     command = process(
         "params",
-        before="import time\nfrom smoe_cli import pipeline\n"
-        "def params(config, checkpoint):\n    print('ready', flush=True)\n    time.sleep(60)\n"
-        "pipeline.params = params",
+        before=f"import time\nfrom smoe_cli import pipeline\ndef params(config, checkpoint):\n{work}pipeline.params = params",
     )
     assert command.stdout.readline() == "ready\n"
     command.send_signal(number)
