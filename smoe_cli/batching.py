@@ -19,7 +19,7 @@ from smoe_cli.errors import DataError
 from smoe_cli.features import FrontEnd
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
-from smoe_cli.tokenizer import END_ID, PAD_ID, Tokenizer
+from smoe_cli.tokenizer import Tokenizer
 
 IGNORE_ID = -100
 """Target at positions that carry no loss: padding, and the guiding tokens, which are given."""
@@ -63,32 +63,43 @@ class Batch:
 
 
 class Collator:
-    """Tagged cuts -> `Batch`; the route of each cut decides its experts and its guiding tokens."""
+    """Tagged cuts -> `Batch`; the route of each cut decides its experts and its guiding tokens.
 
-    def __init__(self, front_end: FrontEnd, tokenizer: Tokenizer, plan: RoutingPlan) -> None:
-        self.front_end, self.tokenizer, self.plan = front_end, tokenizer, plan
+    Args:
+        max_tokens: Guiding tokens and text of one utterance, if the model has a limit.
+    """
+
+    def __init__(self, front_end: FrontEnd, tokenizer: Tokenizer, plan: RoutingPlan, max_tokens: int | None = None) -> None:
+        self.front_end, self.tokenizer, self.plan, self.max_tokens = front_end, tokenizer, plan, max_tokens
 
     def __call__(self, cuts: Sequence[MonoCut]) -> Batch:
         """Read, compute and pad.
 
         Raises:
-            DataError: If audio cannot be read or tags are missing.
+            DataError: If audio cannot be read, tags are missing, or a text has more tokens than the model takes.
             RouteError: If the plan has no such route.
         """
         routes = [route_of(cut, self.plan) for cut in cuts]
         features = [self.front_end(cut) for cut in cuts]
         texts = [self.tokenizer.encode(str(cut.supervisions[0].text)) for cut in cuts]
+        end = self.tokenizer.end_id
         prefixes = [self.tokenizer.guiding_ids(route) for route in routes]
         transcripts = [torch.tensor(self.tokenizer.encode(tags_of(cut).transcript), dtype=torch.int64) for cut in cuts]
         tokens = [torch.tensor(prefix + text) for prefix, text in zip(prefixes, texts, strict=True)]
-        targets = [torch.tensor([IGNORE_ID] * (len(prefix) - 1) + text + [END_ID]) for prefix, text in zip(prefixes, texts, strict=True)]
+        targets = [torch.tensor([IGNORE_ID] * (len(prefix) - 1) + text + [end]) for prefix, text in zip(prefixes, texts, strict=True)]
+        for cut, item in zip(cuts, tokens, strict=True):
+            if self.max_tokens is not None and len(item) > self.max_tokens:
+                raise DataError(
+                    f"the text of cut `{cut.id}` has {len(item)} tokens, guiding tokens included; the model takes {self.max_tokens}",
+                    "split the utterance, or leave it out",
+                )
         pad = torch.nn.utils.rnn.pad_sequence
         return Batch(
             features=pad(features, batch_first=True),
             feature_lengths=torch.tensor([len(item) for item in features]),
-            tokens_in=pad(tokens, batch_first=True, padding_value=PAD_ID),
+            tokens_in=pad(tokens, batch_first=True, padding_value=self.tokenizer.blank_id),
             targets=pad(targets, batch_first=True, padding_value=IGNORE_ID),
-            ctc_targets=pad(transcripts, batch_first=True),
+            ctc_targets=pad(transcripts, batch_first=True, padding_value=self.tokenizer.blank_id),
             ctc_lengths=torch.tensor([len(item) for item in transcripts]),
             encoder_expert=torch.tensor([self.plan.encoder.index(route) for route in routes]),
             decoder_expert=torch.tensor([self.plan.decoder.index(route) for route in routes]),

@@ -15,7 +15,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -23,20 +23,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smoe_cli.config import Config, ModelSettings
-from smoe_cli.errors import CheckpointError, ConfigError, DataError
+from smoe_cli.config import Config, FeatureSettings, ModelSettings
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
 from smoe_cli.model.experts import SHARED
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.records import Origin, write_text_atomically
 from smoe_cli.routing import RoutingPlan
-from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.tokenizer import Tokenizer, open_tokenizer
 
+FRAMES_PER_S = 100
 CONFIG, PLAN, ORIGIN = "config.json", "plan.json", "origin.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 
 
-def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
+def build_model(settings: ModelSettings, features: FeatureSettings, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
     """The only place where configuration meets the model."""
     for name in (*plan.encoder.experts, *plan.decoder.experts):
         if name == SHARED or hasattr(torch.nn.ModuleDict, name):
@@ -47,7 +48,7 @@ def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab
     return SpeechToText(
         Dimensions(
             vocab_size=vocab_size,
-            mel_bins=mel_bins,
+            mel_bins=features.mel_bins,
             dim=settings.d_model,
             heads=settings.heads,
             encoder_layers=settings.encoder_layers,
@@ -58,6 +59,9 @@ def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab
             decoder_experts=plan.decoder.experts,
             subsampling=settings.subsampling,
             subsampling_channels=settings.subsampling_channels,
+            family=settings.family,
+            encoder_positions=round((features.window_s or 0.0) * FRAMES_PER_S) // settings.subsampling,
+            decoder_positions=settings.max_tokens or 0,
             encoder=settings.encoder,
             encoder_routed_layers=plan.encoder.layers,
             decoder_routed_layers=plan.decoder.layers,
@@ -74,7 +78,7 @@ def build_model(settings: ModelSettings, mel_bins: int, plan: RoutingPlan, vocab
 def on_meta(config: Config, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
     """The model on the meta device: every shape, nothing allocated."""
     with torch.device("meta"):
-        return build_model(config.model, config.features.mel_bins, plan, vocab_size)
+        return build_model(config.model, config.features, plan, vocab_size)
 
 
 @dataclass
@@ -152,6 +156,22 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
         raise DataError(f"cannot write checkpoint `{folder}`: {error}", "check the folder's rights and the free disk space") from error
 
 
+def check_free(out: Path, how: Literal["slim", "convert"]) -> None:
+    """Refuse to replace anything but what the same command wrote earlier.
+
+    Raises:
+        ConfigError: If something else lies there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        earlier = read_parts(out).origin
+    except SmoeError as error:
+        raise ConfigError(f"`{out}` is there already, and `smoe {how}` did not write it", "name a new folder with --out") from error
+    if earlier is None or earlier.how != how:
+        raise ConfigError(f"`{out}` is a model that `smoe {how}` did not write", "name a new folder with --out")
+
+
 def _portable(config: Config) -> Config:
     """The configuration as it is handed on: it names no folder of the machine that trained the model."""
     data = config.data.model_copy(update={"root": None})
@@ -193,7 +213,7 @@ def read_parts(folder: Path, tensors: bool = False) -> Parts:
         return Parts(
             config=Config.model_validate_json((folder / CONFIG).read_text(encoding="utf-8")),
             plan=RoutingPlan.model_validate_json((folder / PLAN).read_text(encoding="utf-8")),
-            tokenizer=Tokenizer(folder),
+            tokenizer=open_tokenizer(folder),
             origin=Origin.model_validate_json((folder / ORIGIN).read_text(encoding="utf-8")) if (folder / ORIGIN).exists() else None,
         )
     except (OSError, ValidationError) as error:

@@ -22,6 +22,7 @@ from smoe_cli.tags import AXES, TASK_KINDS, Bandwidth, Route, TaskKind
 
 RECIPE_FILE = "smoe.yaml"
 SPLITS = ("train", "dev", "test")
+CONFORMER_KERNEL = 31
 TAG_PATTERN = r"^[a-z][a-z0-9_-]*$"
 
 
@@ -121,9 +122,22 @@ class TokenizerSettings(Settings):
 class FeatureSettings(Settings):
     """Log-mel filterbanks."""
 
+    kind: Literal["kaldi", "speech2text", "whisper"] = Field(
+        "kaldi", description="How they are computed; the others are those of converted models."
+    )
+    window_s: float | None = Field(None, gt=0, description="Longest audio that the model takes; null: any.")
+    pad_to_window: bool = Field(False, description="Extend all audio with silence to `window_s`, as Whisper does.")
     sample_rate_hz: int = Field(16000, gt=0, description="Rate to which all audio is brought.")
     mel_bins: int = Field(80, gt=0, description="Number of mel filters.")
     cache_mb: int = Field(0, ge=0, description="Memory for computed features (float16), kept between epochs; 0 computes anew.")
+
+    @model_validator(mode="after")
+    def _check(self) -> FeatureSettings:
+        if self.pad_to_window and (self.window_s is None or self.kind != "whisper"):
+            raise ValueError("pad_to_window is for features of kind `whisper`, and needs window_s")
+        if self.kind == "whisper" and self.sample_rate_hz != 16000:
+            raise ValueError(f"features of kind `whisper` are of audio at 16,000 Hz, not {self.sample_rate_hz}")
+        return self
 
 
 LAYERS_MEANING = (
@@ -139,6 +153,9 @@ class ModelSettings(Settings):
     """The encoder-decoder. A preset states its differences from `base`; the recipe states its own from the preset."""
 
     preset: str = Field("encdec-smoe", description=f"Model variant: {', '.join(PRESETS)}.")
+    family: Literal["smoe", "speech2text", "whisper"] = Field(
+        "smoe", description="Whose subsampling, positions and activations the model has; the others are those of converted models."
+    )
     d_model: int = Field(512, gt=0, description="Width of the residual stream.")
     heads: int = Field(8, gt=0, description="Attention heads.")
     encoder_layers: int = Field(12, gt=0, description="Encoder layers.")
@@ -157,9 +174,12 @@ class ModelSettings(Settings):
         None,
         gt=0,
         description="Odd width of a depthwise convolution in every encoder layer, in frames; null: none, as in the paper, "
-        "and 31 in a Conformer.",
+        "and 31 in a Conformer (the paper has 32; an odd width keeps frames in place).",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")
+    max_tokens: int | None = Field(
+        None, gt=0, description="Most tokens of one text, guiding tokens included, in a family whose decoder has a table of positions."
+    )
     tie_embeddings: bool = Field(False, description="Share the decoder's input embedding with its output projection.")
     ctc: bool = Field(True, description="Auxiliary CTC head on the encoder, over the transcript.")
     encoder_experts_by: str | None = Field(
@@ -176,7 +196,12 @@ class ModelSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        return apply_preset(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        filled = apply_preset(values)
+        if filled.get("encoder") == "conformer" and filled.get("conv_kernel") is None:
+            filled["conv_kernel"] = CONFORMER_KERNEL
+        return filled
 
     @field_validator("encoder_routed_layers", "decoder_routed_layers", mode="before")
     @classmethod
@@ -202,6 +227,8 @@ class ModelSettings(Settings):
             raise ValueError(f"heads ({self.heads}) must divide d_model ({self.d_model})")
         if self.conv_kernel is not None and self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that frames keep their place")
+        if (self.family == "whisper") != (self.max_tokens is not None):
+            raise ValueError(f"max_tokens ({self.max_tokens}) is what a model of the family `whisper` has, and no other")
         if self.d_model % 2:
             raise ValueError(f"d_model ({self.d_model}) must be even: positions are pairs of sine and cosine")
         for stack, axis in (("encoder", self.encoder_experts_by), ("decoder", self.decoder_experts_by)):
@@ -298,6 +325,8 @@ class Config(Settings):
         for name, task in self.tasks.items():
             if (task.kind or name) not in TASK_KINDS:
                 raise ValueError(f"task `{name}` is of unknown kind `{task.kind or name}`; known kinds: {', '.join(TASK_KINDS)}")
+        if self.model.family == "whisper" and self.features.window_s is None:
+            raise ValueError("a model of the family `whisper` has as many positions as fit into `features.window_s`, which is not given")
         return self
 
     def kind(self, task: str) -> TaskKind:

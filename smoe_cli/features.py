@@ -3,40 +3,95 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from lhotse import Fbank, FbankConfig, MonoCut
 from torch import Tensor
+from torchaudio.compliance import kaldi
+from torchaudio.transforms import MelSpectrogram
 
+from smoe_cli.config import FeatureSettings
 from smoe_cli.errors import DataError
 
 FRAME_SHIFT_S = 0.01
 # T frames, F mel bins
 
 
-class FrontEnd:
-    """Kaldi-style log-mel filterbanks (Lhotse), normalised per utterance, with an optional bounded cache.
+class Kaldi:
+    """Kaldi-style log-mel filterbanks (Lhotse), normalised per utterance.
 
     The mean of each bin is removed (channel and level); the scale is one number for the whole utterance.
     Per-bin scaling, usual elsewhere, would blow up the empty bins above 4 kHz of narrowband audio.
-
-    Args:
-        sample_rate_hz: Rate of the audio that comes in.
-        mel_bins: F.
-        cache_mb: Memory for features kept as float16; when full, the oldest are dropped.
     """
 
-    def __init__(self, sample_rate_hz: int, mel_bins: int, cache_mb: int = 0) -> None:
-        self.sample_rate_hz = sample_rate_hz
-        self._fbank = Fbank(FbankConfig(sampling_rate=sample_rate_hz, num_mel_bins=mel_bins, dither=0.0, frame_shift=FRAME_SHIFT_S))
+    def __init__(self, settings: FeatureSettings) -> None:
+        self.rate = settings.sample_rate_hz
+        self.fbank = Fbank(FbankConfig(sampling_rate=self.rate, num_mel_bins=settings.mel_bins, dither=0.0, frame_shift=FRAME_SHIFT_S))
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        features = torch.as_tensor(self.fbank.extract(samples, self.rate))
+        features = features - features.mean(dim=0)
+        return features / features.std().clamp_min(1e-3)
+
+
+class Speech2Text:
+    """Kaldi's log-mel filterbanks of 16-bit samples (torchaudio), each bin normalised to mean 0 and deviation 1.
+
+    Source: the feature extractor of transformers' Speech2Text, after fairseq S2T, arXiv:2010.05171.
+    """
+
+    def __init__(self, settings: FeatureSettings) -> None:
+        self.rate, self.mel_bins = settings.sample_rate_hz, settings.mel_bins
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        features = kaldi.fbank(samples[None] * 2**15, num_mel_bins=self.mel_bins, sample_frequency=self.rate)
+        return (features - features.mean(dim=0)) / features.std(dim=0, correction=0).clamp_min(1e-10)
+
+
+class Whisper:
+    """Log-mel spectrogram, the quietest 8 decades below the loudest point cut off. Source: Whisper, arXiv:2212.04356, section 2.2."""
+
+    def __init__(self, settings: FeatureSettings) -> None:
+        self.mel = MelSpectrogram(
+            settings.sample_rate_hz, n_fft=400, hop_length=160, n_mels=settings.mel_bins, norm="slaney", mel_scale="slaney"
+        )
+        self.window = round((settings.window_s or 0.0) * settings.sample_rate_hz) if settings.pad_to_window else 0
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        samples = F.pad(samples, (0, max(0, self.window - len(samples))))
+        log = self.mel(samples)[:, :-1].clamp_min(1e-10).log10()
+        return ((log.maximum(log.max() - 8.0) + 4.0) / 4.0).T.contiguous()
+
+
+FRONT_ENDS: dict[str, Callable[[FeatureSettings], Callable[[Tensor], Tensor]]] = {
+    "kaldi": Kaldi,
+    "speech2text": Speech2Text,
+    "whisper": Whisper,
+}
+"""Kind of features -> what computes features (T,F) of samples in [-1, 1], shape (samples,)."""
+
+
+class FrontEnd:
+    """Features of cuts, with an optional bounded cache.
+
+    Args:
+        settings: Of the recipe or the checkpoint.
+        cache_mb: Memory for features kept as float16, if not as the settings say; when full, the oldest are dropped.
+    """
+
+    def __init__(self, settings: FeatureSettings, cache_mb: int | None = None) -> None:
+        self.settings, self.sample_rate_hz = settings, settings.sample_rate_hz
+        self._kind = FRONT_ENDS[settings.kind](settings)
         self._cache: OrderedDict[tuple[str, int, float, float, str], Tensor] = OrderedDict()
-        self._free_bytes = cache_mb << 20
+        self._free_bytes = (settings.cache_mb if cache_mb is None else cache_mb) << 20
 
     def __call__(self, cut: MonoCut) -> Tensor:
         """Features (T,F) of a cut, float32.
 
         Raises:
-            DataError: If the audio cannot be read or has another sampling rate.
+            DataError: If the audio cannot be read, is longer than the model takes, or has another sampling rate.
         """
         # An utterance's tasks share its features; its bands do not, and differ in their transforms.
         transforms = cut.recording.transforms or []
@@ -59,6 +114,10 @@ class FrontEnd:
                 f"cut `{cut.id}` is at {cut.sampling_rate} Hz, the model at {self.sample_rate_hz} Hz",
                 "prepare the manifest with `smoe prepare`",
             )
+        if self.settings.window_s is not None and cut.duration > self.settings.window_s:
+            raise DataError(
+                f"cut `{cut.id}` lasts {cut.duration:.2f} s; the model takes {self.settings.window_s:g} s", "split long audio at pauses"
+            )
         try:
             samples = cut.load_audio()
         except Exception as error:  # Lhotse wraps every reader's own errors
@@ -69,9 +128,7 @@ class FrontEnd:
 
     def of_samples(self, samples: Tensor) -> Tensor:
         """Features (T,F) of samples in [-1, 1], shape (samples,)."""
-        features = torch.as_tensor(self._fbank.extract(samples, self.sample_rate_hz))
-        features = features - features.mean(dim=0)
-        return features / features.std().clamp_min(1e-3)
+        return self._kind(samples)
 
 
 def spec_augment(

@@ -19,6 +19,7 @@ from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
+    ConvertReport,
     Hypothesis,
     ParameterReport,
     Record,
@@ -80,14 +81,14 @@ def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerRepo
 def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:
     """Train the recipe's model, continuing from the last checkpoint. See `smoe_cli.training.Trainer`."""
     from smoe_cli.cuts import read_cuts
-    from smoe_cli.tokenizer import Tokenizer
+    from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
 
     if resume not in ("auto", "never"):
         raise ConfigError(f"unknown --resume `{resume}`; known: auto, never", "auto continues, never starts anew")
     layout = Layout.of(config)
     trainer = Trainer(
-        config, layout.model, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), Tokenizer(layout.tokenizer), watcher
+        config, layout.model, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), watcher
     )
     report = trainer.run(resume)
     write_json(layout.model / "report.json", report)
@@ -317,6 +318,15 @@ def slim(checkpoint: Path, *, out: Path, task: str | None = None, lang: str | No
     from smoe_cli import slimming
 
     return slimming.slim(checkpoint, out, task, lang, bandwidth)
+
+
+def convert(
+    folder: Path, *, out: Path, task: str = "transcribe", langs: Sequence[str] = (), source_lang: str | None = None
+) -> ConvertReport:
+    """Write the model of a transformers folder as a checkpoint with the same output. See `smoe_cli.conversion.convert`."""
+    from smoe_cli.conversion import convert as conversion
+
+    return conversion.convert(folder, out, task, langs, source_lang)
 
 
 def params(config: Config | None, *, checkpoint: Path | None = None) -> ParameterReport:

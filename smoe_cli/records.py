@@ -25,7 +25,9 @@ class Record(BaseModel):
 class Origin(Record):
     """Where a model's weights come from, when not from training alone; kept in its checkpoint."""
 
-    how: Literal["init", "slim"] = Field(description="`init`: training started from another model; `slim`: one route of another model.")
+    how: Literal["init", "slim", "convert"] = Field(
+        description="`init`: training started from another model; `slim`: one route of another model; `convert`: another library's model."
+    )
     model: str = Field(description="Digest of the other model.")
     route: str = Field(default="", description="The route that was kept (slim).")
     noise: float = Field(default=0.0, description="`train.init_noise`.")
@@ -211,6 +213,17 @@ class SlimReport(Record):
     parameters: int
     parameters_before: int = Field(description="Of the whole model, the auxiliary CTC head left out as in `parameters`.")
     bytes: int = Field(description="Size of the weights on disk.")
+
+
+class ConvertReport(Record):
+    """What `smoe convert` wrote."""
+
+    checkpoint: Path = Field(description="The folder of the converted model.")
+    model: str = Field(description="Digest of the converted model.")
+    family: str = Field(description="Whose model it is, as `model.family` says.")
+    routes: list[str] = Field(description="Routes that it has.")
+    parameters: int
+    window_s: float | None = Field(description="Longest audio that it takes; null: any.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

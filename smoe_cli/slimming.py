@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import System
-from smoe_cli.errors import ConfigError, RouteError, SmoeError
+from smoe_cli.errors import RouteError
 from smoe_cli.layout import WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Origin, SlimReport
@@ -32,7 +32,7 @@ def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = No
         DataError: If `out` cannot be written.
     """
     route = choose_route(checkpoint.read_parts(folder).plan, task, lang, bandwidth)
-    _check_free(out)
+    checkpoint.check_free(out, "slim")
     whole = checkpoint.load(folder)
     slimmed = one_route(whole, route)
     checkpoint.save(out, slimmed)
@@ -98,15 +98,3 @@ def _weights(whole: System, route: Route) -> dict[str, Tensor]:
         weights = {name: value for name, value in weights.items() if not name.startswith(experts)}
         weights |= {f"{experts}{DENSE}.{name}": value for name, value in kept.items()}
     return weights
-
-
-def _check_free(out: Path) -> None:
-    """Refuse to replace anything but an earlier slim model."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        earlier = checkpoint.read_parts(out).origin
-    except SmoeError as error:
-        raise ConfigError(f"`{out}` is there already, and is no slim model", "name a new folder with --out") from error
-    if earlier is None or earlier.how != "slim":
-        raise ConfigError(f"`{out}` is a model that `smoe slim` did not write", "name a new folder with --out")

@@ -82,8 +82,8 @@ def check_fits(folder: Path, parts: Parts, config: Config, tokenizer: Tokenizer)
     """
     old = {f"model.{key}": value for key, value in parts.config.model.model_dump(exclude=FREE).items()}
     new = {f"model.{key}": value for key, value in config.model.model_dump(exclude=FREE).items()}
-    old |= {f"features.{key}": value for key, value in parts.config.features.model_dump(exclude={"cache_mb"}).items()}
-    new |= {f"features.{key}": value for key, value in config.features.model_dump(exclude={"cache_mb"}).items()}
+    old |= {f"features.{key}": value for key, value in parts.config.features.model_dump(exclude={"cache_mb", "pad_to_window"}).items()}
+    new |= {f"features.{key}": value for key, value in config.features.model_dump(exclude={"cache_mb", "pad_to_window"}).items()}
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         cure = " ".join(f"--set {key}={'null' if old[key] is None else str(old[key]).lower()}" for key in changed)
@@ -195,7 +195,7 @@ def _vocabulary_rows(donor: System, config: Config, tokenizer: Tokenizer) -> lis
 
     A model never writes a guiding token, and has learned so; a fresh row could win against real text.
     """
-    task, language = donor.tokenizer.guiding_ids(Route.parse(donor.plan.routes[0]))
+    task, language = donor.tokenizer.like(Route.parse(donor.plan.routes[0]))
     tasks = {f"<{name}>" for name in config.tasks}
     added = tokenizer.guiding_tokens[len(donor.tokenizer.guiding_tokens) :]
     return [*range(donor.tokenizer.vocab_size), *(task if token in tasks else language for token in added)]

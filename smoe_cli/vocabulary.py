@@ -8,7 +8,7 @@ from smoe_cli.cuts import read_cuts, route_of, tags_of
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import TokenizerReport
-from smoe_cli.tokenizer import KIND, Tokenizer
+from smoe_cli.tokenizer import ByteBPE
 from smoe_cli.watch import Watcher
 
 
@@ -36,9 +36,11 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         )
     source = config.train.init_from
     if source is not None:
-        tokenizer = read_parts(source).tokenizer.extend(guiding, layout.tokenizer)
+        given = read_parts(source).tokenizer
+        needed = {token for route in config.routes() for token in given.tokens_of(route)}
+        tokenizer = given.extend([token for token in guiding if token in needed], layout.tokenizer)
     else:
-        tokenizer = Tokenizer.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
+        tokenizer = ByteBPE.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
     words: dict[str, int] = {}
     tokens: dict[str, int] = {}
     for (_, lang), text in texts.items():
@@ -51,7 +53,7 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
     watcher.log(how if source is None else f"took the {tokenizer.vocab_size} pieces of `{source}`")
     return TokenizerReport(
         path=layout.tokenizer,
-        kind=KIND,
+        kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         sentences=len(texts),
         guiding_tokens=list(tokenizer.guiding_tokens),

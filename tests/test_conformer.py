@@ -79,7 +79,7 @@ def test_the_convolution_sees_its_neighbours_but_no_padding():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_states_do_not_depend_on_what_an_utterance_is_batched_with(training):
-    model = tiny_model(encoder="conformer", dropout=0.0).train(training)
+    model = tiny_model(encoder="conformer", conv_kernel=KERNEL, dropout=0.0).train(training)
     one, experts = torch.randn(21, 8), torch.tensor([0, 1])
     alone = model.encoder(one[None], torch.tensor([21]), experts[:1]).states[0]
     for length in (21, 33, 60):

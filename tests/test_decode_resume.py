@@ -22,7 +22,7 @@ from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import Hypothesis, read_hypotheses
 from smoe_cli.routing import make_plan
 from smoe_cli.tags import Choice
-from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.watch import Silent
 from tests.test_training import recipe, write_corpus
 
@@ -54,8 +54,8 @@ def save_model(config: Config, seed: int) -> None:
     """A model of random weights in the place of the trained one."""
     torch.manual_seed(seed)
     layout, plan = Layout.of(config), make_plan(config)
-    tokenizer = Tokenizer(layout.tokenizer)
-    model = checkpoint.build_model(config.model, config.features.mel_bins, plan, tokenizer.vocab_size)
+    tokenizer = open_tokenizer(layout.tokenizer)
+    model = checkpoint.build_model(config.model, config.features, plan, tokenizer.vocab_size)
     checkpoint.save(layout.final, checkpoint.System(model, config, plan, tokenizer))
 
 

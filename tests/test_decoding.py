@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def test_ctc_end_score_equals_torch_ctc_loss():
 def search(model, memory, experts, beam, limit, ctc_weight=0.0, penalty=0.0):
     settings = DecodeSettings(beam=beam, length_penalty=penalty)
     prefix = torch.tensor([[3, 4]] * len(experts))
-    return beam_search(model, memory, prefix, experts, [limit] * len(experts), settings, ctc_weight)
+    pieces = SimpleNamespace(end_id=END_ID, blank_id=PAD_ID, silent_ids=(PAD_ID, UNKNOWN_ID))
+    return beam_search(model, memory, prefix, experts, [limit] * len(experts), settings, ctc_weight, pieces)
 
 
 def best_by_brute_force(model, memory, expert, limit):

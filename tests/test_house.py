@@ -22,7 +22,7 @@ LEVELS = [
     ["routing", "records", "watch", "html", "layout", "text", "steps"],
     ["audio", "features", "tokenizer", "model", "loss", "corpora"],
     ["cuts", "checkpoint"],
-    ["batching", "upcycling", "slimming", "vocabulary", "counting"],
+    ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],
     ["preparation", "training", "decoding", "scoring", "audit"],
     ["pipeline"],
     ["cli", "__main__"],

@@ -174,7 +174,7 @@ def test_active_parameters_are_those_of_the_dense_model(changes):
 @pytest.mark.parametrize("encoder", ["transformer", "conformer"])
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_subsampling_divides_the_length(factor, encoder):
-    model = tiny_model(subsampling=factor, encoder=encoder)
+    model = tiny_model(subsampling=factor, encoder=encoder, conv_kernel=5)
     memory = model.encoder(torch.randn(1, 41, 8), torch.tensor([41]), torch.tensor([0]))
     assert memory.states.shape[1] == int(memory.lengths[0]) == -(-41 // factor)
 

@@ -9,7 +9,7 @@ import pytest
 
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
 from smoe_cli.tags import Bandwidth, Route
-from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.tokenizer import ByteBPE, open_tokenizer
 
 GUIDING = ["<transcribe>", "<translate>", "<en>", "<de>"]
 TEXTS = ["hello world how are you", "straße für äpfel und birnen", "où est la gare s'il vous plaît"] * 5
@@ -17,7 +17,7 @@ TEXTS = ["hello world how are you", "straße für äpfel und birnen", "où est l
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return Tokenizer.train(TEXTS, 300, GUIDING, tmp_path_factory.mktemp("tokenizer"))
+    return ByteBPE.train(TEXTS, 300, GUIDING, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.mark.parametrize(
@@ -76,20 +76,20 @@ def test_a_route_without_guiding_token_is_refused(tokenizer):
 
 def test_too_large_a_vocabulary_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"5000 pieces"):
-        Tokenizer.train(TEXTS, 5000, GUIDING, tmp_path)
+        ByteBPE.train(TEXTS, 5000, GUIDING, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_no_text_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no text"):
-        Tokenizer.train([], 300, GUIDING, tmp_path)
+        ByteBPE.train([], 300, GUIDING, tmp_path)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": "unigram", "guiding_tokens": []}))
     with pytest.raises(CheckpointError, match="unigram"):
-        Tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"guiding_tokens": [*GUIDING, "<xx>"]}, {"vocab_size": 299}])
@@ -98,9 +98,9 @@ def test_a_tokenizer_whose_two_files_do_not_belong_together_is_refused(tokenizer
     card = tmp_path / "tokenizer.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | changes))
     with pytest.raises(CheckpointError, match="of another tokenizer"):
-        Tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 def test_same_text_same_tokenizer(tmp_path):
-    one, other = (Tokenizer.train(TEXTS, 300, GUIDING, tmp_path / name) for name in ("a", "b"))
+    one, other = (ByteBPE.train(TEXTS, 300, GUIDING, tmp_path / name) for name in ("a", "b"))
     assert one.model_bytes == other.model_bytes

@@ -22,7 +22,7 @@ from smoe_cli.cuts import read_cuts
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.steps import plan_step
-from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
 from smoe_cli.watch import Silent
 from tests.conftest import tiny_config
@@ -70,7 +70,7 @@ def prepared(tmp_path_factory) -> Config:
 def trainer(config: Config, folder: Path, **changes: object) -> Trainer:
     layout = Layout.of(config)
     config = config.model_copy(update={"train": config.train.model_copy(update=changes)})
-    return Trainer(config, folder, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), Tokenizer(layout.tokenizer))
+    return Trainer(config, folder, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -180,7 +180,7 @@ def test_a_route_without_training_data_is_refused(prepared, tmp_path):
     layout = Layout.of(prepared)
     cuts = read_cuts(layout.cuts("train")).filter(lambda cut: cut.supervisions[0].language == "en").to_eager()
     with pytest.raises(DataError, match="task `translate`, language `de`"):
-        Trainer(prepared, tmp_path, cuts, read_cuts(layout.cuts("dev")), Tokenizer(layout.tokenizer))
+        Trainer(prepared, tmp_path, cuts, read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer))
 
 
 def test_a_loss_that_is_no_number_names_the_cuts(prepared, tmp_path):
@@ -290,7 +290,7 @@ def test_the_tokenizer_of_a_recipe_that_starts_from_a_checkpoint_is_the_checkpoi
     )
     report = pipeline.tokenize(started)
     assert report.vocab_size == prepared.tokenizer.vocab_size
-    assert Tokenizer(report.path).model_bytes == Tokenizer(final).model_bytes
+    assert open_tokenizer(report.path).model_bytes == open_tokenizer(final).model_bytes
     assert pipeline.train(started).started_from == checkpoint.load(final).digest
     states = [plan_step(started, name).state for name in ("tokenize", "train")]
     assert states == ["up to date", "up to date"]
@@ -337,7 +337,7 @@ def test_utterances_too_short_for_ctc_are_counted_and_named_once(prepared, tmp_p
     long = list(read_cuts(layout.cuts("train")))
     for cut in long:
         cut.supervisions[0].custom["transcript"] = "a transcript that is far too long for so short a tone, as every one can see"
-    report = Trainer(config, tmp_path, CutSet.from_cuts(long), dev, Tokenizer(layout.tokenizer), Listener()).run()
+    report = Trainer(config, tmp_path, CutSet.from_cuts(long), dev, open_tokenizer(layout.tokenizer), Listener()).run()
     assert report.ctc_skipped > config.train.max_steps
     assert sum("CTC skips them" in message for message in said) == 1
     assert trainer(prepared, tmp_path / "sound").run().ctc_skipped == 0

@@ -15,7 +15,7 @@ from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
 from smoe_cli.routing import StackPlan, make_plan
 from smoe_cli.tags import Bandwidth, Route
-from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from tests.conftest import tiny_config
 
 WIDER = {"encoder": "conformer", "conv_kernel": 5, "encoder_shared_ffn_dim": 8, "decoder_shared_ffn_dim": 16, "decoder_layers": 2}
@@ -44,7 +44,7 @@ class Lines:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Tokenizer:
-    return Tokenizer.train(["one two three", "eins zwei drei"] * 3, 290, GUIDING, tmp_path_factory.mktemp("tokenizer"))
+    return ByteBPE.train(["one two three", "eins zwei drei"] * 3, 290, GUIDING, tmp_path_factory.mktemp("tokenizer"))
 
 
 def config(folder: Path, preset: str, init: dict[str, object] | None = None, **changes: object) -> Config:
@@ -55,7 +55,7 @@ def system(config: Config, tokenizer: Tokenizer, seed: int = 0) -> System:
     """A model whose every weight is random, biases and norms too, so that no two experts are alike by accident."""
     torch.manual_seed(seed)
     plan = make_plan(config)
-    model = build_model(config.model, config.features.mel_bins, plan, tokenizer.vocab_size).eval()
+    model = build_model(config.model, config.features, plan, tokenizer.vocab_size).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape)
@@ -211,7 +211,7 @@ def test_a_model_of_other_dimensions_is_refused_by_name_and_cure(tokenizer, tmp_
 
 def test_another_tokenizer_is_refused_even_of_the_same_size(tokenizer, tmp_path):
     folder, _ = saved(config(tmp_path, "base"), tokenizer, tmp_path / "dense")
-    other = Tokenizer.train(["quite other words, quite other merges"] * 3, 290, GUIDING, tmp_path / "other")
+    other = ByteBPE.train(["quite other words, quite other merges"] * 3, 290, GUIDING, tmp_path / "other")
     new = system(config(tmp_path, "encdec-smoe", {"init_from": str(folder)}), other)
     with pytest.raises(CheckpointError, match="another tokenizer") as caught:
         upcycling.start_from(folder, new, Lines())

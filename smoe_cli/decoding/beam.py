@@ -12,7 +12,7 @@ from torch import Tensor
 from smoe_cli.config import DecodeSettings
 from smoe_cli.decoding.ctc_prefix import CTCPrefixScorer
 from smoe_cli.model.speech_to_text import Memory, SpeechToText
-from smoe_cli.tokenizer import END_ID, PAD_ID, UNKNOWN_ID
+from smoe_cli.tokenizer import Tokenizer
 
 CANDIDATES_PER_BEAM = 2
 """Tokens per beam that CTC looks at, as a multiple of the beam: the attention decoder's best."""
@@ -43,6 +43,7 @@ def beam_search(
     max_tokens_N: list[int],
     settings: DecodeSettings,
     ctc_weight: float,
+    tokenizer: Tokenizer,
 ) -> list[list[Beam]]:
     """The best hypotheses of each utterance, best first.
 
@@ -53,13 +54,15 @@ def beam_search(
         max_tokens_N: Length limit per utterance.
         settings: Beam and length penalty.
         ctc_weight: Share of CTC prefix scores; 0 leaves CTC out.
+        tokenizer: Says which pieces end a text, and which are never written.
     """
+    end_id = tokenizer.end_id
     n, b, device = len(prefix_NP), settings.beam, memory.states.device
     m = n * b
     scorer = None
     if ctc_weight > 0.0 and model.ctc is not None:
         log_probs = F.log_softmax(model.ctc(memory.states).float(), dim=-1)
-        scorer = CTCPrefixScorer(log_probs, memory.lengths, b, PAD_ID, END_ID)
+        scorer = CTCPrefixScorer(log_probs, memory.lengths, b, tokenizer.blank_id, end_id)
     state = model.decoder.start(memory, b)
     prefix_MP = prefix_NP.to(device).repeat_interleave(b, 0)
     for position in range(prefix_MP.shape[1]):
@@ -67,7 +70,7 @@ def beam_search(
     # All beams of an utterance start equal: only the first may branch.
     scores = torch.full((n, b), -math.inf, device=device, dtype=torch.float64)
     scores[:, 0] = 0.0
-    silent = torch.tensor([PAD_ID, UNKNOWN_ID], device=device)
+    silent = torch.tensor(tokenizer.silent_ids, device=device)
     tokens = torch.empty(m, 0, dtype=torch.int64, device=device)
     finished: list[list[Beam]] = [[] for _ in range(n)]
     limits = torch.tensor(max_tokens_N, device=device)
@@ -78,16 +81,16 @@ def beam_search(
         # At its limit an utterance can only end.
         must_end = (limits < length).repeat_interleave(b)
         if bool(must_end.any()):
-            end_scores = log_probs[must_end, END_ID]
+            end_scores = log_probs[must_end, end_id]
             log_probs[must_end] = -math.inf
-            log_probs[must_end, END_ID] = end_scores
+            log_probs[must_end, end_id] = end_scores
         kept = min(max(CANDIDATES_PER_BEAM * b, b + 1), log_probs.shape[1])
         gained, candidates = log_probs.double().topk(kept, dim=-1)
         if scorer is not None:
             # The end must always be weighed: it takes the place of the weakest candidate.
-            has_end = (candidates == END_ID).any(-1)
-            candidates[~has_end, -1] = END_ID
-            gained[~has_end, -1] = log_probs[~has_end, END_ID].double()
+            has_end = (candidates == end_id).any(-1)
+            candidates[~has_end, -1] = end_id
+            gained[~has_end, -1] = log_probs[~has_end, end_id].double()
             gained = (1.0 - ctc_weight) * gained + ctc_weight * scorer.extend(candidates)
         total = (scores.view(m, 1) + gained).view(n, b * kept)
         best, where = total.topk(2 * b, dim=-1)
@@ -101,7 +104,7 @@ def beam_search(
             live: list[float] = []
             ranked = zip(rows_scores[row], rows_parents[row], rows_tokens[row], strict=True)
             for rank, (score, parent, token) in enumerate(ranked):
-                if token == END_ID:
+                if token == end_id:
                     # An end ranked below the beam would not have been kept by a search without early stopping.
                     if rank < b and score > -math.inf and len(finished[row]) < b:
                         beam = Beam(tokens[parent].tolist(), score / length**settings.length_penalty, length <= max_tokens_N[row])
@@ -112,7 +115,7 @@ def beam_search(
                     live.append(score)
             # At the limit nothing lives on: dead beams hold the place.
             parents += [row * b] * (b - len(live))
-            chosen += [END_ID] * (b - len(live))
+            chosen += [end_id] * (b - len(live))
             live_scores.append(live + [-math.inf] * (b - len(live)))
         done = [len(finished[row]) >= b or (bool(finished[row]) and max(live_scores[row]) == -math.inf) for row in range(n)]
         if all(done):

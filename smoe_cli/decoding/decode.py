@@ -39,7 +39,7 @@ class Decoder:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         system.model.to(self.device).eval()
         features = system.config.features
-        self.collator = Collator(FrontEnd(features.sample_rate_hz, features.mel_bins, cache_mb), system.tokenizer, system.plan)
+        self.collator = Collator(FrontEnd(features, cache_mb), system.tokenizer, system.plan, system.config.model.max_tokens)
         # How much is decoded together changes no hypothesis.
         search = self.settings.model_dump(exclude={"batch_s"}) | {"smoe": __version__}
         self.signature = "|".join(f"{name}:{value}" for name, value in search.items())
@@ -106,7 +106,9 @@ class Decoder:
         prefix = torch.tensor([self.system.tokenizer.guiding_ids(route) for route in batch.routes])
         limits = [max(self.settings.min_max_tokens, round(cut.duration * self.settings.max_tokens_per_s)) for cut in batch.cuts]
         weight = self.settings.ctc_weight if monotonic else 0.0
-        results = beam_search(self.system.model, memory, prefix, batch.decoder_expert, limits, self.settings, weight)
+        if self.system.config.model.max_tokens is not None:
+            limits = [min(limit, self.system.config.model.max_tokens - prefix.shape[1]) for limit in limits]
+        results = beam_search(self.system.model, memory, prefix, batch.decoder_expert, limits, self.settings, weight, self.system.tokenizer)
         return [self._hypothesis(cut, route, beams[0]) for cut, route, beams in zip(batch.cuts, batch.routes, results, strict=True)]
 
     def _hypothesis(self, cut: MonoCut, route: Route, beam: Beam) -> Hypothesis:

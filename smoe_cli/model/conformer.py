@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from smoe_cli.model.layers import MakeFFN, SelfAttention, padding_of
 
-KERNEL = 31
-"""Frames that the depthwise convolution sees, unless told otherwise. The paper has 32; an odd width keeps frames in place."""
 # N utterances, S frames, D model width
 
 

@@ -28,8 +28,8 @@ def multiply_adds_per_second(model: SpeechToText) -> int:
     frames = UTTERANCE_S * FRAMES_PER_S
     tokens = UTTERANCE_S * TOKENS_PER_S
     total = 0
-    for conv in model.encoder.subsampler.convs:
-        frames = math.ceil(frames / 2)
+    for conv, stride in zip(model.encoder.subsampler.convs, model.encoder.subsampler.strides, strict=True):
+        frames = math.ceil(frames / stride)
         total += frames * _weights(conv)
     total += frames * sum(map(_weights, _that_run(model.encoder.layers)))
     total += tokens * sum(map(_weights, _that_run(model.decoder.layers)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 DENSE, SHARED = "dense", "shared"
 """Names of the only expert where no tag chooses, and of the one that runs whatever the tag."""
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU, "gelu": nn.GELU}
 
 
 class ExpertFFN(nn.Sequential):

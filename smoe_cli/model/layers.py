@@ -1,8 +1,7 @@
-"""The shared parts: attention, convolutional subsampling, positions, and the two kinds of layer."""
+"""The shared parts: attention, convolution, and the two kinds of layer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,42 +13,7 @@ from smoe_cli.model.experts import SupervisedMoE
 
 MakeFFN = Callable[[], SupervisedMoE]
 """Makes one feed-forward network of a layer: what is routed, and how wide it is, is the business of the stack."""
-# N utterances, S positions, T frames, U tokens, D model width, H heads, K head width, B beams, F mel bins
-
-
-def sinusoids(length: int, dim: int, device: torch.device, start: int = 0) -> Tensor:
-    """Sinusoidal positions ``start .. start + length - 1``, shape (length, dim). Source: arXiv:1706.03762, section 3.5."""
-    rate = torch.exp(torch.arange(0, dim, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / dim))
-    angle = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * rate[None, :]
-    return torch.cat((angle.sin(), angle.cos()), dim=1)
-
-
-class ConvSubsampler(nn.Module):
-    """Strided convolutions with gated linear units: each halves the frame rate.
-
-    Source: the fairseq S2T front end, arXiv:2010.05171 (kernel 5, stride 2, GLU).
-    """
-
-    def __init__(self, mel_bins: int, channels: int, dim: int, factor: int) -> None:
-        super().__init__()
-        count = factor.bit_length() - 1
-        inputs = [mel_bins] + [channels // 2] * (count - 1)
-        outputs = [channels] * (count - 1) + [2 * dim]
-        self.convs = nn.ModuleList(nn.Conv1d(i, o, kernel_size=5, stride=2, padding=2) for i, o in zip(inputs, outputs, strict=True))
-
-    def forward(self, x_NTF: Tensor, lengths_N: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,T,F) features -> (N,S,D) states and their lengths, S = ceil(T / factor).
-
-        Frames beyond an utterance's length are zeroed before every convolution, so that an
-        utterance's states do not depend on what it was batched with.
-        """
-        x = x_NTF.transpose(1, 2)
-        for conv in self.convs:
-            frames = torch.arange(x.shape[2], device=x.device)
-            x = x.masked_fill((frames[None, :] >= lengths_N[:, None])[:, None, :], 0.0)
-            x = F.glu(conv(x), dim=1)
-            lengths_N = (lengths_N + 1) // 2
-        return x.transpose(1, 2).contiguous(), lengths_N
+# N utterances, S positions, U tokens, D model width, H heads, K head width, B beams
 
 
 class SelfAttention(nn.Module):

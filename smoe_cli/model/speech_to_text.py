@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from smoe_cli.model.conformer import KERNEL, ConformerLayer
+from smoe_cli.model.conformer import ConformerLayer
 from smoe_cli.model.experts import SHARED, SupervisedMoE, UnroutedFFN
-from smoe_cli.model.layers import ConvSubsampler, DecoderLayer, EncoderLayer, LayerCache, MakeFFN, sinusoids
+from smoe_cli.model.front import FAMILIES
+from smoe_cli.model.layers import DecoderLayer, EncoderLayer, LayerCache, MakeFFN
 
 # N utterances, T frames, F mel bins, S encoder frames, U tokens, D model width, V vocabulary, B beams, M = N*B
 
@@ -23,10 +24,12 @@ class Dimensions:
     """Everything the architecture needs to know.
 
     Attributes:
+        family: Where the model's shape comes from, one of `FAMILIES`.
+        encoder_positions, decoder_positions: Rows of the tables of positions, in a family that has such.
         encoder: Kind of encoder layer, one of `ENCODERS`.
         encoder_routed_layers, decoder_routed_layers: Layers that choose among the experts, from 0; None: all.
         encoder_shared_hidden_dim, decoder_shared_hidden_dim: Width of the shared expert of every layer; None: there is none.
-        conv_kernel: Width of the depthwise convolutions; None: a Transformer has none, a Conformer `conformer.KERNEL`.
+        conv_kernel: Width of the depthwise convolutions; None: a Transformer has none, a Conformer must.
     """
 
     vocab_size: int
@@ -41,6 +44,9 @@ class Dimensions:
     decoder_experts: Sequence[str] = ("dense",)
     subsampling: int = 4
     subsampling_channels: int = 1024
+    family: str = "smoe"
+    encoder_positions: int = 0
+    decoder_positions: int = 0
     encoder: str = "transformer"
     encoder_routed_layers: Sequence[int] | None = None
     decoder_routed_layers: Sequence[int] | None = None
@@ -57,7 +63,9 @@ def _transformer_layer(dims: Dimensions, make_ffn: MakeFFN) -> nn.Module:
 
 
 def _conformer_layer(dims: Dimensions, make_ffn: MakeFFN) -> nn.Module:
-    return ConformerLayer(dims.dim, dims.heads, make_ffn, dims.dropout, dims.conv_kernel or KERNEL)
+    if dims.conv_kernel is None:
+        raise ValueError("a Conformer needs conv_kernel")
+    return ConformerLayer(dims.dim, dims.heads, make_ffn, dims.dropout, dims.conv_kernel)
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,13 @@ ENCODERS = {
 
 def _ffn_maker(dims: Dimensions, stack: str, layer: int) -> MakeFFN:
     """What makes the feed-forward networks of one layer: routed or not, as wide as its stack's."""
+    own = FAMILIES[dims.family].activation
     if stack == "encoder":
         names, routed, hidden = dims.encoder_experts, dims.encoder_routed_layers, dims.encoder_hidden_dim
-        shared, activation = dims.encoder_shared_hidden_dim, ENCODERS[dims.encoder].activation
+        shared, activation = dims.encoder_shared_hidden_dim, own or ENCODERS[dims.encoder].activation
     else:
         names, routed, hidden = dims.decoder_experts, dims.decoder_routed_layers, dims.decoder_hidden_dim
-        shared, activation = dims.decoder_shared_hidden_dim, "relu"
+        shared, activation = dims.decoder_shared_hidden_dim, own or "relu"
     if routed is None or layer in routed:
         return partial(SupervisedMoE, names, dims.dim, hidden, dims.dropout, shared, activation)
     return partial(UnroutedFFN, dims.dim, hidden, dims.dropout, shared, activation)
@@ -114,7 +123,8 @@ class Encoder(nn.Module):
 
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
-        self.subsampler = ConvSubsampler(dims.mel_bins, dims.subsampling_channels, dims.dim, dims.subsampling)
+        self.subsampler = FAMILIES[dims.family].make_subsampler(dims)
+        self.positions = FAMILIES[dims.family].encoder_positions(dims)
         self.dropout = nn.Dropout(dims.dropout)
         self.layers = nn.ModuleList(
             ENCODERS[dims.encoder].make_layer(dims, _ffn_maker(dims, "encoder", layer)) for layer in range(dims.encoder_layers)
@@ -130,7 +140,7 @@ class Encoder(nn.Module):
             expert_N: Encoder expert per utterance, int64 on the CPU.
         """
         x, lengths_N = self.subsampler(features_NTF, lengths_N)
-        x = self.dropout(x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype))
+        x = self.dropout(self.positions(x))
         mask = None
         if int(lengths_N.min()) < x.shape[1]:
             mask = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths_N[:, None])[:, None, None, :]
@@ -157,8 +167,9 @@ class Decoder(nn.Module):
 
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
-        self.scale = math.sqrt(dims.dim)
+        self.scale = math.sqrt(dims.dim) if FAMILIES[dims.family].scale_embedding else 1.0
         self.embedding = nn.Embedding(dims.vocab_size, dims.dim)
+        self.positions = FAMILIES[dims.family].decoder_positions(dims)
         self.dropout = nn.Dropout(dims.dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(dims.dim, dims.heads, _ffn_maker(dims, "decoder", layer), dims.dropout) for layer in range(dims.decoder_layers)
@@ -168,9 +179,9 @@ class Decoder(nn.Module):
         if dims.tie_embeddings:
             self.output.weight = self.embedding.weight
 
-    def embed(self, tokens_NU: Tensor, start: int) -> Tensor:
-        x = self.scale * self.embedding(tokens_NU)
-        return self.dropout(x + sinusoids(x.shape[1], x.shape[2], x.device, start).to(x.dtype))
+    def embed(self, tokens_NU: Tensor, start: int | Tensor) -> Tensor:
+        """(N,U,D) of tokens before which there were ``start`` others."""
+        return self.dropout(self.positions(self.scale * self.embedding(tokens_NU), start))
 
     def forward(self, tokens_NU: Tensor, memory: Memory, expert_N: Tensor) -> Tensor:
         """States (N,U,D) from which `output` makes logits; position u sees tokens 0..u."""

@@ -33,7 +33,7 @@ from smoe_cli.loss import Losses, combined_loss
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Record, write_text_atomically
 from smoe_cli.routing import make_plan
-from smoe_cli.tokenizer import PAD_ID, Tokenizer
+from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
@@ -98,13 +98,13 @@ class Trainer:
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
-        front_end = FrontEnd(config.features.sample_rate_hz, config.features.mel_bins, config.features.cache_mb)
-        self.collator = Collator(front_end, tokenizer, self.plan)
+        front_end = FrontEnd(config.features)
+        self.collator = Collator(front_end, tokenizer, self.plan, config.model.max_tokens)
         self.batches = RouteBatches(
             self.groups, self.settings.batch_s, self.settings.max_utterances, self.settings.seed, self.settings.temperature
         )
         torch.manual_seed(self.settings.seed)
-        model = checkpoint.build_model(config.model, config.features.mel_bins, self.plan, tokenizer.vocab_size)
+        model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
         self.optimiser = make_optimiser(model, self.settings)
         self.precision = Precision("fp32", "highest", "until measured")
@@ -270,7 +270,7 @@ class Trainer:
             self.settings.label_smoothing if label_smoothing is None else label_smoothing,
             self.settings.ctc_weight,
             IGNORE_ID,
-            PAD_ID,
+            self.tokenizer.blank_id,
         )
 
     @torch.inference_mode()
@@ -393,7 +393,7 @@ class Trainer:
                 f"`{folder}` has another routing plan: {saved.plan} instead of {self.plan}",
                 "train anew with --resume never, or set another exp_dir",
             )
-        if saved.tokenizer.model_bytes != self.tokenizer.model_bytes:
+        if not saved.tokenizer.same_as(self.tokenizer):
             raise CheckpointError(
                 f"`{folder}` was trained with another tokenizer", "train anew with --resume never, or bring back the tokenizer"
             )

@@ -1,4 +1,4 @@
-"""Byte-level BPE on SentencePiece, with guiding tokens that no text can forge.
+"""Our own tokenizer: byte-level BPE on SentencePiece.
 
 "Byte-level" means: text becomes UTF-8 bytes, each byte one printable character, and BPE merges those. There are
 256 base symbols, so no text in any script is unknown, and every text comes back exactly.
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 
-from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.records import write_atomically, write_text_atomically
 from smoe_cli.tags import Route
+from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer
 
-KIND = "byte-level BPE"
-MODEL_FILE, CARD_FILE = "bpe.model", "tokenizer.json"
+MODEL_FILE = "bpe.model"
 PAD_ID, UNKNOWN_ID, END_ID = 0, 1, 2
 """Padding is also CTC's blank: neither is ever written. Unknown exists because SentencePiece wants one; bytes never need it."""
 
@@ -57,27 +57,23 @@ def _varint(number: int) -> bytes:
     return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
-class Tokenizer:
-    """Text <-> token ids, and routes -> guiding-token ids.
-
-    Args:
-        folder: Holds `bpe.model` and `tokenizer.json`, as `Tokenizer.train` leaves them.
+class ByteBPE(Tokenizer):
+    """Byte-level BPE that was learned here: `bpe.model`, as `ByteBPE.train` leaves it.
 
     Raises:
-        CheckpointError: If the folder is incomplete, or holds a tokenizer of another kind.
+        CheckpointError: If card and model do not belong together.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-            self.model_bytes = (folder / MODEL_FILE).read_bytes()
-            self._model = spm.SentencePieceProcessor(model_proto=self.model_bytes)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"no usable tokenizer in `{folder}`: {error}", "run `smoe tokenize`") from error
-        if card.get("kind") != KIND:
-            raise CheckpointError(f"tokenizer in `{folder}` is `{card.get('kind')}`, not `{KIND}`", "run `smoe tokenize` to make one")
-        self.guiding_tokens: tuple[str, ...] = tuple(card["guiding_tokens"])
+    kind = "byte-level BPE"
+    files = (MODEL_FILE,)
+    end_id = END_ID
+    blank_id = PAD_ID
+    silent_ids = (PAD_ID, UNKNOWN_ID)
+
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
+        super().__init__(folder, card)
+        self.model_bytes = (folder / MODEL_FILE).read_bytes()
+        self._model = spm.SentencePieceProcessor(model_proto=self.model_bytes)
         self._guiding_ids = {token: self._model.piece_to_id(token) for token in self.guiding_tokens}
         strange = [token for token, number in self._guiding_ids.items() if not self._model.is_control(number)]
         if strange or card["vocab_size"] != self.vocab_size:
@@ -85,7 +81,7 @@ class Tokenizer:
             raise CheckpointError(f"in `{folder}` {CARD_FILE} is of another tokenizer: {MODEL_FILE} {what}", "run `smoe tokenize` again")
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, guiding_tokens: Sequence[str], folder: Path) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, guiding_tokens: Sequence[str], folder: Path) -> ByteBPE:
         """Learn merges from texts and write the tokenizer's folder.
 
         Args:
@@ -128,38 +124,19 @@ class Tokenizer:
                 "lower `tokenizer.vocab_size`, or train on more text",
             ) from error
         write_atomically(folder / MODEL_FILE, model.getvalue())
-        card = {"kind": KIND, "vocab_size": vocab_size, "guiding_tokens": list(guiding_tokens)}
+        card = {"kind": cls.kind, "vocab_size": vocab_size, "guiding_tokens": list(guiding_tokens)}
         write_text_atomically(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
-        return cls(folder)
+        return cls(folder, card)
 
-    def extend(self, guiding_tokens: Iterable[str], folder: Path) -> Tokenizer:
-        """Write a copy that has these guiding tokens too: those it lacks follow after all other pieces, which keep their ids.
-
-        Args:
-            guiding_tokens: e.g. `<transcribe>`, `<fr>`.
-            folder: Where to write.
-
-        Raises:
-            DataError: If the folder cannot be written.
-        """
+    def extend(self, guiding_tokens: Iterable[str], folder: Path) -> ByteBPE:
+        """See `Tokenizer.extend`; the new pieces become part of the model file."""
         new = [token for token in dict.fromkeys(guiding_tokens) if token not in self._guiding_ids]
         # A serialized model is a sequence of fields, and its pieces may stand anywhere in it.
         model = self.model_bytes + b"".join(map(_control_piece, new))
-        card = {"kind": KIND, "vocab_size": self.vocab_size + len(new), "guiding_tokens": [*self.guiding_tokens, *new]}
+        card = {"kind": self.kind, "vocab_size": self.vocab_size + len(new), "guiding_tokens": [*self.guiding_tokens, *new]}
         write_atomically(folder / MODEL_FILE, model)
         write_text_atomically(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
-        return Tokenizer(folder)
-
-    def continues(self, other: Tokenizer) -> bool:
-        """Whether this is the other tokenizer, or the other one extended: every piece of it has the same id here."""
-        same_tokens = self.guiding_tokens[: len(other.guiding_tokens)] == other.guiding_tokens
-        return same_tokens and self.model_bytes.startswith(other.model_bytes)
-
-    def save(self, folder: Path) -> None:
-        """Copy into another folder, e.g. a checkpoint."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (MODEL_FILE, CARD_FILE):
-            shutil.copyfile(self.folder / name, folder / name)
+        return ByteBPE(folder, card)
 
     @property
     def vocab_size(self) -> int:
@@ -179,12 +156,10 @@ class Tokenizer:
         return bytes(_TO_BYTE[character] for character in spaced).decode("utf-8", errors="replace")
 
     def guiding_ids(self, route: Route) -> list[int]:
-        """The decoder's prefix for a route.
+        """The decoder's prefix for a route: its task's and its language's token."""
+        return [self._guiding_id(token, route, self._guiding_ids) for token in route.guiding_tokens]
 
-        Raises:
-            RouteError: If the tokenizer has no such guiding token.
-        """
-        for token in route.guiding_tokens:
-            if token not in self._guiding_ids:
-                raise RouteError(f"route `{route}`: no guiding token `{token}`; known: {', '.join(self.guiding_tokens)}", "correct the tag")
-        return [self._guiding_ids[token] for token in route.guiding_tokens]
+    def like(self, route: Route) -> tuple[int, int]:
+        """The guiding tokens of the route itself."""
+        task, language = self.guiding_ids(route)
+        return task, language

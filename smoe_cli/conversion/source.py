@@ -1,0 +1,110 @@
+"""A transformers folder: its settings and its tensors, none of which can run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from smoe_cli.errors import CheckpointError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder that transformers' `save_pretrained` wrote.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its `config.json`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Source:
+        """Read the settings.
+
+        Raises:
+            CheckpointError: If there is no `config.json`.
+        """
+        return cls(folder, _read_json(folder / "config.json"))
+
+    def file(self, name: str, needed: bool = True) -> dict[str, Any]:
+        """Another JSON file of the folder; empty if it is not there and not needed.
+
+        Raises:
+            CheckpointError: If it is missing although it is needed, or damaged.
+        """
+        return _read_json(self.folder / name) if needed or (self.folder / name).exists() else {}
+
+    def settings(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with these names; transformers leaves out those that are its defaults."""
+        return {name: self.config.get(name, default) for name, default in defaults.items()}
+
+    def expect(self, file: Mapping[str, Any], values: Mapping[str, Any], name: str) -> None:
+        """Refuse a file of the folder that says something else than what can be converted; what it does not say is as it should be.
+
+        Raises:
+            CheckpointError: Naming every difference.
+        """
+        wrong = [f"`{key}` is {file[key]!r}, not {value!r}" for key, value in values.items() if file.get(key, value) != value]
+        if wrong:
+            raise CheckpointError(
+                f"`{self.folder / name}`: {'; '.join(wrong)}: smoe has no such model", "convert a model without these changes"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, in float32.
+
+        Raises:
+            CheckpointError: If they are not there as safetensors, or damaged.
+        """
+        found: dict[str, Tensor] = {}
+        try:
+            for path in self._weight_files():
+                found |= {name: tensor.float() for name, tensor in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read the weights of `{self.folder}`: {error}", "fetch the folder again") from error
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, file after file."""
+        digest = hashlib.sha256()
+        for path in self._weight_files():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def _weight_files(self) -> list[Path]:
+        if (self.folder / WEIGHTS).is_file():
+            return [self.folder / WEIGHTS]
+        if (self.folder / INDEX).is_file():
+            names = sorted(set(_read_json(self.folder / INDEX).get("weight_map", {}).values()))
+            outside = [name for name in names if Path(name).name != name]
+            if outside:
+                raise CheckpointError(f"`{self.folder / INDEX}` names `{outside[0]}`, which is no file of its folder", "fetch it again")
+            return [self.folder / name for name in names]
+        raise CheckpointError(
+            f"no `{WEIGHTS}` in `{self.folder}`; weights in pickles are not read, as they can run code",
+            "in transformers: `Model.from_pretrained(FOLDER).save_pretrained(OUT)`, which writes safetensors",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read `{path}`: {error}", "name a folder that transformers' `save_pretrained` wrote") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"`{path}` holds no settings", "name a folder that transformers' `save_pretrained` wrote")
+    return content

@@ -1,0 +1,104 @@
+"""What every kind of tokenizer offers."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from smoe_cli.errors import RouteError
+from smoe_cli.tags import Route
+
+CARD_FILE = "tokenizer.json"
+
+
+class Tokenizer(ABC):
+    """Text <-> token ids, and routes -> guiding-token ids: what every kind of tokenizer offers.
+
+    A tokenizer is some files and a card (`tokenizer.json`) that names the kind, the number of pieces and the guiding tokens.
+
+    Args:
+        folder: Holds the files.
+        card: What `tokenizer.json` says.
+
+    Attributes:
+        end_id: Ends a text.
+        blank_id: Padding, and CTC's blank: neither is ever written.
+        silent_ids: Pieces that a search must not write.
+        guiding_tokens: In the order of their ids.
+        model_bytes: What makes two tokenizers the same, but for their guiding tokens.
+    """
+
+    kind: ClassVar[str]
+    files: ClassVar[tuple[str, ...]]
+    end_id: int
+    blank_id: int
+    silent_ids: tuple[int, ...]
+    model_bytes: bytes
+
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
+        self.folder, self.card = folder, card
+        self.guiding_tokens: tuple[str, ...] = tuple(card["guiding_tokens"])
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Pieces in all, guiding tokens included."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; never a special or guiding token, whatever the text says."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special and guiding tokens are silent."""
+
+    @abstractmethod
+    def extend(self, guiding_tokens: Iterable[str], folder: Path) -> Tokenizer:
+        """Write a copy that has these guiding tokens too: those it lacks follow after all other pieces, which keep their ids.
+
+        Args:
+            guiding_tokens: e.g. `<transcribe>`, `<fr>`.
+            folder: Where to write.
+
+        Raises:
+            DataError: If the folder cannot be written.
+        """
+
+    @abstractmethod
+    def guiding_ids(self, route: Route) -> list[int]:
+        """The decoder's prefix for a route.
+
+        Raises:
+            RouteError: If the tokenizer has no such guiding token.
+        """
+
+    @abstractmethod
+    def like(self, route: Route) -> tuple[int, int]:
+        """Pieces whose weights a new task's and a new language's guiding token start with, of a model that has this route."""
+
+    def tokens_of(self, route: Route) -> tuple[str, ...]:
+        """Guiding tokens that a route needs here."""
+        return route.guiding_tokens
+
+    def continues(self, other: Tokenizer) -> bool:
+        """Whether this is the other tokenizer, or the other one extended: every piece of it has the same id here."""
+        same_tokens = self.guiding_tokens[: len(other.guiding_tokens)] == other.guiding_tokens
+        return self.kind == other.kind and same_tokens and self.model_bytes.startswith(other.model_bytes)
+
+    def same_as(self, other: Tokenizer) -> bool:
+        """Whether every text and every route has the same ids in both."""
+        return self.continues(other) and other.continues(self)
+
+    def save(self, folder: Path) -> None:
+        """Copy into another folder, e.g. a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*self.files, CARD_FILE):
+            shutil.copyfile(self.folder / name, folder / name)
+
+    def _guiding_id(self, token: str, route: Route, ids: Mapping[str, int]) -> int:
+        if token not in ids:
+            raise RouteError(f"route `{route}`: no guiding token `{token}`; known: {', '.join(ids)}", "correct the tag")
+        return ids[token]

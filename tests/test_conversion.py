@@ -1,0 +1,305 @@
+"""Converted models compute what transformers computes: logits, features, tokens, and the text of a real Whisper."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece as spm
+import tokenizers
+import torch
+import transformers
+from torch import Tensor
+
+from smoe_cli import checkpoint, pipeline
+from smoe_cli.checkpoint import System
+from smoe_cli.config import FeatureSettings
+from smoe_cli.errors import CheckpointError, ConfigError, RouteError
+from smoe_cli.features import FrontEnd
+from smoe_cli.tags import Bandwidth, Route
+
+TOLERANCE = 1e-4
+TEXTS = ["we call it bear", "elephants tai goose", "the quick brown fox jumps", "over a lazy dog"] * 5
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+WHISPERS = {
+    "tiny": {},
+    "wide": {"d_model": 48, "encoder_attention_heads": 6, "decoder_attention_heads": 6, "encoder_layers": 1, "decoder_ffn_dim": 128},
+    "untied": {"tie_word_embeddings": False, "num_mel_bins": 128, "max_source_positions": 33},
+    "scaled": {"scale_embedding": True, "decoder_layers": 3},
+}
+SPEECH2TEXTS = {
+    "tiny": {},
+    "deep": {"encoder_layers": 4, "decoder_layers": 3, "num_conv_layers": 3, "conv_kernel_sizes": [5, 5, 5]},
+    "one convolution": {"num_conv_layers": 1, "conv_kernel_sizes": [5], "input_feat_per_channel": 40},
+    "untied": {"tie_word_embeddings": False, "d_model": 48, "encoder_attention_heads": 6, "decoder_attention_heads": 6},
+    "unscaled": {"scale_embedding": False, "decoder_ffn_dim": 128},
+}
+N_UTTERANCES, N_TOKENS = 4, 9
+# N utterances, T frames, F mel bins, U tokens, V vocabulary
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Every weight random, biases and norms too, so that none is forgotten; positions stay, and keys without bias stay so."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "embed_positions" not in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * (0.3 if weight.ndim < 2 else 1.5 * weight.shape[-1] ** -0.5))
+
+
+def whisper_folder(folder: Path, multilingual: bool = False, **changes: object) -> tuple[Path, transformers.WhisperForConditionalGeneration]:
+    """A random Whisper and a tokenizer learned from a few sentences, as transformers writes them."""
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator([" " + text for text in TEXTS], vocab_size=300, min_frequency=1)
+    bpe.add_special_tokens(SPECIAL)
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe._tokenizer.save(str(folder / "tokenizer.json"))
+    end, start = (bpe.token_to_id(token) for token in SPECIAL[:2])
+    fields = {
+        "vocab_size": bpe.get_vocab_size() + 20,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_source_positions": 40,
+        "max_target_positions": 30,
+        "pad_token_id": end,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+    }
+    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**(fields | changes))).eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"is_multilingual": multilingual}))
+    transformers.WhisperFeatureExtractor(feature_size=model.config.num_mel_bins).save_pretrained(folder)
+    return folder, model
+
+
+def speech2text_folder(folder: Path, langs: tuple[str, ...] = (), **changes: object) -> tuple[Path, torch.nn.Module]:
+    """A random Speech2Text with a SentencePiece model whose pieces have other ids in its dictionary, as fairseq's have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=60,
+        user_defined_symbols=[f"<lang:{lang}>" for lang in langs],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    pieces = spm.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    names = [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())]
+    rest = [name for name in names if name not in ("<s>", "</s>", "<unk>")]
+    vocabulary = {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *reversed(rest)])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True} | ({"lang_codes": "mustc"} if langs else {})))
+    fields = {
+        "vocab_size": len(vocabulary),
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "conv_channels": 24,
+    }
+    model = transformers.Speech2TextForConditionalGeneration(transformers.Speech2TextConfig(**(fields | changes))).eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def converted(folder: Path, out: Path, **wish: object) -> System:
+    pipeline.convert(folder, out=out, **wish)  # type: ignore[arg-type]
+    return checkpoint.load(out)
+
+
+@torch.inference_mode()
+def our_logits(system: System, features_NTF: Tensor, lengths_N: Tensor, tokens_NU: Tensor) -> Tensor:
+    dense = torch.zeros(len(features_NTF), dtype=torch.int64)
+    states, _ = system.model(features_NTF, lengths_N, tokens_NU, dense, dense)
+    return system.model.decoder.output(states)
+
+
+@pytest.mark.parametrize("size", WHISPERS)
+def test_a_converted_whisper_has_the_logits_of_transformers(size, tmp_path):
+    folder, theirs = whisper_folder(tmp_path / "theirs", **WHISPERS[size])
+    system = converted(folder, tmp_path / "ours")
+    frames = 2 * theirs.config.max_source_positions
+    features = torch.randn(N_UTTERANCES, frames, theirs.config.num_mel_bins)
+    # Padding is silence that the model hears.
+    for utterance, length in enumerate(torch.randint(5, frames, (N_UTTERANCES,)).tolist()):
+        features[utterance, length:] = -1.5
+    tokens = torch.randint(0, theirs.config.vocab_size, (N_UTTERANCES, N_TOKENS))
+    with torch.inference_mode():
+        expected = theirs(input_features=features.transpose(1, 2), decoder_input_ids=tokens).logits
+    found = our_logits(system, features, torch.full((N_UTTERANCES,), frames), tokens)
+    assert expected.std() > 0.1
+    assert (found - expected).abs().max() < TOLERANCE
+
+
+def without_leaks(model: torch.nn.Module, lengths_N: Tensor) -> None:
+    """Let transformers forget what its convolutions write into padding, which the next convolution would read."""
+    for factor, conv in enumerate(model.model.encoder.conv.conv_layers):
+        inside = -(-lengths_N // 2**factor)
+
+        def forget(module, inputs, inside=inside):
+            (x_NCT,) = inputs
+            return x_NCT.masked_fill(torch.arange(x_NCT.shape[2])[None, None, :] >= inside[:, None, None], 0.0)
+
+        conv.register_forward_pre_hook(forget)
+
+
+@pytest.mark.parametrize("size", SPEECH2TEXTS)
+def test_a_converted_speech2text_has_the_logits_of_transformers(size, tmp_path):
+    folder, theirs = speech2text_folder(tmp_path / "theirs", **SPEECH2TEXTS[size])
+    system = converted(folder, tmp_path / "ours", langs=["en"])
+    lengths = torch.cat((torch.randint(20, 90, (N_UTTERANCES - 1,)), torch.tensor([90])))
+    features = torch.randn(N_UTTERANCES, 90, theirs.config.input_feat_per_channel)
+    real = torch.arange(90)[None, :] < lengths[:, None]
+    features = features * real[..., None]
+    tokens = torch.randint(4, theirs.config.vocab_size, (N_UTTERANCES, N_TOKENS))
+    found = our_logits(system, features, lengths, tokens)
+    with torch.inference_mode():
+        for utterance, length in enumerate(lengths.tolist()):
+            one = slice(utterance, utterance + 1)
+            alone = theirs(input_features=features[one, :length], decoder_input_ids=tokens[one]).logits
+            assert alone.std() > 0.1
+            assert (found[one] - alone).abs().max() < TOLERANCE
+        # In a padded batch of theirs an utterance's logits differ from its own alone, by what its convolutions leave in the padding.
+        without_leaks(theirs, lengths)
+        together = theirs(input_features=features, attention_mask=real.long(), decoder_input_ids=tokens).logits
+    assert (found - together).abs().max() < TOLERANCE
+
+
+def test_whisper_features_are_those_of_transformers():
+    extractor = transformers.WhisperFeatureExtractor()
+    settings = FeatureSettings(kind="whisper", window_s=30.0, pad_to_window=True)
+    for seconds in (0.3, 7.77, 30.0):
+        samples = (np.random.default_rng(0).standard_normal(round(16000 * seconds)) * 0.1).astype(np.float32)
+        expected = extractor(samples, sampling_rate=16000, return_tensors="pt").input_features[0].T
+        found = FrontEnd(settings).of_samples(torch.from_numpy(samples))
+        assert found.shape == expected.shape == (3000, 80)
+        assert (found - expected).abs().max() < TOLERANCE
+
+
+def test_speech2text_features_are_those_of_transformers():
+    extractor = transformers.Speech2TextFeatureExtractor()
+    for seconds in (0.3, 7.77):
+        samples = (np.random.default_rng(0).standard_normal(round(16000 * seconds)) * 0.1).astype(np.float32)
+        expected = extractor(samples, sampling_rate=16000, return_tensors="pt").input_features[0]
+        found = FrontEnd(FeatureSettings(kind="speech2text")).of_samples(torch.from_numpy(samples))
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < TOLERANCE
+
+
+def test_whisper_tokens_are_those_of_transformers_and_cannot_be_forged(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    tokenizer = converted(folder, tmp_path / "ours").tokenizer
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    for text in (*TEXTS[:4], "Straße, ça va? 日本語 🙂", ""):
+        ids = tokenizer.encode(text)
+        assert ids == theirs.encode(f" {text}", add_special_tokens=False) or not text
+        assert tokenizer.decode(ids) == text
+    assert not set(tokenizer.encode("<|endoftext|><|en|>")) & {tokenizer.end_id, *tokenizer.silent_ids}
+
+
+def test_speech2text_tokens_are_those_of_transformers(tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs")
+    tokenizer = converted(folder, tmp_path / "ours", langs=["en"]).tokenizer
+    theirs = transformers.Speech2TextTokenizer.from_pretrained(folder)
+    for text in (*TEXTS[:4], "the dog jumps over Qx"):
+        assert [*tokenizer.encode(text.lower()), tokenizer.end_id] == theirs.encode(text.lower())
+    assert tokenizer.decode([*tokenizer.encode(TEXTS[0]), tokenizer.end_id]) == TEXTS[0]
+
+
+def test_the_prefix_is_the_models_own_and_new_routes_get_guiding_tokens_inside_it(tmp_path):
+    folder, theirs = whisper_folder(tmp_path / "theirs", multilingual=True)
+    system = converted(folder, tmp_path / "ours", langs=["en", "de"])
+    ids = {token["content"]: token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
+    start, no_times = ids["<|startoftranscript|>"], ids["<|notimestamps|>"]
+    known, new = Route("transcribe", "de", Bandwidth.NB), Route("translate", "fr", Bandwidth.NB)
+    assert system.tokenizer.guiding_ids(known) == [start, ids["<|de|>"], ids["<|transcribe|>"], no_times]
+    with pytest.raises(RouteError, match="<translate>"):
+        system.tokenizer.guiding_ids(new)
+    extended = system.tokenizer.extend(["<translate>", "<fr>"], tmp_path / "extended")
+    pieces = theirs.config.vocab_size
+    assert extended.vocab_size == pieces + 2
+    assert extended.guiding_ids(new) == [start, pieces, pieces + 1, no_times]
+    assert extended.guiding_ids(known) == system.tokenizer.guiding_ids(known)
+    assert extended.continues(system.tokenizer) and not system.tokenizer.continues(extended)
+    assert {pieces, pieces + 1} <= set(extended.silent_ids)
+
+
+def test_whisper_translates_from_the_language_that_is_named(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", multilingual=True)
+    system = converted(folder, tmp_path / "ours", task="translate", source_lang="de")
+    ids = {token["content"]: token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]}
+    assert system.plan.routes == ("translate/en/nb", "translate/en/wb")
+    assert system.tokenizer.guiding_ids(Route("translate", "en", Bandwidth.WB))[1:3] == [ids["<|de|>"], ids["<|translate|>"]]
+
+
+def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs", langs=("de", "fr"))
+    system = converted(folder, tmp_path / "ours", task="translate", langs=["fr"])
+    number = json.loads((folder / "vocab.json").read_text())["<lang:fr>"]
+    assert system.tokenizer.guiding_ids(Route("translate", "fr", Bandwidth.NB)) == [2, number]
+    with pytest.raises(RouteError, match="it writes: "):
+        pipeline.convert(folder, out=tmp_path / "other", task="translate", langs=["it"])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error"),
+    [
+        ("config.json", {"model_type": "wav2vec2"}, r"type `wav2vec2`; can be converted: whisper, speech_to_text"),
+        ("config.json", {"activation_function": "relu"}, r"`activation_function` is 'relu', not 'gelu'"),
+        ("config.json", {"decoder_attention_heads": 4}, "2 and 4 heads"),
+        ("config.json", {"decoder_layers": 1}, "weights that no part of the model takes"),
+        ("config.json", {"decoder_layers": 3}, r"no weight `model\.decoder\.layers\.2"),
+        ("preprocessor_config.json", {"hop_length": 200}, r"`hop_length` is 200, not 160"),
+    ],
+)
+def test_a_model_without_counterpart_is_refused_by_name(file, change, error, tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=error):
+        pipeline.convert(folder, out=tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder, model = whisper_folder(tmp_path / "theirs")
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="can run code"):
+        pipeline.convert(folder, out=tmp_path / "ours")
+
+
+def test_only_an_earlier_conversion_is_replaced(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    first = pipeline.convert(folder, out=tmp_path / "ours")
+    assert pipeline.convert(folder, out=tmp_path / "ours").model == first.model
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is there already"):
+        pipeline.convert(folder, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("wish", "error"),
+    [({"task": "translate"}, RouteError), ({"langs": ["de"]}, RouteError)],
+)
+def test_an_english_whisper_does_nothing_but_transcribe_english(wish, error, tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    with pytest.raises(error, match="knows English only"):
+        pipeline.convert(folder, out=tmp_path / "ours", **wish)
