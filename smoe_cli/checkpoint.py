@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smoe_cli.config import Config, FeatureSettings, ModelSettings
+from smoe_cli.config import CHECKPOINT_CONFIG, Config, FeatureSettings, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
 from smoe_cli.model.experts import SHARED
@@ -33,7 +33,7 @@ from smoe_cli.routing import RoutingPlan
 from smoe_cli.tokenizer import Tokenizer, open_tokenizer
 
 FRAMES_PER_S = 100
-CONFIG, PLAN, ORIGIN = "config.json", "plan.json", "origin.json"
+CONFIG, PLAN, ORIGIN = CHECKPOINT_CONFIG, "plan.json", "origin.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 
 
@@ -274,9 +274,11 @@ def _verify(folder: Path, tensors: bool) -> None:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         inside = next((path for path in (folder / "final", folder / "model" / "final") if path.is_dir()), None)
+        foreign = (folder / CONFIG).is_file() and not (folder / PLAN).exists()
+        cure = f"name `{inside}`" if inside else "name a folder that `smoe train` wrote, for example exp/model/final"
         raise CheckpointError(
             f"`{folder}` is no checkpoint or an incomplete one: {error}",
-            f"name `{inside}`" if inside else "name a folder that `smoe train` wrote, for example exp/model/final",
+            f"if it is a model of transformers: `smoe convert {folder} --out MODEL`" if foreign else cure,
         ) from error
     for name, digest in digests.items():
         path = folder / name

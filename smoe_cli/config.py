@@ -7,6 +7,7 @@ every checkpoint, so that `decode` needs nothing repeated.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -20,7 +21,9 @@ from smoe_cli.errors import ConfigError
 from smoe_cli.presets import PAPER_SCALE, PRESETS, apply_preset, known_preset
 from smoe_cli.tags import AXES, TASK_KINDS, Bandwidth, Route, TaskKind
 
-RECIPE_FILE = "smoe.yaml"
+RECIPE_FILE, CHECKPOINT_CONFIG = "smoe.yaml", "config.json"
+ROUTING_KEYS = ("_experts_by", "_routed_layers")
+"""Ends of the names of settings that say which experts a model has, and where: each recipe's own."""
 SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
 TAG_PATTERN = r"^[a-z][a-z0-9_-]*$"
@@ -280,7 +283,8 @@ class TrainSettings(Settings):
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
     init_from: Path | None = Field(
         None,
-        description="Checkpoint whose weights the model starts with, from the recipe's folder; `tokenize` then takes its tokenizer.",
+        description="Checkpoint whose weights the model starts with, from the recipe's folder; `tokenize` then takes its tokenizer, and "
+        "`model` and `features` are as there, but for the experts and what the recipe sets itself.",
     )
     init_noise: float = Field(
         0.0, ge=0, description="Noise on experts that start as copies, relative to the standard deviation of each weight; 0: exact copies."
@@ -405,11 +409,33 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         train = tree.get("train")
         if isinstance(train, dict) and train.get("init_from"):
             tree["train"] = train | {"init_from": _from(base, train["init_from"])}
+    _inherit(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         raise ConfigError(f"`{where}`: " + "; ".join(problems), "docs/reference/config.md lists every setting") from None
+
+
+def _inherit(tree: dict[str, Any]) -> None:
+    """Let a recipe that starts from a checkpoint state only how its model differs: which experts there are, and what it sets itself.
+
+    A checkpoint that is not there (any more) gives nothing.
+    """
+    train, model, features = (tree.get(section) or {} for section in ("train", "model", "features"))
+    if not all(isinstance(section, dict) for section in (train, model, features)) or not train.get("init_from"):
+        return
+    try:
+        given = json.loads((Path(train["init_from"]) / CHECKPOINT_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(given, dict) or not all(isinstance(given.get(section), dict) for section in ("model", "features")):
+        raise ConfigError(
+            f"`train.init_from`: `{train['init_from']}` is no checkpoint of smoe", "convert it first: `smoe convert FOLDER --out MODEL`"
+        )
+    shape = {key: value for key, value in given["model"].items() if key != "preset" and not key.endswith(ROUTING_KEYS)}
+    tree["model"] = shape | apply_preset(model)
+    tree["features"] = {key: value for key, value in given["features"].items() if key != "cache_mb"} | features
 
 
 def _from(base: Path, folder: object) -> str:

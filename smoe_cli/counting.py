@@ -17,8 +17,19 @@ def of_recipe(config: Config) -> ParameterReport:
 
     Raises:
         ConfigError: If the model cannot be built.
+        CheckpointError: If `train.init_from` is no checkpoint.
     """
-    return _count(config, make_plan(config), config.tokenizer.vocab_size)
+    return _count(config, make_plan(config), _vocab_size(config))
+
+
+def _vocab_size(config: Config) -> int:
+    """Of the tokenizer that the recipe will have: a checkpoint's, with the guiding tokens that it lacks, or one that it learns."""
+    source = config.train.init_from
+    if source is None:
+        return config.tokenizer.vocab_size
+    given = read_parts(source).tokenizer
+    needed = {token for route in config.routes() for token in given.tokens_of(route)}
+    return given.vocab_size + len(needed - set(given.guiding_tokens))
 
 
 def of_checkpoint(folder: Path) -> ParameterReport:

@@ -33,6 +33,7 @@ from smoe_cli.records import (
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
 from smoe_cli.tags import Choice, Route, check_routes
+from smoe_cli.text import clean
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
@@ -94,6 +95,21 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     write_json(layout.model / "report.json", report)
     mark(config, "train")
     return report
+
+
+def check_start(config: Config) -> None:
+    """Refuse a checkpoint to start from that does not fit the recipe, as far as that can be said before there is a tokenizer.
+
+    Raises:
+        CheckpointError: If `train.init_from` is no checkpoint, or one of another model or tokenizer.
+    """
+    from smoe_cli import checkpoint, upcycling
+    from smoe_cli.tokenizer import open_tokenizer
+
+    source, tokenizer = config.train.init_from, Layout.of(config).tokenizer
+    if source is not None:
+        parts = checkpoint.read_parts(source)
+        upcycling.check_fits(source, parts, config, open_tokenizer(tokenizer) if tokenizer.is_dir() else parts.tokenizer)
 
 
 def decode(
@@ -178,6 +194,8 @@ def score(
 ) -> ScoreReport:
     """Score hypotheses; writes `scores.json` and `report.html`.
 
+    What a recipe says about case and punctuation holds for the hypotheses too.
+
     Args:
         config: The recipe; None: files are named, and kinds of task are their names.
         hypotheses: Files to score; empty: all that `decode` wrote for the recipe.
@@ -205,6 +223,10 @@ def score(
             )
         return TASK_KINDS[kind].metrics
 
+    if config is not None:
+        # References were cleaned when they were prepared; a model that was not trained on such text writes otherwise.
+        policy = config.data.lowercase, config.data.strip_punctuation
+        sources = {path: [item.model_copy(update={"text": clean(item.text, *policy)}) for item in group] for path, group in sources.items()}
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
     if len(result.decoding) > 1:
         watcher.log(f"warning: not all of these were decoded with the same settings: {'; '.join(result.decoding)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import Parts, System
-from smoe_cli.config import Config, TrainSettings
+from smoe_cli.config import ROUTING_KEYS, Config, ModelSettings, TrainSettings
 from smoe_cli.errors import CheckpointError, ConfigError
 from smoe_cli.layout import model_digest
 from smoe_cli.records import Origin
@@ -25,7 +25,7 @@ from smoe_cli.watch import Watcher
 
 EXPERTS = ".experts."
 """In the name of a weight, between the layer that holds experts by name and the name of one."""
-FREE = {"preset", "dropout", "ctc"} | {f"{stack}_{what}" for stack in ("encoder", "decoder") for what in ("experts_by", "routed_layers")}
+FREE = {"preset", "dropout", "ctc"} | {name for name in ModelSettings.model_fields if name.endswith(ROUTING_KEYS)}
 """Settings of a model that may differ from the checkpoint's; every other one says what the shared weights are."""
 VOCABULARY_WEIGHTS = ("decoder.embedding.weight", "decoder.output.weight", "ctc.weight", "ctc.bias")
 """Weights with one row for each piece of the vocabulary."""

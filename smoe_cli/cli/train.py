@@ -44,6 +44,10 @@ def train(
     """
     recipe = options.load_recipe(config, overrides, options.init_flags(init_from))
     if dry_run:
+        if recipe.train.init_from is not None:
+            from smoe_cli import pipeline
+
+            pipeline.check_start(recipe)
         show_plan(recipe, "train", as_json)
         return
     from smoe_cli import pipeline
