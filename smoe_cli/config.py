@@ -349,6 +349,17 @@ class Config(Settings):
 # --- reading ---------------------------------------------------------------------------------------------
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML whose mappings name no key twice: the library would take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice}` is set twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
 """What is left of a variable that the environment does not have."""
 
@@ -365,7 +376,7 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     """
     path = path or Path(RECIPE_FILE)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except FileNotFoundError:
         raise ConfigError(
             f"no recipe `{path}`", "change into a recipe folder or name one with --config; a trained model alone is used with --checkpoint"

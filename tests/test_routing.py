@@ -41,7 +41,7 @@ def test_either_stack_has_an_expert_for_each_value_of_any_axis(tmp_path, axis, e
     assert plan.encoder.experts == plan.decoder.experts == experts
     for route in config.routes():
         assert experts[plan.encoder.index(route)] == plan.decoder.expert(route) == AXES[axis](route)
-    model = build_model(config.model, 40, plan, 300)
+    model = build_model(config.model, config.features, plan, 300)
     assert [moe.names for _, _, moe in model.routed_layers()] == [experts] * 3
 
 
@@ -53,7 +53,7 @@ def test_which_layers_are_routed(tmp_path, said, layers):
     plan = make_plan(config)
     assert plan.encoder.layers == layers
     assert plan.decoder.layers is None
-    model = build_model(config.model, 40, plan, 300)
+    model = build_model(config.model, config.features, plan, 300)
     routed = [number for stack, number, _ in model.routed_layers() if stack == "encoder"]
     assert routed == list(range(4) if layers is None else layers)
     assert RoutingPlan.model_validate_json(plan.model_dump_json()) == plan
@@ -63,7 +63,7 @@ def test_the_dense_control_of_a_recipe_with_routed_layers_needs_no_other_change(
     config = tiny_config(tmp_path, model={"preset": "base", "encoder_routed_layers": [1], "encoder_shared_ffn_dim": 8})
     plan = make_plan(config)
     assert plan.encoder == StackPlan(by=None, experts=("dense",))
-    assert build_model(config.model, 40, plan, 300).encoder.layers[0].ffn.shared is not None
+    assert build_model(config.model, config.features, plan, 300).encoder.layers[0].ffn.shared is not None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_an_impossible_model_is_refused_with_the_cure(tmp_path, model, problem):
 def test_no_expert_takes_the_name_of_the_shared_one(tmp_path):
     config = tiny_config(tmp_path, tasks={"shared": {"kind": "transcribe", "languages": ["en"]}})
     with pytest.raises(ConfigError, match="cannot be named `shared`"):
-        build_model(config.model, 40, make_plan(config), 300)
+        build_model(config.model, config.features, make_plan(config), 300)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_every_kind_of_encoder_in_the_settings_can_be_built(tmp_path):
     assert set(kinds) == set(ENCODERS) and len(kinds) == 2
     for kind in kinds:
         config = tiny_config(tmp_path, model={"encoder": kind})
-        build_model(config.model, 40, make_plan(config), 300)
+        build_model(config.model, config.features, make_plan(config), 300)
 
 
 def test_a_conformer_with_shared_experts_in_some_layers_goes_the_whole_road(tmp_path):
