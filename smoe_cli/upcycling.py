@@ -25,7 +25,9 @@ from smoe_cli.watch import Watcher
 
 EXPERTS = ".experts."
 """In the name of a weight, between the layer that holds experts by name and the name of one."""
-FREE = {"preset", "dropout", "ctc"} | {f"{stack}_{what}" for stack in ("encoder", "decoder") for what in ("experts_by", "routed_layers")}
+FREE = {"preset", "dropout", "ctc"} | {
+    f"{stack}_{what}" for stack in ("encoder", "decoder") for what in ("experts_by", "expert_groups", "routed_layers")
+}
 """Settings of a model that may differ from the checkpoint's; every other one says what the shared weights are."""
 VOCABULARY_WEIGHTS = ("decoder.embedding.weight", "decoder.output.weight", "ctc.weight", "ctc.bias")
 """Weights with one row for each piece of the vocabulary."""

@@ -17,7 +17,7 @@ from smoe_cli.errors import ConfigError, RouteError
 from smoe_cli.layout import Layout
 from smoe_cli.model.speech_to_text import ENCODERS
 from smoe_cli.routing import RoutingPlan, StackPlan, make_plan
-from smoe_cli.tags import AXES, Bandwidth, Route
+from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.watch import Silent
 from tests.conftest import tiny_config
 from tests.test_training import recipe, write_corpus
@@ -40,7 +40,7 @@ def test_either_stack_has_an_expert_for_each_value_of_any_axis(tmp_path, axis, e
     plan = make_plan(config)
     assert plan.encoder.experts == plan.decoder.experts == experts
     for route in config.routes():
-        assert experts[plan.encoder.index(route)] == plan.decoder.expert(route) == AXES[axis](route)
+        assert experts[plan.encoder.index(route)] == plan.decoder.expert(route) == route.value(axis)
     model = build_model(config.model, 40, plan, 300)
     assert [moe.names for _, _, moe in model.routed_layers()] == [experts] * 3
 
@@ -70,7 +70,7 @@ def test_the_dense_control_of_a_recipe_with_routed_layers_needs_no_other_change(
     ("model", "problem"),
     [
         ({"heads": 5}, r"heads \(5\) must divide d_model \(32\)"),
-        ({"encoder_experts_by": "accent"}, "`accent` is no axis of supervision; known: task, lang, task\\+lang, bandwidth"),
+        ({"encoder_experts_by": "accent"}, "`accent` is no axis of supervision; known: task, lang, bandwidth, and several joined by"),
         ({"encoder_routed_layers": [0, 2]}, r"encoder_routed_layers \[0, 2\]: the encoder has layers 0 to 1"),
         ({"decoder_routed_layers": [-1]}, r"the decoder has layers 0 to 0"),
         ({"encoder_routed_layers": []}, "no route would reach an expert; name layers, or set encoder_experts_by to null"),

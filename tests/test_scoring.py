@@ -149,7 +149,7 @@ def test_wer_and_cer_equal_a_second_levenshtein_over_the_nearest_reference(seed)
 
 def test_every_metric_of_every_kind_of_task_is_in_the_table():
     assert {name for kind in TASK_KINDS.values() for name in kind.metrics} == set(METRICS)
-    assert len(METRICS) == 4
+    assert len(METRICS) == 5
     with pytest.raises(ConfigError, match="unknown metric `ter`; known: wer, cer, bleu, chrf"):
         find_metric("ter")
 

@@ -261,7 +261,7 @@ def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, t
     assert_equal_output(whole, slim, route)
     assert slim.plan.routes == (str(route),)
     assert slim.plan.encoder == slim.plan.decoder == StackPlan(by=None, experts=("dense",))
-    assert make_plan(slim.config, [route.bandwidth]) == slim.plan
+    assert make_plan(slim.config, [route]) == slim.plan
     assert slim.tokenizer.guiding_tokens == tuple(GUIDING)
     assert (slim.model.ctc is not None) == (route.task == "transcribe")
     if slim.model.ctc is not None and whole.model.ctc is not None:
