@@ -11,22 +11,24 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from smoe_cli.errors import ConfigError
+from smoe_cli.errors import ConfigError, RouteError
 from smoe_cli.presets import PAPER_SCALE, PRESETS, apply_preset, known_preset
-from smoe_cli.tags import AXES, TASK_KINDS, Bandwidth, Route, TaskKind
+from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
 
 RECIPE_FILE, CHECKPOINT_CONFIG = "smoe.yaml", "config.json"
-ROUTING_KEYS = ("_experts_by", "_routed_layers")
+ROUTING_KEYS = ("_experts_by", "_expert_groups", "_routed_layers")
 """Ends of the names of settings that say which experts a model has, and where: each recipe's own."""
 SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
-TAG_PATTERN = r"^[a-z][a-z0-9_-]*$"
+Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
+TagValue = Annotated[str, Field(pattern=VALUE_PATTERN)]
 
 
 class Settings(BaseModel):
@@ -41,12 +43,16 @@ class Settings(BaseModel):
 class CorpusSettings(Settings):
     """What every corpus may say."""
 
-    language: str = Field("en", description="Spoken language, unless the corpus names one per utterance.")
+    language: str = Field(
+        "", description="Spoken language, unless the corpus names one per utterance; where neither does, `en`, and `smoe prepare` says so."
+    )
     bandwidth: Bandwidth | None = Field(
         None,
         description="What the recordings carry where their sampling rate does not tell, e.g. `nb` for telephone speech at 16 kHz.",
     )
     subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
+    tags: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> value, unless the corpus has one per utterance.")
+    labels: dict[str, str] = Field({}, description="Label, e.g. `intent` -> value, unless the corpus has one per utterance.")
     splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
 
 
@@ -58,6 +64,8 @@ class TsvCorpus(CorpusSettings):
     translations: dict[str, str] = Field({}, description="Target language -> column; several references by ` ||| `.")
     language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
     subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
+    tag_columns: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> column with its value.")
+    label_columns: dict[str, str] = Field({}, description="Label, e.g. `intent` -> column with its value; empty: the utterance has none.")
     segments_column: str | None = Field(None, description="Column with several audio paths, joined with `gaps_ms` between them.")
     where: dict[str, list[str]] = Field({}, description="Keep rows whose column has one of these values.")
     minimum: dict[str, float] = Field({}, description="Keep rows whose column is a number of at least this, e.g. `{age: 18}`.")
@@ -69,10 +77,12 @@ class LhotseCorpus(CorpusSettings):
     type: Literal["lhotse"] = "lhotse"
     cuts: dict[str, Path] = Field(description="Split -> cut manifest (`.jsonl` or `.jsonl.gz`); audio paths in it start from `data.root`.")
     translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
+    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
+    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
 
 
 class SynthCorpus(CorpusSettings):
-    """Synthetic speech over a built-in parallel text (English with exact German and French)."""
+    """Synthetic speech over a built-in parallel text (English with exact German and French); label `subject`: what it is about."""
 
     type: Literal["synth"] = "synth"
     sentences: dict[str, int] = Field({"train": 1200, "dev": 60, "test": 150}, description="Distinct sentences per split; none is shared.")
@@ -109,9 +119,11 @@ class TaskSettings(Settings):
     """One task of the recipe."""
 
     kind: str = Field("", description=f"Kind of task ({', '.join(TASK_KINDS)}); by default the task's own name.")
-    languages: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = Field(
-        min_length=1, description="Target languages, the languages of the written text."
+    languages: list[Tag] = Field(
+        [],
+        description=f"Languages of the written text; not for kinds that answer with a label, whose routes say `{ANY}` instead.",
     )
+    label: str = Field("", description="Kind `classify`: which label of the utterances is the answer; by default the task's own name.")
 
 
 class TokenizerSettings(Settings):
@@ -143,6 +155,13 @@ class FeatureSettings(Settings):
         return self
 
 
+BY_MEANING = (
+    f"Axis of supervision that chooses the {{stack}}'s expert: {', '.join(AXES)}, one of the recipe's `axes`, or several joined by `+`, "
+    "e.g. `task+lang`; null: one dense FFN."
+)
+GROUPS_MEANING = (
+    "Expert -> tag values that share it, e.g. `{romance: [fr, es]}`; a value that no group names has an expert of its own name."
+)
 LAYERS_MEANING = (
     "Layers of the {stack} that choose among its experts: a list of numbers from 0, or `every N` for every N-th; null: all. "
     "The others have one dense FFN each."
@@ -185,12 +204,10 @@ class ModelSettings(Settings):
     )
     tie_embeddings: bool = Field(False, description="Share the decoder's input embedding with its output projection.")
     ctc: bool = Field(True, description="Auxiliary CTC head on the encoder, over the transcript.")
-    encoder_experts_by: str | None = Field(
-        None, description=f"Tag that chooses the encoder's expert ({', '.join(AXES)}); null: one dense FFN."
-    )
-    decoder_experts_by: str | None = Field(
-        None, description=f"Tag that chooses the decoder's expert ({', '.join(AXES)}); null: one dense FFN."
-    )
+    encoder_experts_by: str | None = Field(None, description=BY_MEANING.format(stack="encoder"))
+    decoder_experts_by: str | None = Field(None, description=BY_MEANING.format(stack="decoder"))
+    encoder_expert_groups: dict[Tag, Annotated[list[str], Field(min_length=1)]] = Field({}, description=GROUPS_MEANING)
+    decoder_expert_groups: dict[Tag, Annotated[list[str], Field(min_length=1)]] = Field({}, description=GROUPS_MEANING)
     encoder_routed_layers: list[int] | str | None = Field(None, description=LAYERS_MEANING.format(stack="encoder"))
     decoder_routed_layers: list[int] | str | None = Field(None, description=LAYERS_MEANING.format(stack="decoder"))
     encoder_shared_ffn_dim: int | None = Field(None, gt=0, description=SHARED_MEANING.format(stack="encoder"))
@@ -205,6 +222,13 @@ class ModelSettings(Settings):
         if filled.get("encoder") == "conformer" and filled.get("conv_kernel") is None:
             filled["conv_kernel"] = CONFORMER_KERNEL
         return filled
+
+    @field_validator("encoder_experts_by", "decoder_experts_by", mode="before")
+    @classmethod
+    def _check_one_choice(cls, value: Any) -> Any:
+        if isinstance(value, list | dict):
+            raise ValueError(f"`{value}`: there is one choice a stack; to choose by several axes at once, join them: `bandwidth+task`")
+        return value
 
     @field_validator("encoder_routed_layers", "decoder_routed_layers", mode="before")
     @classmethod
@@ -234,9 +258,6 @@ class ModelSettings(Settings):
             raise ValueError(f"max_tokens ({self.max_tokens}) is what a model of the family `whisper` has, and no other")
         if self.d_model % 2:
             raise ValueError(f"d_model ({self.d_model}) must be even: positions are pairs of sine and cosine")
-        for stack, axis in (("encoder", self.encoder_experts_by), ("decoder", self.decoder_experts_by)):
-            if axis is not None and axis not in AXES:
-                raise ValueError(f"{stack}_experts_by `{axis}` is no axis of supervision; known: {', '.join(AXES)}")
         for stack, count in (("encoder", self.encoder_layers), ("decoder", self.decoder_layers)):
             layers = self.routed_layers(stack)
             if layers is None:
@@ -317,7 +338,10 @@ class Config(Settings):
     name: str = Field("smoe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the system in reports.")
     exp_dir: Path = Field(Path("exp"), description="Folder for everything the steps write; `$NAME` is read from the environment.")
     data: DataSettings = DataSettings()
-    tasks: dict[Annotated[str, Field(pattern=TAG_PATTERN)], TaskSettings] = Field(min_length=1, description="Task name -> what it writes.")
+    tasks: dict[Tag, TaskSettings] = Field(min_length=1, description="Task name -> what it writes.")
+    axes: dict[Tag, Annotated[list[TagValue], Field(min_length=1)]] = Field(
+        {}, description="Further axes of supervision -> their values, e.g. `{accent: [us, uk]}`; every cut must have a value on each."
+    )
     tokenizer: TokenizerSettings = TokenizerSettings()
     features: FeatureSettings = FeatureSettings()
     model: ModelSettings = ModelSettings()
@@ -329,8 +353,47 @@ class Config(Settings):
         for name, task in self.tasks.items():
             if (task.kind or name) not in TASK_KINDS:
                 raise ValueError(f"task `{name}` is of unknown kind `{task.kind or name}`; known kinds: {', '.join(TASK_KINDS)}")
+            kind = self.kind(name)
+            if kind.closed and task.languages:
+                raise ValueError(f"task `{name}` answers with a label, whatever is spoken: it takes no `languages`; leave them out")
+            if not kind.closed and not task.languages:
+                raise ValueError(f"task `{name}` writes text: name its `languages`, at least one")
+            if ANY in task.languages:
+                raise ValueError(f"task `{name}`: `{ANY}` stands for the language of tasks that answer with a label; rename the language")
+            if task.label and kind.target != "label":
+                raise ValueError(f"task `{name}`: only kind `classify` has a `label`; leave it out")
         if self.model.family == "whisper" and self.features.window_s is None:
             raise ValueError("a model of the family `whisper` has as many positions as fit into `features.window_s`, which is not given")
+        return self
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Config:
+        for axis, values in self.axes.items():
+            if axis in AXES:
+                raise ValueError(f"axis `{axis}` is built in ({', '.join(AXES)}); give yours another name")
+            if len(set(values)) != len(values):
+                raise ValueError(f"axis `{axis}` names a value twice: {', '.join(values)}")
+        for name, corpus in self.data.corpora.items():
+            for source in ("tags", "tag_columns", "tag_fields"):
+                for axis in getattr(corpus, source, {}):
+                    if axis not in self.axes:
+                        known = ", ".join(self.axes) or "none"
+                        raise ValueError(f"data.corpora.{name}.{source} names `{axis}`, no axis of the recipe; `axes` has: {known}")
+            for axis, value in corpus.tags.items():
+                if value not in self.axes[axis]:
+                    raise ValueError(
+                        f"data.corpora.{name}.tags: no value `{value}` on axis `{axis}`; `axes` has: {', '.join(self.axes[axis])}"
+                    )
+        for stack, by, groups in (
+            ("encoder", self.model.encoder_experts_by, self.model.encoder_expert_groups),
+            ("decoder", self.model.decoder_experts_by, self.model.decoder_expert_groups),
+        ):
+            # Groups without an axis are no mistake: the dense control of a recipe needs no other change.
+            if by is not None:
+                try:
+                    experts_of(by, groups, self.routes())
+                except RouteError as error:
+                    raise ValueError(f"model.{stack}_experts_by `{by}`: {error.message}; {error.hint}") from None
         return self
 
     def kind(self, task: str) -> TaskKind:
@@ -341,9 +404,22 @@ class Config(Settings):
         """
         return TASK_KINDS[self.tasks[task].kind or task]
 
-    def routes(self, bandwidths: Iterable[Bandwidth] = tuple(Bandwidth)) -> list[Route]:
+    def label(self, task: str) -> str:
+        """Which label of the utterances a task of kind `classify` asks for."""
+        return self.tasks[task].label or task
+
+    def languages(self, task: str) -> list[str]:
+        """What stands for the language in a task's routes: its target languages, or `any` where the answer is a label."""
+        return [ANY] if self.kind(task).closed else self.tasks[task].languages
+
+    def targets(self) -> list[tuple[str, str]]:
+        """Every (task, language) of the recipe, in a stable order."""
+        return [(task, lang) for task in self.tasks for lang in self.languages(task)]
+
+    def routes(self) -> list[Route]:
         """Every route of the recipe, in a stable order."""
-        return [Route(name, lang, band) for name, task in self.tasks.items() for lang in task.languages for band in bandwidths]
+        combinations = [tuple(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
+        return [Route(task, lang, band, extra) for task, lang in self.targets() for band in Bandwidth for extra in combinations]
 
 
 # --- reading ---------------------------------------------------------------------------------------------

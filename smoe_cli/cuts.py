@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
@@ -25,7 +25,10 @@ WIDEBAND_HZ = 16000
 
 
 class Tags(BaseModel):
-    """What the supervision of every cut carries besides text and language. A missing or wrong field is an error."""
+    """What the supervision of every cut carries besides text and language. A missing or wrong field is an error.
+
+    `axes` holds the tags on the recipe's own axes; manifests of recipes without such axes may lack it.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -38,6 +41,7 @@ class Tags(BaseModel):
     references: list[str]
     subset: str
     synthetic: bool
+    axes: dict[str, str] = {}
 
 
 def native_bandwidth(recording: Recording, said: Bandwidth | None) -> Bandwidth:
@@ -64,7 +68,11 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
     """One cut per task and band that the utterance can serve; audio stays where it is, all resampling is lazy.
 
     A narrowband twin goes to 8 kHz and back, as in arXiv:2508.10009, section 3.1.
+
+    Raises:
+        DataError: As `check_utterance`.
     """
+    check_utterance(utterance, corpus, config)
     native = native_bandwidth(utterance.recording, utterance.bandwidth)
     bands = [native]
     if native is Bandwidth.WB and config.data.nb_downsample:
@@ -74,29 +82,69 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
             yield _cut(utterance, corpus, route, target, references, native, config)
 
 
+def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
+    """Refuse an utterance without a known value on every axis of the recipe, or without what a task must know of it.
+
+    Raises:
+        DataError: Naming the utterance and what it lacks; nothing is guessed.
+    """
+    where = f"utterance `{utterance.id}` of corpus `{corpus}`"
+    for task, lang in config.targets():
+        target = config.kind(task).target
+        if target == "transcript" and lang == utterance.language and not utterance.transcript.strip():
+            raise DataError(
+                f"{where} has no transcript, and task `{task}` writes `{lang}`", "fill it in, or leave the utterance or the task out"
+            )
+        if target == "language" and utterance.language_assumed:
+            raise DataError(
+                f"{where}: nobody named its language, and task `{task}` is to learn it", f"name it: `data.corpora.{corpus}.language`"
+            )
+    for axis, values in config.axes.items():
+        found = utterance.tags.get(axis)
+        if found not in values:
+            says = "no value" if found is None else f"the unknown value `{found}`"
+            raise DataError(
+                f"{where} has {says} on axis `{axis}`; known: {', '.join(values)}",
+                f"correct it, or add it to `axes.{axis}`"
+                if found is not None
+                else f"name the value for all of the corpus (`data.corpora.{corpus}.tags: {{{axis}: VALUE}}`), or where to find it "
+                "(`tag_columns` of a table, `tag_fields` of Lhotse manifests)",
+            )
+
+
 def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[tuple[Route, str, list[str]]]:
     """(route, text to train on, all right answers) for every task the utterance can serve."""
-    for route in config.routes([band]):
-        if config.kind(route.task).target == "transcript":
-            if route.lang == utterance.language:
-                yield route, utterance.transcript, [utterance.transcript]
-        elif route.lang != utterance.language and utterance.translations.get(route.lang):
-            references = utterance.translations[route.lang]
-            yield route, references[0], references
+    extra = tuple((axis, utterance.tags[axis]) for axis in config.axes)
+    policy = config.data.lowercase, config.data.strip_punctuation
+    for task, lang in config.targets():
+        right: list[str] = []
+        kind = config.kind(task)
+        if kind.target == "transcript":
+            right = [utterance.transcript] if lang == utterance.language else []
+        elif kind.target == "translation":
+            right = utterance.translations.get(lang, []) if lang != utterance.language else []
+        elif kind.target == "language":
+            right = [utterance.language]
+        elif label := utterance.labels.get(config.label(task)):
+            right = [label]
+        if right:
+            # A label is a name, not text: it stays as it is written.
+            right = right if kind.closed else [clean(text, *policy) for text in right]
+            yield Route(task, lang, band, extra), right[0], right
 
 
 def _cut(utterance: Utterance, corpus: str, route: Route, target: str, references: list[str], native: Bandwidth, config: Config) -> MonoCut:
-    policy = config.data.lowercase, config.data.strip_punctuation
     tags = Tags(
         utterance=f"{corpus}/{utterance.id}",
         corpus=corpus,
         task=route.task,
         bandwidth=str(route.bandwidth),
         source_lang=utterance.language,
-        transcript=clean(utterance.transcript, *policy),
-        references=[clean(reference, *policy) for reference in references],
+        transcript=clean(utterance.transcript, config.data.lowercase, config.data.strip_punctuation),
+        references=references,
         subset=utterance.subset,
         synthetic=utterance.synthetic,
+        axes=dict(route.extra),
     )
     recording = utterance.recording
     if native is Bandwidth.WB and route.bandwidth is Bandwidth.NB:
@@ -111,7 +159,7 @@ def _cut(utterance: Utterance, corpus: str, route: Route, target: str, reference
         start=0.0,
         duration=duration,
         channel=utterance.channel,
-        text=clean(target, *policy),
+        text=target,
         language=route.lang,
         speaker=utterance.speaker,
         custom=tags.model_dump(),
@@ -150,10 +198,20 @@ def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
     """
     tags = tags_of(cut)
     try:
-        route = Route(tags.task, str(cut.supervisions[0].language), parse_bandwidth(tags.bandwidth))
+        route = Route(tags.task, str(cut.supervisions[0].language), parse_bandwidth(tags.bandwidth), tuple(tags.axes.items()))
         return plan.check(route) if plan else route
     except RouteError as error:
         raise RouteError(f"cut `{cut.id}`: {error.message}", "correct its tags in the manifest, or prepare it again") from None
+
+
+def labels_of(cuts: Iterable[MonoCut], tasks: Collection[str]) -> dict[str, list[str]]:
+    """Task -> the different answers of its cuts, sorted; of these tasks only."""
+    found: dict[str, set[str]] = {}
+    for cut in cuts:
+        task = tags_of(cut).task
+        if task in tasks:
+            found.setdefault(task, set()).add(str(cut.supervisions[0].text))
+    return {task: sorted(labels) for task, labels in found.items()}
 
 
 def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:

@@ -63,9 +63,12 @@ class Layout:
     def hypotheses_dir(self, split: str) -> Path:
         return self.root / "hypotheses" / split
 
-    def unfinished(self, split: str, task: str | None, lang: str | None, bandwidth: str | None) -> Path:
+    def unfinished(
+        self, split: str, task: str | None, lang: str | None, bandwidth: str | None, tags: tuple[tuple[str, str], ...] = ()
+    ) -> Path:
         """What a decoding of these tags has done, until it ends; apart for other tags, which may be decoded at the same time."""
-        return self.hypotheses_dir(split) / f".{'-'.join(tag or 'all' for tag in (task, lang, bandwidth))}.part"
+        named = [*(tag or "all" for tag in (task, lang, bandwidth)), *(f"{axis}={value}" for axis, value in tags)]
+        return self.hypotheses_dir(split) / f".{'-'.join(named)}.part"
 
     def hypotheses(self, split: str, task: str, lang: str) -> Path:
         return self.hypotheses_dir(split) / f"{task}-{lang}.jsonl"
@@ -76,7 +79,7 @@ class Layout:
         Raises:
             DataError: If there is none.
         """
-        wanted = [self.hypotheses("test", name, lang) for name, task in config.tasks.items() for lang in task.languages]
+        wanted = [self.hypotheses("test", task, lang) for task, lang in config.targets()]
         paths = [path for path in wanted if path.is_file()]
         if not paths:
             raise DataError(f"no hypotheses in `{self.hypotheses_dir('test')}`", "run `smoe decode` first, or name files to score")

@@ -18,7 +18,7 @@ class Losses:
     Attributes:
         total: What is minimised.
         attention: Cross-entropy of the decoder, label-smoothed.
-        ctc: CTC loss of the encoder; 0 without a CTC head.
+        ctc: CTC loss of the encoder; 0 without a CTC head, or where no utterance has a transcript.
         tokens: Target tokens.
         too_short: Utterances whose transcript does not fit into their encoder frames; CTC skips them.
     """
@@ -45,7 +45,8 @@ def combined_loss(
     """``(1 - w) * attention + w * ctc``, each averaged over its target tokens.
 
     Source: hybrid CTC/attention, arXiv:1609.06773; as an auxiliary loss on the transcript in speech translation,
-    arXiv:2004.10234. The CTC targets are the transcript whatever the task, since a translation does not follow the audio.
+    arXiv:2004.10234. The CTC targets are the transcript whatever the task, since a translation does not follow the audio; an
+    utterance without a transcript (length 0) has no CTC term at all: silence is not what was said in it.
     """
     tokens = int((targets_NU != ignore_id).sum())
     attention = F.cross_entropy(
@@ -53,6 +54,12 @@ def combined_loss(
     )
     if ctc_logits_NSV is None or ctc_weight == 0.0:
         return Losses(attention, attention.detach(), torch.zeros(()), tokens, 0)
+    said = ctc_lengths_N > 0
+    if not bool(said.any()):
+        return Losses((1.0 - ctc_weight) * attention, attention.detach(), torch.zeros(()), tokens, 0)
+    if not bool(said.all()):
+        ctc_logits_NSV, memory_lengths_N = ctc_logits_NSV[said], memory_lengths_N[said]
+        ctc_targets_NL, ctc_lengths_N = ctc_targets_NL[said], ctc_lengths_N[said]
     # CTC needs a frame per token and a blank between repeats.
     inside = torch.arange(ctc_targets_NL.shape[1], device=ctc_targets_NL.device)[None, 1:] < ctc_lengths_N[:, None]
     repeats = ((ctc_targets_NL[:, 1:] == ctc_targets_NL[:, :-1]) & inside).sum(1)

@@ -6,7 +6,7 @@ Heavy libraries load inside the function that needs them, so that `score` never 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ from smoe_cli.text import clean
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
+    from lhotse import MonoCut
+
     from smoe_cli.checkpoint import System
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
@@ -119,6 +121,7 @@ def decode(
     task: str | None = None,
     lang: str | None = None,
     bandwidth: str | None = None,
+    tags: Mapping[str, str] | None = None,
     split: str = "test",
     checkpoint: Path | None = None,
     out: Path | None = None,
@@ -131,6 +134,7 @@ def decode(
         config: The recipe; None: everything comes from the checkpoint.
         inputs: Audio files or cut manifests; empty: the recipe's `split`.
         task, lang, bandwidth: The route of bare audio; on manifests, keep only cuts with these tags.
+        tags: Axis of the recipe's own -> value, likewise.
         checkpoint: Folder, which brings its own settings; None: the recipe's trained model and settings.
         out: File for the hypotheses of `inputs`.
         search: Settings that are given in it replace those of recipe or checkpoint.
@@ -147,7 +151,7 @@ def decode(
     from smoe_cli.training.precision import choose_precision
 
     watcher = watcher or Silent()
-    choice = Choice(task, lang, bandwidth)
+    choice = Choice(task, lang, bandwidth, tuple((tags or {}).items()))
     check_request(config, inputs, choice, split, checkpoint, out)
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())
@@ -162,8 +166,9 @@ def decode(
     if not cuts:
         raise DataError(
             f"no cut with tags {choice} in {', '.join(f'`{path}`' for path in inputs) or f'the {split} split'}",
-            "correct --task, --lang or --bandwidth",
+            "correct --task, --lang, --bandwidth or --tag",
         )
+    _note_unseen(cuts, system, watcher)
     part: Path | None = None
     if out is not None:
         part = out.with_name(f".{out.name}.part")
@@ -181,6 +186,18 @@ def decode(
     if part is not None:
         part.unlink(missing_ok=True)
     return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
+
+
+def _note_unseen(cuts: Sequence[MonoCut], system: System, watcher: Watcher) -> None:
+    """Say which right labels the model cannot answer with, because it never saw them."""
+    from smoe_cli.cuts import labels_of
+
+    closed = {task for task in system.config.tasks if system.config.kind(task).closed}
+    for task, labels in labels_of(cuts, closed).items():
+        # Bare audio has no right label.
+        new = [label for label in labels if label and label not in system.plan.labels_of(task)]
+        if new:
+            watcher.log(f"labels of {task} that training never saw, and so can only be wrong: {', '.join(new)}")
 
 
 def _search(system: System, config: Config | None, changes: DecodeSettings | None) -> DecodeSettings:
@@ -335,11 +352,19 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
     return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
 
 
-def slim(checkpoint: Path, *, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> SlimReport:
+def slim(
+    checkpoint: Path,
+    *,
+    out: Path,
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> SlimReport:
     """Write the model of one route as a dense checkpoint with the same output. See `smoe_cli.slimming.slim`."""
     from smoe_cli import slimming
 
-    return slimming.slim(checkpoint, out, task, lang, bandwidth)
+    return slimming.slim(checkpoint, out, task, lang, bandwidth, tags)
 
 
 def convert(

@@ -14,11 +14,12 @@ from pydantic import Field
 from smoe_cli.audio import TOLERANCE_S, check_readable
 from smoe_cli.config import SPLITS, Config, SynthCorpus, data_root
 from smoe_cli.corpora import read_corpus
-from smoe_cli.corpora.utterance import Utterance, Work
-from smoe_cli.cuts import make_cuts, route_of, tags_of, write_cuts
+from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
+from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, tags_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, write_json
+from smoe_cli.tags import Route
 from smoe_cli.text import clean
 from smoe_cli.watch import Watcher
 
@@ -26,13 +27,14 @@ SHOWN_PROBLEMS = 10
 
 
 class PrepareRow(Record):
-    """Cuts and audio of one split x task x language x bandwidth."""
+    """Cuts and audio of one split x task x language x bandwidth x tags on the recipe's own axes."""
 
     split: str
     task: str
     lang: str
     bandwidth: str
     subset: str
+    tags: dict[str, str] = Field(default={}, description="Values on the recipe's own axes.")
     cuts: int
     hours: float
 
@@ -62,7 +64,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     jobs = jobs or usable_cores()
     cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
     utterances: list[Utterance] = []
-    untranslated: Counter[str] = Counter()
+    lacking: Counter[str] = Counter()
+    assumed: Counter[str] = Counter()
     unserved: Counter[str] = Counter()
     ids: set[str] = set()
     seen: dict[str, str] = {}
@@ -74,6 +77,9 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         found = list(read_corpus(config.data.corpora[name], work))
         if not found:
             raise DataError(f"corpus `{name}` gives no utterance", f"check the filters under `data.corpora.{name}`")
+        for utterance in found:
+            check_utterance(utterance, name, config)
+        assumed[name] += sum(utterance.language_assumed for utterance in found)
         _check_audio(found, name, config, jobs, watcher)
         for utterance in found:
             made = list(make_cuts(utterance, name, config))
@@ -95,16 +101,24 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
             if not made:
                 unserved[utterance.language] += 1
             served = {(route.task, route.lang) for route in map(route_of, made)}
-            for task, settings in config.tasks.items():
-                if config.kind(task).target == "translation":
-                    untranslated.update(
-                        f"{task}/{lang}" for lang in settings.languages if lang != utterance.language and (task, lang) not in served
-                    )
+            for task, lang in config.targets():
+                target = config.kind(task).target
+                if target == "translation" and lang != utterance.language and (task, lang) not in served:
+                    lacking[f"text for {task}/{lang}"] += 1
+                elif target == "label" and (task, lang) not in served:
+                    lacking[f"label `{config.label(task)}` for {task}"] += 1
             cuts[utterance.split] += made
         utterances += found
-    notes = [f"{count} utterances have no text for {what}; they serve the other tasks" for what, count in sorted(untranslated.items())]
+    notes = [f"{count} utterances have no {what}; they serve the other tasks" for what, count in sorted(lacking.items())]
+    notes += [
+        f"nobody names the spoken language of {count} utterances of `{name}`: taken to be `{ASSUMED_LANGUAGE}`; "
+        f"say `data.corpora.{name}.language`"
+        for name, count in assumed.items()
+        if count
+    ]
     notes += [f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(unserved.items())]
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not cuts[split]]
+    notes += _unheard(config, cuts)
     notes += _shared_speakers(utterances)
     spoken = sum(utterance.synthetic for utterance in utterances)
     notes += [f"synthetic speech: a machine spoke {spoken:,} of {len(utterances):,} utterances"] if spoken else []
@@ -189,7 +203,10 @@ def _problem(utterance: Utterance, config: Config) -> str:
         )
     if not config.data.min_duration_s <= duration_s <= config.data.max_duration_s:
         return f"utterance `{utterance.id}` lasts {duration_s:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`"
-    texts = [utterance.transcript, *(text for texts in utterance.translations.values() for text in texts)]
+    texts = [
+        *([utterance.transcript] if utterance.transcript.strip() else []),
+        *(text for texts in utterance.translations.values() for text in texts),
+    ]
     if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
         return f"utterance `{utterance.id}` has a text that is empty, or only punctuation"
     return ""
@@ -211,26 +228,59 @@ def _shared_speakers(utterances: Sequence[Utterance]) -> list[str]:
 def _check_served(config: Config, cuts: dict[str, list[MonoCut]], corpora: Sequence[str]) -> None:
     """Every task and language of the recipe has something to learn from or to be tested on."""
     served = {(route.task, route.lang) for split in cuts.values() for route in map(route_of, split)}
-    for task, settings in config.tasks.items():
-        for lang in settings.languages:
-            if (task, lang) not in served:
-                raise DataError(
-                    f"no utterance of {', '.join(f'`{name}`' for name in corpora)} has a text for task `{task}`, language `{lang}`",
-                    f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`",
-                )
+    for task, lang in config.targets():
+        if (task, lang) in served:
+            continue
+        nobody = f"no utterance of {', '.join(f'`{name}`' for name in corpora)} has"
+        if config.kind(task).target == "label":
+            raise DataError(
+                f"{nobody} a label `{config.label(task)}` for task `{task}`",
+                "name it under `data.corpora.*.labels`, its column under `label_columns`, or its field under `label_fields`",
+            )
+        raise DataError(
+            f"{nobody} a text for task `{task}`, language `{lang}`",
+            f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`",
+        )
+
+
+def _unheard(config: Config, cuts: dict[str, list[MonoCut]]) -> list[str]:
+    """Tags and labels that training will not hear: no route, and no answer, comes of them."""
+    heard = {(axis, value) for cut in cuts["train"] for axis, value in route_of(cut).extra}
+    notes = [
+        f"no training cut has {axis} `{value}`: the model will have no route for it"
+        for axis, values in config.axes.items()
+        for value in values
+        if cuts["train"] and (axis, value) not in heard
+    ]
+    closed = {task for task in config.tasks if config.kind(task).closed}
+    known = labels_of(cuts["train"], closed)
+    for split in ("dev", "test"):
+        for task, labels in labels_of(cuts[split], closed).items():
+            new = [label for label in labels if label not in known.get(task, [])]
+            if new:
+                notes.append(f"labels of {task} in the {split} split that training never sees, and so can only be wrong: {', '.join(new)}")
+    return notes
 
 
 def _rows(cuts: dict[str, list[MonoCut]]) -> list[PrepareRow]:
-    counts: Counter[tuple[str, str, str, str, str]] = Counter()
-    hours: Counter[tuple[str, str, str, str, str]] = Counter()
+    counts: Counter[tuple[Route, str, str]] = Counter()
+    hours: Counter[tuple[Route, str, str]] = Counter()
     for split, some in cuts.items():
         for cut in some:
-            route = route_of(cut)
-            key = (split, route.task, route.lang, str(route.bandwidth), tags_of(cut).subset)
+            key = (route_of(cut), split, tags_of(cut).subset)
             counts[key] += 1
             hours[key] += cut.duration / 3600
     order = {split: position for position, split in enumerate(SPLITS)}
     return [
-        PrepareRow(split=k[0], task=k[1], lang=k[2], bandwidth=k[3], subset=k[4], cuts=counts[k], hours=round(hours[k], 4))
-        for k in sorted(counts, key=lambda k: (order[k[0]], k[1:]))
+        PrepareRow(
+            split=split,
+            task=route.task,
+            lang=route.lang,
+            bandwidth=str(route.bandwidth),
+            subset=subset,
+            tags=dict(route.extra),
+            cuts=counts[route, split, subset],
+            hours=round(hours[route, split, subset], 4),
+        )
+        for route, split, subset in sorted(counts, key=lambda k: (order[k[1]], k[0].task, k[0].lang, str(k[0].bandwidth), k[2], k[0].extra))
     ]

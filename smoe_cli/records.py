@@ -53,15 +53,19 @@ class Hypothesis(Record):
     speaker: str = ""
     source_lang: str = Field(default="", description="Language that is spoken.")
     duration_s: float = Field(default=0.0, ge=0, description="0 when a file of another program does not say.")
-    score: float = Field(default=0.0, description="Log probability of the best beam, length-normalised.")
+    score: float = Field(
+        default=0.0, description="Log probability of the best beam, length-normalised; of a label: among all labels that the model knows."
+    )
     stopped: str = Field(default="end", description="`end` when the model ended the text itself, `length` when the limit did.")
     synthetic: bool = Field(default=False, description="Whether the cut's tags say that a machine spoke it.")
     model: str = Field(default="", description="Digest of the model that wrote it; empty for files of other programs.")
     decoding: str = Field(default="", description="Settings of the beam search, in the form of a metric's signature.")
+    tags: dict[str, str] = Field(default={}, description="Values on the recipe's own axes.")
+    unseen: bool = Field(default=False, description="Whether the right label is one that training never saw, so that it can only be wrong.")
 
     @property
     def route(self) -> Route:
-        return Route(self.task, self.lang, parse_bandwidth(self.bandwidth))
+        return Route(self.task, self.lang, parse_bandwidth(self.bandwidth), tuple(self.tags.items()))
 
 
 class Score(Record):
@@ -70,22 +74,24 @@ class Score(Record):
     metric: str
     value: float
     unit: str = "%"
-    errors: int | None = Field(default=None, description="Edit errors (WER, CER).")
-    total: int | None = Field(default=None, description="Reference words or characters (WER, CER).")
+    errors: int | None = Field(default=None, description="Edit errors (WER, CER), or wrong answers (accuracy).")
+    total: int | None = Field(default=None, description="Reference words or characters (WER, CER), or answers (accuracy).")
     signature: str = Field(description="Library, version and settings; sacrebleu's own signature for BLEU and chrF.")
 
 
 class SliceScores(Record):
-    """All metrics of one slice: task x language x bandwidth, per named subset."""
+    """All metrics of one slice: task x language x bandwidth x tags on the recipe's own axes, per named subset."""
 
     task: str
     lang: str
     bandwidth: str
     subset: str
+    tags: dict[str, str] = Field(default={}, description="Values on the recipe's own axes.")
     utterances: int
     hours: float
     truncated: int = Field(description="Hypotheses cut off by the length limit.")
     synthetic: int = Field(default=0, ge=0, description="Utterances that a machine spoke.")
+    unseen: int = Field(default=0, ge=0, description="Utterances whose label training never saw: they count as wrong.")
     scores: list[Score]
 
 
@@ -124,6 +130,13 @@ class ScoreReport(Report):
     @property
     def measured(self) -> int:
         return sum(part.utterances for part in self.slices)
+
+    @property
+    def notes(self) -> list[str]:
+        unseen: dict[str, int] = {}
+        for part in self.slices:
+            unseen[part.task] = unseen.get(part.task, 0) + part.unseen
+        return super().notes + [f"{count:,} right labels of {task} were never seen in training" for task, count in unseen.items() if count]
 
 
 class Finding(Record):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from smoe_cli.config import Config
 from smoe_cli.errors import RouteError
-from smoe_cli.tags import AXES, Bandwidth, Route
+from smoe_cli.tags import Route, experts_of
 
 DENSE = "dense"
 """Name of the single expert of a stack that is not routed."""
@@ -19,16 +19,24 @@ class StackPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    by: str | None = Field(description="Axis of supervision that chooses; null: one dense expert.")
-    experts: tuple[str, ...] = Field(min_length=1, description="Names of the experts; each is the tag value it serves.")
+    by: str | None = Field(description="Axis of supervision that chooses, or several joined by `+`; null: one dense expert.")
+    experts: tuple[str, ...] = Field(min_length=1, description="Names of the experts; each is the tag value it serves, or a group.")
+    groups: dict[str, tuple[str, ...]] = Field({}, description="Expert -> the tag values that it serves, where it is a group.")
     layers: tuple[int, ...] | None = Field(None, min_length=1, description="Layers that choose, counted from 0; null: all.")
 
     @model_validator(mode="after")
     def _check(self) -> StackPlan:
         if self.by is None and self.experts != (DENSE,):
             raise ValueError(f"experts {list(self.experts)} are chosen by no tag: no route reaches them")
-        if self.by is not None and self.by not in AXES:
-            raise ValueError(f"`{self.by}` is no axis of supervision; known: {', '.join(AXES)}")
+        if self.by is None and self.groups:
+            raise ValueError(f"groups {list(self.groups)} are chosen by no tag")
+        for group, values in self.groups.items():
+            taken = [value for value in values if value != group and value in self.experts]
+            if group not in self.experts or taken:
+                raise ValueError(f"group `{group}` " + (f"and expert `{taken[0]}` serve the same tag" if taken else "is no expert"))
+        grouped = [value for values in self.groups.values() for value in values]
+        if len(set(grouped)) != len(grouped):
+            raise ValueError(f"two groups serve the same tag: {self.groups}")
         if len(set(self.experts)) != len(self.experts):
             raise ValueError(f"an expert is named twice in {list(self.experts)}")
         if self.by is None and self.layers is not None:
@@ -41,7 +49,8 @@ class StackPlan(BaseModel):
         Raises:
             RouteError: If no expert serves it; nothing is guessed.
         """
-        name = DENSE if self.by is None else AXES[self.by](route)
+        value = DENSE if self.by is None else route.value(self.by)
+        name = next((group for group, values in self.groups.items() if value in values), value)
         if name not in self.experts:
             raise RouteError(
                 f"route `{route}`: no expert `{name}`; experts by {self.by}: {', '.join(self.experts)}",
@@ -61,7 +70,8 @@ class RoutingPlan(BaseModel):
 
     encoder: StackPlan
     decoder: StackPlan
-    routes: tuple[str, ...] = Field(min_length=1, description="Routes the model is trained for, as task/language/bandwidth.")
+    routes: tuple[str, ...] = Field(min_length=1, description="Routes the model is trained for, as task/language/bandwidth and tags.")
+    labels: dict[str, tuple[str, ...]] = Field({}, description="Task whose answer is a label -> the labels seen in training.")
 
     @model_validator(mode="after")
     def _check(self) -> RoutingPlan:
@@ -86,23 +96,49 @@ class RoutingPlan(BaseModel):
             RouteError: With the list of those it has.
         """
         if str(route) not in self.routes:
-            raise RouteError(f"the model has no route `{route}`; it has: {', '.join(self.routes)}", "choose one of these")
+            missing = [axis for axis, _ in Route.parse(self.routes[0]).extra if axis not in route.tags]
+            lack = f" (it lacks a value for {', '.join(f'`{axis}`' for axis in missing)})" if missing else ""
+            raise RouteError(f"the model has no route `{route}`{lack}; it has: {', '.join(self.routes)}", "choose one of these")
         return route
 
+    def labels_of(self, task: str) -> tuple[str, ...]:
+        """The answers that a task whose answer is a label can give.
 
-def make_plan(config: Config, bandwidths: Iterable[Bandwidth] = tuple(Bandwidth)) -> RoutingPlan:
-    """Derive the plan from a recipe: one expert per tag value that its routes have."""
-    routes = config.routes(bandwidths)
+        Raises:
+            RouteError: If the model knows none.
+        """
+        if not self.labels.get(task):
+            raise RouteError(f"the model knows no label for task `{task}`", "train it on a split with labels for this task")
+        return self.labels[task]
 
-    def stack(name: str, axis: str | None) -> StackPlan:
-        if axis is None:
+
+def make_plan(config: Config, routes: Iterable[Route] | None = None, labels: Mapping[str, Sequence[str]] | None = None) -> RoutingPlan:
+    """Derive the plan from a recipe: one expert per tag value, or group of values, that its routes have.
+
+    Args:
+        routes: Those of the recipe that the model is trained for; None: all.
+        labels: Task whose answer is a label -> the labels it is trained on.
+    """
+    everything = config.routes()
+    wanted = set(everything if routes is None else routes)
+    kept = [route for route in everything if route in wanted]
+
+    def stack(name: str, by: str | None, groups: Mapping[str, Sequence[str]]) -> StackPlan:
+        if by is None:
             return StackPlan(by=None, experts=(DENSE,))
+        reached = {route.value(by) for route in kept}
+        # In the order of the whole recipe, whatever part of it there is data for.
+        served = {value: expert for value, expert in experts_of(by, groups, everything).items() if value in reached}
         return StackPlan(
-            by=axis, experts=tuple(dict.fromkeys(AXES[axis](route) for route in routes)), layers=config.model.routed_layers(name)
+            by=by,
+            experts=tuple(dict.fromkeys(served.values())),
+            groups={group: values for group in groups if (values := tuple(value for value in served if served[value] == group))},
+            layers=config.model.routed_layers(name),
         )
 
     return RoutingPlan(
-        encoder=stack("encoder", config.model.encoder_experts_by),
-        decoder=stack("decoder", config.model.decoder_experts_by),
-        routes=tuple(str(route) for route in routes),
+        encoder=stack("encoder", config.model.encoder_experts_by, config.model.encoder_expert_groups),
+        decoder=stack("decoder", config.model.decoder_experts_by, config.model.decoder_expert_groups),
+        routes=tuple(map(str, kept)),
+        labels={task: tuple(some) for task, some in (labels or {}).items()},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -13,17 +14,24 @@ from smoe_cli.layout import WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Origin, SlimReport
 from smoe_cli.routing import DENSE, RoutingPlan, StackPlan
-from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
+from smoe_cli.tags import HOW_TO_CHOOSE, Choice, Route, check_routes, parse_bandwidth
 from smoe_cli.upcycling import EXPERTS
 
 
-def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> SlimReport:
+def slim(
+    folder: Path,
+    out: Path,
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> SlimReport:
     """Write the model of one route as a checkpoint of its own.
 
     Args:
         folder: The trained model.
         out: Folder to write; what an earlier `slim` left there is replaced, nothing else.
-        task, lang, bandwidth: The route; a tag that all of the model's routes share may be left out.
+        task, lang, bandwidth, tags: The route; a tag that all of the model's routes share may be left out.
 
     Raises:
         CheckpointError: If the folder is no checkpoint, or a damaged one.
@@ -31,7 +39,8 @@ def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = No
         ConfigError: If something else lies at `out`.
         DataError: If `out` cannot be written.
     """
-    route = choose_route(checkpoint.read_parts(folder).plan, task, lang, bandwidth)
+    band = None if bandwidth is None else str(parse_bandwidth(bandwidth))
+    route = choose_route(checkpoint.read_parts(folder).plan, Choice(task, lang, band, tuple((tags or {}).items())))
     checkpoint.check_free(out, "slim")
     whole = checkpoint.load(folder)
     slimmed = one_route(whole, route)
@@ -47,22 +56,18 @@ def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = No
     )
 
 
-def choose_route(plan: RoutingPlan, task: str | None, lang: str | None, bandwidth: str | None) -> Route:
+def choose_route(plan: RoutingPlan, choice: Choice) -> Route:
     """The one route of a plan that has these tags.
 
     Raises:
         RouteError: If there is none, or more than one; with the list.
     """
-    choice = Choice(task, lang, None if bandwidth is None else str(parse_bandwidth(bandwidth)))
     routes = [Route.parse(name) for name in plan.routes]
     check_routes(choice, routes, "the model")
     found = [route for route in routes if choice.has(route)]
     if len(found) == 1:
         return found[0]
-    raise RouteError(
-        f"a slim model has one route, and `{choice}` is {len(found)}: {', '.join(map(str, found))}",
-        "choose one of these with --task, --lang and --bandwidth",
-    )
+    raise RouteError(f"a slim model has one route, and `{choice}` is {len(found)}: {', '.join(map(str, found))}", HOW_TO_CHOOSE)
 
 
 def one_route(whole: System, route: Route) -> System:
@@ -74,11 +79,15 @@ def one_route(whole: System, route: Route) -> System:
     config = whole.config
     ctc = config.model.ctc and config.kind(route.task).monotonic
     dense = {f"{stack}_{what}": None for stack in ("encoder", "decoder") for what in ("experts_by", "routed_layers")}
-    dense_model = config.model.model_copy(update={"preset": "base", "ctc": ctc, **dense})
-    task = config.tasks[route.task].model_copy(update={"languages": [route.lang]})
+    groups: dict[str, dict[str, list[str]]] = {f"{stack}_expert_groups": {} for stack in ("encoder", "decoder")}
+    dense_model = config.model.model_copy(update={"preset": "base", "ctc": ctc, **dense, **groups})
+    task = config.tasks[route.task]
+    if not config.kind(route.task).closed:
+        task = task.model_copy(update={"languages": [route.lang]})
     config = config.model_copy(update={"model": dense_model, "tasks": {route.task: task}})
     stack = StackPlan(by=None, experts=(DENSE,))
-    plan = RoutingPlan(encoder=stack, decoder=stack, routes=(str(route),))
+    labels = {name: known for name, known in whole.plan.labels.items() if name == route.task}
+    plan = RoutingPlan(encoder=stack, decoder=stack, routes=(str(route),), labels=labels)
     model = checkpoint.on_meta(config, plan, whole.tokenizer.vocab_size)
     weights = _weights(whole, route)
     if not ctc:

@@ -76,7 +76,7 @@ def _train_settings(config: Config) -> dict[str, Any]:
 
 STEPS: dict[str, _Definition] = {
     "prepare": _Definition(
-        lambda c: [c.data.model_dump(mode="json", exclude={"root"}), _tasks(c), c.features.sample_rate_hz],
+        lambda c: [c.data.model_dump(mode="json", exclude={"root"}), _tasks(c), c.axes, c.features.sample_rate_hz],
         lambda c, at: _sources(c),
         lambda c, at: [at.cuts(split) for split in SPLITS],
     ),
@@ -87,6 +87,7 @@ STEPS: dict[str, _Definition] = {
             _train_settings(c),
             c.features.model_dump(exclude={"cache_mb"}),
             _tasks(c),
+            c.axes,
         ],
         lambda c, at: [at.cuts("train"), at.cuts("dev"), at.tokenizer, *_given(c)],
         lambda c, at: [at.final],
@@ -94,11 +95,11 @@ STEPS: dict[str, _Definition] = {
     "decode": _Definition(
         lambda c: c.decode.model_dump(),
         lambda c, at: [at.cuts("test"), at.final],
-        lambda c, at: [at.hypotheses("test", name, lang) for name, task in c.tasks.items() for lang in task.languages],
+        lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
     ),
     "score": _Definition(
         lambda c: [c.name, _tasks(c)],
-        lambda c, at: [at.hypotheses("test", name, lang) for name, task in c.tasks.items() for lang in task.languages],
+        lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
         lambda c, at: [at.scores / "scores.json", at.scores / "report.html"],
     ),
     "route-audit": _Definition(

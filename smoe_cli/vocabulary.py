@@ -8,12 +8,13 @@ from smoe_cli.cuts import read_cuts, route_of, tags_of
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import TokenizerReport
+from smoe_cli.tags import ANY
 from smoe_cli.tokenizer import ByteBPE
 from smoe_cli.watch import Watcher
 
 
 def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
-    """Learn the tokenizer from the train split: transcripts and translations, each text once per utterance.
+    """Learn the tokenizer from the train split: transcripts and translations, each text once per utterance, and each label once.
 
     A recipe that starts from a checkpoint (`train.init_from`) takes the checkpoint's, with the guiding tokens that it lacks.
 
@@ -25,11 +26,13 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
     layout = Layout.of(config)
     texts: dict[tuple[str, str], str] = {}
     for cut in read_cuts(layout.cuts("train")):
-        tags = tags_of(cut)
-        texts[tags.utterance, tags.source_lang] = tags.transcript
-        texts[tags.utterance, route_of(cut).lang] = str(cut.supervisions[0].text)
+        tags, route, text = tags_of(cut), route_of(cut), str(cut.supervisions[0].text)
+        if tags.transcript:
+            texts[tags.utterance, tags.source_lang] = tags.transcript
+        # A label is one name, however many utterances have it: once, it does not outweigh the sentences.
+        texts[f"{route.task} {text}" if route.lang == ANY else tags.utterance, route.lang] = text
     guiding = [f"<{name}>" for name in config.tasks]
-    guiding += [f"<{lang}>" for lang in dict.fromkeys(lang for task in config.tasks.values() for lang in task.languages)]
+    guiding += [f"<{lang}>" for lang in dict.fromkeys(lang for _, lang in config.targets())]
     if len(set(guiding)) != len(guiding):
         raise ConfigError(
             f"a task and a language share a name, so they would share a guiding token: {', '.join(guiding)}", "rename the task"

@@ -12,6 +12,7 @@ PART = {
     "digits": ["data.corpora.isolated.where.speaker=[fsdd-george]", "data.corpora.connected.where={speaker: [fsdd-nicolas]}"],
     "read-speech": ["data.corpora.read.minimum={age: 30}"],
     "prompts": ["data.corpora.prompts.where={kind: [digit]}"],
+    "five-tasks": ["data.corpora.prompts.where={kind: [digit]}", "data.corpora.digits.where={speaker: [fsdd-nicolas]}"],
 }
 """Recipe -> settings that leave a small part of its corpora, for speed."""
 

@@ -225,6 +225,19 @@ def test_commonest_confusions_are_counted_per_band():
     assert "the made 2 0 2" in " ".join(" ".join(page.words).split())
 
 
+def test_labels_are_compared_whole_and_without_a_language():
+    names = [("de", "de"), ("en us", "de"), ("en", "en")]
+    found = [
+        item.model_copy(update={"task": "identify", "lang": "any", "text": text, "references": [right], "tags": {"accent": "x"}})
+        for item, (text, right) in zip([item for item in hypotheses() if item.bandwidth == "nb"][:3], names, strict=True)
+    ]
+    page = Page(score_report_html(scored(found), found))
+    text = " ".join(" ".join(page.words).split())
+    assert "66.7 % accuracy 1 of 3 wrong" in text and "longer is better" in text
+    assert "de en us 1 0 1" in text and "accent=x" in text
+    assert "→ any" not in text and "wrong of 1 words" not in text
+
+
 def test_the_page_of_other_hypotheses_is_refused():
     found = hypotheses()
     with pytest.raises(DataError, match="not those that the scores of `toy` were computed from"):

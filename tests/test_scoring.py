@@ -149,8 +149,8 @@ def test_wer_and_cer_equal_a_second_levenshtein_over_the_nearest_reference(seed)
 
 def test_every_metric_of_every_kind_of_task_is_in_the_table():
     assert {name for kind in TASK_KINDS.values() for name in kind.metrics} == set(METRICS)
-    assert len(METRICS) == 4
-    with pytest.raises(ConfigError, match="unknown metric `ter`; known: wer, cer, bleu, chrf"):
+    assert len(METRICS) == 5
+    with pytest.raises(ConfigError, match="unknown metric `ter`; known: wer, cer, bleu, chrf, accuracy"):
         find_metric("ter")
 
 
@@ -364,6 +364,23 @@ def test_files_are_read_as_they_were_written_and_once_only(tmp_path: Path):
     assert slices.read_sources([path]) == {str(path): found}
     with pytest.raises(DataError, match="named twice"):
         slices.read_sources([path, path])
+
+
+def test_accuracy_is_the_share_of_answers_that_equal_a_reference_exactly():
+    found = [hypothesis("de", "de"), hypothesis("en", "de", "en"), hypothesis("De", "de"), hypothesis("de de", "de")]
+    score = find_metric("accuracy")(found)
+    assert (score.value, score.errors, score.total, score.unit) == (50.0, 2, 4, "%")
+    assert not find_metric("accuracy").lower_is_better
+    assert "match:exact" in score.signature
+
+
+def test_slices_and_table_tell_the_recipes_own_tags_apart():
+    found = [hypothesis("a", "a", number=n, tags={"accent": accent}) for n, accent in enumerate(("us", "us", "uk"))]
+    report = slices.score("toy", {"f": found}, metrics_of)
+    assert [(part.tags, part.utterances) for part in report.slices] == [({"accent": "uk"}, 1), ({"accent": "us"}, 2)]
+    header, rows = score_rows(report)
+    assert header[:5] == ["subset", "task", "lang", "band", "tags"]
+    assert [row[4] for row in rows] == ["accent=uk", "accent=us"]
 
 
 def test_table_has_one_row_per_slice_and_one_column_per_metric():

@@ -42,6 +42,12 @@ def spoken(tmp_path_factory):
     return list(synth.read(SynthCorpus(sentences=TINY, renditions=2), _work(folder))), folder / "audio"
 
 
+def test_every_sentence_is_labelled_with_its_subject(spoken):
+    subjects = {template.kind for template in TEMPLATES}
+    assert all(utterance.labels.keys() == {"subject"} for utterance in spoken[0])
+    assert {utterance.labels["subject"] for utterance in spoken[0]} <= subjects and len(subjects) == 8
+
+
 # --- number words --------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,24 @@ def test_adding_an_expert_keeps_the_others_and_starts_as_the_one_that_is_named(t
     assert new.origin.copies == {"decoder.interpret": "translate"}
 
 
+def test_a_group_keeps_its_weights_by_name_and_a_new_one_starts_as_a_copy(tokenizer, tmp_path):
+    """German and English share an expert; then French joins, and English gets its own."""
+    folder, old = saved(
+        config(tmp_path, "dec-smoe", decoder_experts_by="lang", decoder_expert_groups={"all": ["en", "de"]}), tokenizer, tmp_path / "old"
+    )
+    tasks = {"transcribe": {"languages": ["en"]}, "translate": {"languages": ["de", "fr"]}}
+    model = {"preset": "dec-smoe", "decoder_experts_by": "lang", "decoder_expert_groups": {"all": ["de", "fr"]}}
+    extended = tokenizer.extend(["<fr>"], tmp_path / "tokenizer")
+    new = system(tiny_config(tmp_path, tasks=tasks, model=model, train={"init_from": str(folder)}), extended)
+    upcycling.start_from(folder, new, Lines())
+    before, after = old.model.state_dict(), new.model.state_dict()
+    experts = [name for name in after if name.startswith("decoder") and ".experts." in name]
+    assert {name.split(".")[5] for name in experts} == {"en", "all"}
+    for name in experts:
+        assert torch.equal(after[name], before[name.replace(".experts.en.", ".experts.all.")]), name
+    assert new.origin is not None and new.origin.copies == {"decoder.en": "all"}
+
+
 def test_another_choice_of_routed_layers_keeps_what_is_there_and_copies_the_rest(tokenizer, tmp_path):
     folder, old = saved(config(tmp_path, "encdec-smoe", **WIDER, encoder_routed_layers=[1]), tokenizer, tmp_path / "old")
     new, watcher = system(config(tmp_path, "encdec-smoe", {"init_from": str(folder)}, **WIDER), tokenizer), Lines()
@@ -261,7 +279,7 @@ def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, t
     assert_equal_output(whole, slim, route)
     assert slim.plan.routes == (str(route),)
     assert slim.plan.encoder == slim.plan.decoder == StackPlan(by=None, experts=("dense",))
-    assert make_plan(slim.config, [route.bandwidth]) == slim.plan
+    assert make_plan(slim.config, [route]) == slim.plan
     assert slim.tokenizer.guiding_tokens == tuple(GUIDING)
     assert (slim.model.ctc is not None) == (route.task == "transcribe")
     if slim.model.ctc is not None and whole.model.ctc is not None:

@@ -10,6 +10,7 @@ import typer
 from smoe_cli.cli import options
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
+from smoe_cli.tags import parse_tags
 
 
 def decode(
@@ -27,6 +28,7 @@ def decode(
     task: options.TaskName = None,
     lang: options.Language = None,
     bandwidth: options.Band = None,
+    tag: options.RouteTags = None,
     split: Annotated[
         str, typer.Option("--split", metavar="NAME", help="Which manifests to decode when no inputs are named: train, dev or test.")
     ] = "test",
@@ -67,12 +69,13 @@ def decode(
     flags = [] if beam is None else [f"decode.beam={beam}"]
     search = options.search_changes(overrides, flags)
     recipe = options.load_recipe_if_any(config, overrides, flags, instead=checkpoint is not None and bool(inputs), brings="decode")
+    tags = parse_tags(tag or ())
     if dry_run:
         from smoe_cli.decoding.inputs import check_recipe, check_request
         from smoe_cli.layout import Layout
         from smoe_cli.tags import Choice
 
-        choice = Choice(task, lang, bandwidth)
+        choice = Choice(task, lang, bandwidth, tuple(tags.items()))
         check_request(recipe, inputs or (), choice, split, checkpoint, out)
         if recipe and checkpoint is None:
             check_recipe(recipe, inputs or (), choice)
@@ -91,6 +94,7 @@ def decode(
             task=task,
             lang=lang,
             bandwidth=bandwidth,
+            tags=tags,
             split=split,
             checkpoint=checkpoint,
             out=out,

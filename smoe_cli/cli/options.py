@@ -55,6 +55,16 @@ Band = Annotated[
     Bandwidth | None,
     typer.Option("--bandwidth", help="`nb`: telephone speech, `wb`: 16 kHz or more.", show_default="as the data is tagged"),
 ]
+RouteTags = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="AXIS=VALUE",
+        help="Value on an axis of the recipe's own, e.g. `accent=us`; repeatable.",
+        autocompletion=complete.tag,
+        show_default="as the data is tagged",
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
+from smoe_cli.tags import shown_tags
 
 
 def prepare(
@@ -58,8 +59,12 @@ def prepare(
     if as_json:
         print_json(report)
         return
-    rows = [(row.split, row.task, row.lang, row.bandwidth, row.subset, row.cuts, row.hours) for row in report.rows]
-    print_table(("split", "task", "lang", "band", "subset", "cuts", "hours"), rows)
+    tagged = any(row.tags for row in report.rows)
+    rows = [
+        (row.split, row.task, row.lang, row.bandwidth, *([shown_tags(row.tags)] if tagged else []), row.subset, row.cuts, row.hours)
+        for row in report.rows
+    ]
+    print_table(("split", "task", "lang", "band", *(["tags"] if tagged else []), "subset", "cuts", "hours"), rows)
     for note in report.notes:
         print(f"note: {note}")
     print(report.cuts_dir)

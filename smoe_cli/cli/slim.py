@@ -9,7 +9,7 @@ import typer
 
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json
-from smoe_cli.tags import Bandwidth
+from smoe_cli.tags import Bandwidth, parse_tags
 
 
 def slim(
@@ -22,6 +22,7 @@ def slim(
     bandwidth: Annotated[
         Bandwidth | None, typer.Option("--bandwidth", help="Band it will hear.", show_default="the only one of the task")
     ] = None,
+    tag: options.RouteTags = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the model of one route of a trained model: a dense checkpoint with the same output, as small as a model without experts.
@@ -33,7 +34,7 @@ def slim(
     """
     from smoe_cli import pipeline
 
-    report = pipeline.slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth)
+    report = pipeline.slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=parse_tags(tag or ()))
     if as_json:
         print_json(report)
         return

@@ -18,7 +18,7 @@ READERS = {
 
 
 def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
-    """Yield a corpus's utterances with the recipe's split names and subset.
+    """Yield a corpus's utterances with the recipe's split names, and what its settings say of all of them.
 
     Raises:
         DataError: For a damaged or missing source, or a split that is none of train, dev, test.
@@ -32,4 +32,4 @@ def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
                 f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
                 f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: dev}}` (or train, test, null)",
             )
-        yield utterance.placed(split, utterance.subset or settings.subset, settings.bandwidth)
+        yield utterance.placed(split, settings)

@@ -17,7 +17,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per cut; relative audio paths start from `work.root`, as those of the manifests do.
 
     Raises:
-        DataError: If a manifest is missing or damaged, or a cut has not exactly one supervision with text.
+        DataError: If a manifest is missing or damaged, or a cut has not exactly one supervision, or a field that is no text.
     """
     for split, relative in settings.cuts.items():
         path = work.root / relative
@@ -37,13 +37,12 @@ def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, root: Path, whe
         raise DataError(
             f"`{where}`: cut `{cut.id}` is not one channel of one recording", "export mixed or feature-only cuts to audio first"
         )
-    texts = [segment for segment in cut.supervisions if segment.text and segment.text.strip()]
-    if len(texts) != 1 or len(cut.supervisions) != 1:
+    if len(cut.supervisions) != 1:
         raise DataError(
-            f"`{where}`: cut `{cut.id}` has {len(cut.supervisions)} supervisions, {len(texts)} with text; exactly one is expected",
+            f"`{where}`: cut `{cut.id}` has {len(cut.supervisions)} supervisions; exactly one is expected",
             "trim the cuts to their supervisions (`lhotse cut trim-to-supervisions`)",
         )
-    segment = texts[0]
+    segment = cut.supervisions[0]
     custom = segment.custom or {}
     translations = {}
     for lang, field in settings.translations.items():
@@ -52,15 +51,26 @@ def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, root: Path, whe
             raise DataError(f"`{where}`: cut `{cut.id}`: `{field}` is neither a text nor a list of texts", "correct the manifest")
         if value:
             translations[lang] = [value] if isinstance(value, str) else [str(text) for text in value]
+
+    def named(fields: dict[str, str]) -> dict[str, str]:
+        """Name -> what its custom field says, where there is one."""
+        found = {name: custom[field] for name, field in fields.items() if custom.get(field) not in (None, "")}
+        for name, value in found.items():
+            if not isinstance(value, str):
+                raise DataError(f"`{where}`: cut `{cut.id}`: `{fields[name]}` is `{value}`, which is no text", "correct the manifest")
+        return found
+
     return Utterance(
         id=cut.id,
         recording=cut.recording.with_path_prefix(root.resolve()),
         split=split,
         speaker=segment.speaker or "",
-        language=segment.language or settings.language,
-        transcript=str(segment.text),
+        language=segment.language or "",
+        transcript=segment.text or "",
         translations=translations,
         start_s=cut.start,
         duration_s=cut.duration,
         channel=cut.channel,
+        tags=named(settings.tag_fields),
+        labels=named(settings.label_fields),
     )

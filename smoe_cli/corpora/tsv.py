@@ -27,7 +27,7 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     rows = list(_rows(table, settings))
     for done, (line, row) in enumerate(rows, start=1):
         where = f"`{table}` line {line}"
-        for column in ("id", "split", "transcript"):
+        for column in ("id", "split"):
             if not row[column].strip():
                 raise DataError(f"{where}: `{column}` is empty", "fill it in, or remove the line")
         if settings.segments_column:
@@ -42,12 +42,19 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
             recording=recording,
             split=row["split"],
             speaker=row.get("speaker", ""),
-            language=row[settings.language_column] if settings.language_column else settings.language,
+            language=row[settings.language_column].strip() if settings.language_column else "",
             transcript=row["transcript"],
             translations={lang: _references(row[column]) for lang, column in settings.translations.items() if row[column].strip()},
             subset=row[settings.subset_column] if settings.subset_column else "",
+            tags=_filled(row, settings.tag_columns),
+            labels=_filled(row, settings.label_columns),
         )
         work.progress(done, len(rows), f"{work.name}: rows")
+
+
+def _filled(row: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
+    """Name -> what its column says, where it says something."""
+    return {name: row[column].strip() for name, column in columns.items() if row[column].strip()}
 
 
 def _references(text: str) -> list[str]:
@@ -66,8 +73,13 @@ def _rows(table: Path, settings: TsvCorpus) -> Iterator[tuple[int, dict[str, str
         raise DataError(f"cannot read table `{table}`: {error}", "it must be UTF-8 text, tab-separated") from error
     header = lines[0].split("\t") if lines else []
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
-    named = (settings.language_column, settings.subset_column, *settings.translations.values(), *settings.where, *settings.minimum)
-    missing = [name for name in ("id", "split", "transcript", *audio, *named) if name is not None and name not in header]
+    texts = (settings.translations, settings.tag_columns, settings.label_columns)
+    named = (settings.language_column, settings.subset_column, *(column for some in texts for column in some.values()))
+    missing = [
+        name
+        for name in ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
+        if name is not None and name not in header
+    ]
     if missing:
         raise DataError(
             f"table `{table}` has no column {', '.join(f'`{name}`' for name in missing)}; it has: {', '.join(header)}",

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from lhotse import Recording
 
+from smoe_cli.config import CorpusSettings
 from smoe_cli.tags import Bandwidth
+
+ASSUMED_LANGUAGE = "en"
+"""What is taken to be spoken where neither the corpus nor its settings say."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,17 @@ class Utterance:
         recording: The audio, not yet resampled; opened only when needed.
         split: As the corpus names it; the recipe may rename it.
         speaker: Who speaks; empty when unknown.
-        language: Language that is spoken.
-        transcript: What is said.
+        language: Language that is spoken; empty: the corpus does not say.
+        transcript: What is said; empty where only other tasks than transcription are to be learned.
         translations: Target language -> right answers, the first of which is trained on.
         subset: Named part scored apart, e.g. a voice that is never trained on.
         synthetic: Whether a machine spoke it.
         start_s, duration_s: The part of the recording; None: to its end.
         channel: Channel of the recording.
         bandwidth: What the recording carries, where its sampling rate does not tell.
+        tags: Axis of the recipe's own -> value.
+        labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
+        language_assumed: Whether nobody named the language.
     """
 
     id: str
@@ -43,10 +50,22 @@ class Utterance:
     duration_s: float | None = None
     channel: int = 0
     bandwidth: Bandwidth | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    language_assumed: bool = False
 
-    def placed(self, split: str, subset: str, bandwidth: Bandwidth | None) -> Utterance:
-        """The same utterance under another split name and subset, and with the recipe's word on its bandwidth."""
-        return replace(self, split=split, subset=subset, bandwidth=bandwidth)
+    def placed(self, split: str, settings: CorpusSettings) -> Utterance:
+        """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""
+        return replace(
+            self,
+            split=split,
+            subset=self.subset or settings.subset,
+            bandwidth=settings.bandwidth,
+            language=self.language or settings.language or ASSUMED_LANGUAGE,
+            language_assumed=not (self.language or settings.language),
+            tags=settings.tags | self.tags,
+            labels=settings.labels | self.labels,
+        )
 
 
 @dataclass(frozen=True)

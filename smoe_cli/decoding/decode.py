@@ -16,10 +16,12 @@ from smoe_cli.batching import Batch, Collator, chunk
 from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
 from smoe_cli.cuts import Tags, native_bandwidth, route_of, tags_of
-from smoe_cli.decoding.beam import Beam, beam_search
+from smoe_cli.decoding.beam import beam_search
+from smoe_cli.decoding.labels import label_log_probs
 from smoe_cli.decoding.part import Header, open_part
 from smoe_cli.errors import DataError
 from smoe_cli.features import FrontEnd
+from smoe_cli.model.speech_to_text import Memory
 from smoe_cli.records import Hypothesis
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.watch import Silent, Watcher
@@ -102,16 +104,38 @@ class Decoder:
         """Hypotheses of one batch, whose expert indices may have been changed on purpose (the swap test)."""
         batch = batch.to(self.device)
         memory = self.system.model.encoder(batch.features, batch.feature_lengths, batch.encoder_expert)
-        monotonic = all(self.system.config.kind(route.task).monotonic for route in batch.routes)
         prefix = torch.tensor([self.system.tokenizer.guiding_ids(route) for route in batch.routes])
+        kinds = {self.system.config.kind(route.task) for route in batch.routes}
+        if any(kind.closed for kind in kinds):
+            return self._answers(batch, memory, prefix)
+        monotonic = all(kind.monotonic for kind in kinds)
         limits = [max(self.settings.min_max_tokens, round(cut.duration * self.settings.max_tokens_per_s)) for cut in batch.cuts]
         weight = self.settings.ctc_weight if monotonic else 0.0
         if self.system.config.model.max_tokens is not None:
             limits = [min(limit, self.system.config.model.max_tokens - prefix.shape[1]) for limit in limits]
         results = beam_search(self.system.model, memory, prefix, batch.decoder_expert, limits, self.settings, weight, self.system.tokenizer)
-        return [self._hypothesis(cut, route, beams[0]) for cut, route, beams in zip(batch.cuts, batch.routes, results, strict=True)]
+        return [
+            self._hypothesis(cut, route, self.system.tokenizer.decode(beams[0].tokens), beams[0].score, beams[0].ended)
+            for cut, route, beams in zip(batch.cuts, batch.routes, results, strict=True)
+        ]
 
-    def _hypothesis(self, cut: MonoCut, route: Route, beam: Beam) -> Hypothesis:
+    def _answers(self, batch: Batch, memory: Memory, prefix_NP: torch.Tensor) -> list[Hypothesis]:
+        """The likeliest label for each utterance of a batch of one task, among those that training has seen."""
+        (task,) = {route.task for route in batch.routes}
+        labels = self.system.plan.labels_of(task)
+        tokenizer = self.system.tokenizer
+        spelled = [[*tokenizer.encode(label), tokenizer.end_id] for label in labels]
+        log_probs_NL = label_log_probs(self.system.model, memory, prefix_NP, batch.decoder_expert, spelled)
+        scores, best = log_probs_NL.log_softmax(-1).max(-1)
+        return [
+            self._hypothesis(cut, route, labels[index], score, True, labels)
+            for cut, route, index, score in zip(batch.cuts, batch.routes, best.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _hypothesis(
+        self, cut: MonoCut, route: Route, text: str, score: float, ended: bool, labels: Sequence[str] | None = None
+    ) -> Hypothesis:
+        """What was decoded of a cut; `labels` are all that could have been answered."""
         tags = tags_of(cut)
         return Hypothesis(
             id=cut.id,
@@ -119,28 +143,37 @@ class Decoder:
             task=route.task,
             lang=route.lang,
             bandwidth=str(route.bandwidth),
-            text=self.system.tokenizer.decode(beam.tokens),
+            text=text,
             references=tags.references,
             corpus=tags.corpus,
             subset=tags.subset,
             speaker=cut.supervisions[0].speaker or "",
             source_lang=tags.source_lang,
             duration_s=cut.duration,
-            score=beam.score,
-            stopped="end" if beam.ended else "length",
+            score=score,
+            stopped="end" if ended else "length",
             synthetic=tags.synthetic,
             model=self.system.digest,
             decoding=self.signature,
+            tags=dict(route.extra),
+            unseen=labels is not None and bool(tags.references) and not set(tags.references) & set(labels),
         )
 
 
 def cut_of_file(
-    path: Path, task: str, lang: str, bandwidth: Bandwidth | None, sample_rate_hz: int, limits_s: tuple[float, float]
+    path: Path,
+    task: str,
+    lang: str,
+    bandwidth: Bandwidth | None,
+    tags: dict[str, str],
+    sample_rate_hz: int,
+    limits_s: tuple[float, float],
 ) -> MonoCut:
     """A tagged cut over a bare audio file.
 
     Args:
         bandwidth: What the audio carries; None: what its sampling rate says (8 kHz or less is narrowband).
+        tags: Axis of the recipe's own -> value.
         sample_rate_hz: The model's rate, to which the audio is brought.
         limits_s: Shortest and longest audio the model was made for.
 
@@ -157,7 +190,7 @@ def cut_of_file(
         )
     bandwidth = native_bandwidth(recording, bandwidth)
     recording = recording.resample(sample_rate_hz)
-    tags = Tags(
+    supervised = Tags(
         utterance=str(path),
         corpus="",
         task=task,
@@ -167,8 +200,15 @@ def cut_of_file(
         references=[],
         subset="",
         synthetic=False,
+        axes=tags,
     )
     supervision = SupervisionSegment(
-        id=str(path), recording_id=recording.id, start=0.0, duration=recording.duration, text="", language=lang, custom=tags.model_dump()
+        id=str(path),
+        recording_id=recording.id,
+        start=0.0,
+        duration=recording.duration,
+        text="",
+        language=lang,
+        custom=supervised.model_dump(),
     )
     return MonoCut(id=str(path), start=0.0, duration=recording.duration, channel=0, supervisions=[supervision], recording=recording)

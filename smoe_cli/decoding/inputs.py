@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError, RouteError
-from smoe_cli.tags import Choice, check_routes, parse_bandwidth
+from smoe_cli.tags import HOW_TO_CHOOSE, Choice, Route, check_routes, parse_bandwidth
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -50,7 +50,7 @@ def check_recipe(config: Config, inputs: Sequence[Path], choice: Choice) -> None
     check_routes(choice, config.routes(), "the recipe")
     for path in inputs:
         if not _is_manifest(path):
-            _task_and_lang(path, config, choice)
+            _route_tags(path, config.routes(), choice)
 
 
 def cuts_of(path: Path, system: System, choice: Choice) -> list[MonoCut]:
@@ -69,14 +69,14 @@ def cuts_of(path: Path, system: System, choice: Choice) -> list[MonoCut]:
         raise DataError(f"input `{path}` is a folder", f"name its files, for example {path / '*.flac'}")
     if not path.is_file():
         raise DataError(f"no input `{path}`", "name an audio file, or a cut manifest (.jsonl, .jsonl.gz)")
-    task, lang = _task_and_lang(path, system.config, choice)
+    task, lang, tags = _route_tags(path, [Route.parse(name) for name in system.plan.routes], choice)
     band = parse_bandwidth(choice.bandwidth) if choice.bandwidth is not None else None
     features, data = system.config.features, system.config.data
-    cut = cut_of_file(path, task, lang, band, features.sample_rate_hz, (data.min_duration_s, data.max_duration_s))
+    cut = cut_of_file(path, task, lang, band, tags, features.sample_rate_hz, (data.min_duration_s, data.max_duration_s))
     try:
         system.plan.check(route_of(cut))
     except RouteError as error:
-        raise RouteError(f"`{path}`: {error.message}", "choose one of these with --task, --lang and --bandwidth") from None
+        raise RouteError(f"`{path}`: {error.message}", HOW_TO_CHOOSE) from None
     return [cut]
 
 
@@ -84,15 +84,25 @@ def _is_manifest(path: Path) -> bool:
     return path.name.endswith(MANIFEST_SUFFIXES)
 
 
-def _task_and_lang(path: Path, config: Config, choice: Choice) -> tuple[str, str]:
-    """What to write down of bare audio, if there is only one possibility."""
-    tasks = [name for name in config.tasks if choice.task in (None, name)]
-    if len(tasks) != 1:
-        raise RouteError(f"`{path}` is bare audio, and the model has several tasks: {', '.join(config.tasks)}", "choose one with --task")
-    languages = config.tasks[tasks[0]].languages
-    langs = [name for name in languages if choice.lang in (None, name)]
-    if len(langs) != 1:
+def _route_tags(path: Path, routes: Sequence[Route], choice: Choice) -> tuple[str, str, dict[str, str]]:
+    """(task, language, tags on the recipe's own axes) of bare audio, if there is only one possibility for each."""
+    tasks = list(dict.fromkeys(route.task for route in routes))
+    if choice.task is None and len(tasks) != 1:
+        raise RouteError(f"`{path}` is bare audio, and the model has several tasks: {', '.join(tasks)}", "choose one with --task")
+    task = choice.task or tasks[0]
+    languages = list(dict.fromkeys(route.lang for route in routes if route.task == task))
+    if choice.lang is None and len(languages) != 1:
         raise RouteError(
-            f"`{path}` is bare audio, and task `{tasks[0]}` has several languages: {', '.join(languages)}", "choose one with --lang"
+            f"`{path}` is bare audio, and task `{task}` has several languages: {', '.join(languages)}", "choose one with --lang"
         )
-    return tasks[0], langs[0]
+    lang = choice.lang or languages[0]
+    tags = dict(choice.tags)
+    for axis in (axis for axis, _ in routes[0].extra if axis not in tags):
+        values = list(dict.fromkeys(route.tags[axis] for route in routes if (route.task, route.lang) == (task, lang)))
+        if len(values) != 1:
+            raise RouteError(
+                f"`{path}` is bare audio, and axis `{axis}` has several values: {', '.join(values)}",
+                f"choose one with --tag, for example --tag {axis}={values[0]}" if values else HOW_TO_CHOOSE,
+            )
+        tags[axis] = values[0]
+    return task, lang, tags

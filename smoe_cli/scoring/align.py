@@ -23,10 +23,11 @@ class EditKind(StrEnum):
 
 
 class Unit(StrEnum):
-    """What is aligned: words (split at spaces) or characters (inner spaces count)."""
+    """What is aligned: words (split at spaces), characters (inner spaces count), or whole answers, each right or wrong."""
 
     WORD = "word"
     CHARACTER = "character"
+    ANSWER = "answer"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def align(hypotheses: Sequence[Hypothesis], unit: Unit = Unit.WORD) -> list[Alig
 
     Args:
         hypotheses: Each with at least one reference that is not empty.
-        unit: Words, or characters.
+        unit: Words, characters, or whole answers.
 
     Returns:
         One alignment per hypothesis, in the same order.
@@ -105,6 +106,8 @@ def align(hypotheses: Sequence[Hypothesis], unit: Unit = Unit.WORD) -> list[Alig
     Source: minimum edit distance by `jiwer`.
     """
     check_references(hypotheses)
+    if unit is Unit.ANSWER:
+        return [_answer(hypothesis) for hypothesis in hypotheses]
     pairs = [(reference, hypothesis.text) for hypothesis in hypotheses for reference in hypothesis.references]
     process = jiwer.process_words if unit is Unit.WORD else jiwer.process_characters
     # One call for all pairs: jiwer's set-up costs more than a short alignment.
@@ -116,6 +119,14 @@ def align(hypotheses: Sequence[Hypothesis], unit: Unit = Unit.WORD) -> list[Alig
         )
     )
     return [min((next(candidates) for _ in hypothesis.references), key=lambda found: found.errors) for hypothesis in hypotheses]
+
+
+def _answer(hypothesis: Hypothesis) -> Alignment:
+    """The whole text as one unit: equal to one of the references, or wrong."""
+    written = hypothesis.text
+    right = written if written in hypothesis.references else hypothesis.references[0]
+    kind = EditKind.EQUAL if right == written else EditKind.SUBSTITUTE
+    return Alignment((Edit(kind, (right,), (written,)),), right, errors=int(right != written), total=1)
 
 
 def _alignment(reference: str, chunks: list[jiwer.AlignmentChunk], reference_units: list[str], hypothesis_units: list[str]) -> Alignment:

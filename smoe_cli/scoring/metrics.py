@@ -1,4 +1,4 @@
-"""The metrics table: WER and CER by jiwer, BLEU and chrF by sacrebleu; a new metric is one entry.
+"""The metrics table: WER and CER by jiwer, BLEU and chrF by sacrebleu, accuracy of labels; a new metric is one entry.
 
 All are corpus-level: counts are summed over utterances before anything is divided, so that the order of the
 utterances does not matter. Texts are compared as they are, because the text policy of the tokenizer already
@@ -16,6 +16,7 @@ from typing import cast
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from smoe_cli import __version__
 from smoe_cli.errors import ConfigError, DataError, SmoeError
 from smoe_cli.records import Hypothesis, Score
 from smoe_cli.scoring.align import Unit, align, check_references
@@ -29,11 +30,13 @@ class Metric:
         label: Name as people write it.
         lower_is_better: Whether a smaller value is a better system.
         measure: Scores hypotheses of one target language.
+        shows: What a report compares where this is the headline metric.
     """
 
     label: str
     lower_is_better: bool
     measure: Callable[[Sequence[Hypothesis]], Score]
+    shows: Unit = Unit.WORD
 
     def __call__(self, hypotheses: Sequence[Hypothesis]) -> Score:
         """Score hypotheses of one target language.
@@ -100,6 +103,18 @@ def chrf(hypotheses: Sequence[Hypothesis]) -> Score:
     return Score(metric="chrf", value=value, unit="points", signature=str(metric.get_signature()))
 
 
+def accuracy(hypotheses: Sequence[Hypothesis]) -> Score:
+    """Right answers in %, compared as they are written; `errors` of `total` are wrong, also those that training never saw.
+
+    Raises:
+        DataError: If there are no hypotheses, or one has no reference or an empty one.
+    """
+    wrong = sum(alignment.errors for alignment in align(hypotheses, Unit.ANSWER))
+    total = len(hypotheses)
+    signature = f"match:exact|norm:none|lib:smoe|version:{__version__}"
+    return Score(metric="accuracy", value=100.0 * (total - wrong) / total, errors=wrong, total=total, signature=signature)
+
+
 def _error_rate(name: str, hypotheses: Sequence[Hypothesis], unit: Unit) -> Score:
     alignments = align(hypotheses, unit)
     errors, total = sum(alignment.errors for alignment in alignments), sum(alignment.total for alignment in alignments)
@@ -124,6 +139,7 @@ METRICS = {
     "cer": Metric(label="CER", lower_is_better=True, measure=cer),
     "bleu": Metric(label="BLEU", lower_is_better=False, measure=bleu),
     "chrf": Metric(label="chrF", lower_is_better=False, measure=chrf),
+    "accuracy": Metric(label="accuracy", lower_is_better=False, measure=accuracy, shows=Unit.ANSWER),
 }
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from smoe_cli import html
 from smoe_cli.errors import DataError
 from smoe_cli.html import escape
 from smoe_cli.records import Hypothesis, Score, ScoreReport, SliceScores
-from smoe_cli.scoring.align import Alignment, EditKind, align, confusions
+from smoe_cli.scoring.align import Alignment, EditKind, Unit, align, confusions
 from smoe_cli.scoring.metrics import find_metric
 from smoe_cli.scoring.slices import MAIN_SUBSET, SliceKey, group
-from smoe_cli.tags import Bandwidth
+from smoe_cli.tags import ANY, Bandwidth, shown_tags
 
 Groups = Mapping[SliceKey, Sequence[Hypothesis]]
 Alignments = Mapping[SliceKey, Sequence[Alignment]]
@@ -112,7 +113,7 @@ def score_report_html(report: ScoreReport, hypotheses: Sequence[Hypothesis]) -> 
     groups = group(hypotheses)
     if {key: len(members) for key, members in groups.items()} != {_key(part): part.utterances for part in report.slices}:
         raise DataError(f"the hypotheses are not those that the scores of `{report.system}` were computed from", "run `smoe score` again")
-    alignments = {key: align(members) for key, members in groups.items()}
+    alignments = {_key(part): align(groups[_key(part)], find_metric(part.scores[0].metric).shows) for part in report.slices}
     hours = sum(part.hours for part in report.slices)
     subsets = list(dict.fromkeys(part.subset for part in report.slices))
     truncated = sum(part.truncated for part in report.slices)
@@ -123,7 +124,7 @@ def score_report_html(report: ScoreReport, hypotheses: Sequence[Hypothesis]) -> 
         (f"{len(report.slices):,}", "slices"),
         (f"{truncated:,}", "cut off by the length limit"),
     ]
-    body = html.cards(overview) + _results(report, subsets) + _confusions(groups, alignments)
+    body = html.cards(overview) + _results(report, subsets) + _confusions(report, alignments)
     body += _examples(report, groups, alignments) + _fine_print(report)
     return html.page(
         title=report.system,
@@ -140,11 +141,11 @@ def score_report_html(report: ScoreReport, hypotheses: Sequence[Hypothesis]) -> 
 
 
 def _key(part: SliceScores) -> SliceKey:
-    return SliceKey(part.subset, part.task, part.lang, part.bandwidth)
+    return SliceKey(part.subset, part.task, part.lang, part.bandwidth, tuple(sorted(part.tags.items())))
 
 
 def _results(report: ScoreReport, subsets: Sequence[str]) -> str:
-    """One panel per subset: task and language by bandwidth, with a chart; bars of a metric share one scale over the page."""
+    """One panel per subset: task, language and tags by bandwidth, with a chart; bars of a metric share one scale over the page."""
     of_metric: dict[str, list[float]] = {}
     for part in report.slices:
         of_metric.setdefault(part.scores[0].metric, []).append(part.scores[0].value)
@@ -153,10 +154,12 @@ def _results(report: ScoreReport, subsets: Sequence[str]) -> str:
     panels = []
     for subset in subsets:
         rows = []
-        for task, lang in dict.fromkeys((part.task, part.lang) for part in report.slices if part.subset == subset):
-            parts = {band: by_key.get(SliceKey(subset, task, lang, band)) for band in Bandwidth}
+        keys = [_key(part) for part in report.slices if part.subset == subset]
+        for task, lang, tags in dict.fromkeys((key.task, key.lang, key.tags) for key in keys):
+            parts = {band: by_key.get(SliceKey(subset, task, lang, band, tags)) for band in Bandwidth}
             cells = [_score_cell(part) for part in parts.values()]
-            rows.append([_arrow(task, lang), *cells, _band_chart(f"{task} {lang}", parts, maxima)])
+            name = " ".join(filter(None, (task, lang, shown_tags(dict(tags)))))
+            rows.append([_arrow(task, lang, dict(tags)), *cells, _band_chart(name, parts, maxima)])
         header = ["Task", "Narrowband (NB)", "Wideband (WB)", "Headline metric, NB against WB"]
         members = [part for part in report.slices if part.subset == subset]
         size = f"{sum(part.utterances for part in members):,} utterances, {html.duration_text(sum(part.hours for part in members))}"
@@ -166,8 +169,10 @@ def _results(report: ScoreReport, subsets: Sequence[str]) -> str:
     return html.section("results", "Results", f"Bars of one metric share one scale on the whole page: {scales}.", "".join(panels))
 
 
-def _arrow(task: str, lang: str) -> str:
-    return f'{escape(task)} <span class="muted">→</span> {escape(lang)}'
+def _arrow(task: str, lang: str, tags: Mapping[str, str] = MappingProxyType({})) -> str:
+    """`translate → de`, with tags of the recipe's own axes; a task that answers with a label has no language."""
+    target = "" if lang == ANY else f' <span class="muted">→</span> {escape(lang)}'
+    return escape(task) + target + (f' <span class="small muted">{escape(shown_tags(tags))}</span>' if tags else "")
 
 
 def _score_cell(part: SliceScores | None) -> str:
@@ -175,8 +180,9 @@ def _score_cell(part: SliceScores | None) -> str:
         return '<span class="muted small">not scored</span>'
     headline, *others = part.scores
     label = find_metric(headline.metric).label
-    rest = " · ".join(f"{find_metric(score.metric).label} {html.value_text(score.value, score.unit)}" for score in others)
-    counts = {"synthetic": part.synthetic, "cut off": part.truncated}
+    others_text = [f"{headline.errors:,} of {headline.total:,} wrong"] if find_metric(headline.metric).shows is Unit.ANSWER else []
+    rest = " · ".join(others_text + [f"{find_metric(score.metric).label} {html.value_text(score.value, score.unit)}" for score in others])
+    counts = {"synthetic": part.synthetic, "cut off": part.truncated, "with a label never seen in training": part.unseen}
     size = f"{part.utterances:,} utt. · {html.duration_text(part.hours)}"
     size += "".join(f" · {count:,} {name}" for name, count in counts.items() if count)
     return (
@@ -193,10 +199,11 @@ def _band_chart(name: str, parts: Mapping[Bandwidth, SliceScores | None], maxima
     return html.bar_chart(bars, maxima[metric], f"{name}, {find_metric(metric).label}: {values}")
 
 
-def _confusions(groups: Groups, alignments: Alignments) -> str:
-    """Commonest word errors per task and language, subsets pooled, bands apart."""
+def _confusions(report: ScoreReport, alignments: Alignments) -> str:
+    """Commonest errors per task and language, subsets and tags pooled, bands apart: words, or whole labels."""
     panels = []
-    for task, lang in dict.fromkeys((key.task, key.lang) for key in groups):
+    unit_of = {(part.task, part.lang): find_metric(part.scores[0].metric).shows for part in report.slices}
+    for (task, lang), unit in unit_of.items():
         counts: dict[str, Counter[tuple[str, str]]] = {band: Counter() for band in Bandwidth}
         for key, members in alignments.items():
             if (key.task, key.lang) == (task, lang):
@@ -207,13 +214,16 @@ def _confusions(groups: Groups, alignments: Alignments) -> str:
             [*(escape(word or NOTHING) for word in pair), *(f"{counts[band][pair]:,}" for band in Bandwidth), f"{total[pair]:,}"]
             for pair in commonest
         ]
-        content = html.table(["right", "written", "NB", "WB", "both"], rows, numeric={2, 3, 4}) if rows else "<p>Not one word is wrong.</p>"
+        content = (
+            html.table(["right", "written", "NB", "WB", "both"], rows, numeric={2, 3, 4}) if rows else f"<p>Not one {unit} is wrong.</p>"
+        )
         panels.append(html.panel(content, _arrow(task, lang), css="compact"))
     lead = (
-        "Where the text differs most often from its nearest reference, all subsets together. "
+        "Where the text differs most often from its nearest reference, by words, or by whole answers where these are labels; all subsets "
+        "together. "
         f"{NOTHING} stands for a word left out or made up. In a translation another word need not be a wrong one."
     )
-    return html.section("confusions", "Commonest word confusions", lead, html.grid(panels))
+    return html.section("confusions", "Commonest confusions", lead, html.grid(panels))
 
 
 def _examples(report: ScoreReport, groups: Groups, alignments: Alignments) -> str:
@@ -226,22 +236,24 @@ def _examples(report: ScoreReport, groups: Groups, alignments: Alignments) -> st
         count = f"the worst {len(shown):,} of {len(pairs):,}" if len(shown) < len(pairs) else f"all {len(pairs):,}"
         result = f"{find_metric(headline.metric).label} {html.value_text(headline.value, headline.unit)}"
         summary = (
-            f'<b>{_arrow(part.task, part.lang)} · <span class="t-{band}">{band.upper()}</span></b>'
+            f'<b>{_arrow(part.task, part.lang, part.tags)} · <span class="t-{band}">{band.upper()}</span></b>'
             f'<span class="muted">{escape(part.subset or MAIN_SUBSET)}</span>'
             f'<span class="right">{result}</span><span class="muted small">{count}</span>'
         )
-        items = "\n".join(_example(hypothesis, found) for hypothesis, found in shown)
+        items = "\n".join(_example(hypothesis, found, find_metric(headline.metric).shows) for hypothesis, found in shown)
         opened = " open" if number == 0 else ""
         slices.append(f'<details class="slice"{opened}><summary>{summary}</summary>\n<ol class="examples">{items}</ol></details>\n')
-    lead = "Per slice the utterances with the largest share of wrong words, measured against the nearest reference; worst first."
+    lead = "Per slice the utterances with the largest share of wrong words, or a wrong label, against the nearest reference; worst first."
     return html.section("examples", "Examples", lead, LEGEND + TOOLS + "".join(slices))
 
 
-def _example(hypothesis: Hypothesis, found: Alignment) -> str:
+def _example(hypothesis: Hypothesis, found: Alignment, unit: Unit) -> str:
     head = [f'<b class="mono">{escape(hypothesis.utterance)}</b>', f"{hypothesis.duration_s:.1f}\u202fs"]
     head += [f"speaker {escape(hypothesis.speaker)}"] if hypothesis.speaker else []
-    head.append(f"{found.errors} wrong of {found.total} words ({100 * found.error_rate:.0f}\u202f%)" if found.errors else "no errors")
+    wrong = f"{found.errors} wrong of {found.total} words ({100 * found.error_rate:.0f}\u202f%)" if unit is Unit.WORD else "wrong"
+    head.append(wrong if found.errors else "no errors" if unit is Unit.WORD else "right")
     head += [f"nearest of {len(hypothesis.references)} references"] if len(hypothesis.references) > 1 else []
+    head += [html.badge("a label never seen in training", "warn")] if hypothesis.unseen else []
     head += [html.badge("cut off by the length limit", "bad")] if hypothesis.stopped == "length" else []
     head += [html.badge("wrote nothing", "bad")] if not hypothesis.text.strip() else []
     keys = {"rate": f"{found.error_rate:.4f}", "errors": found.errors, "duration": f"{hypothesis.duration_s:.3f}", "id": hypothesis.id}
@@ -280,7 +292,7 @@ def _fine_print(report: ScoreReport) -> str:
             signatures.setdefault((score.metric, score.signature), []).append(part)
     rows = []
     for (metric, signature), parts in signatures.items():
-        languages = ", ".join(dict.fromkeys(f"{part.task} → {part.lang}" for part in parts))
+        languages = ", ".join(dict.fromkeys(part.task if part.lang == ANY else f"{part.task} → {part.lang}" for part in parts))
         rows.append([find_metric(metric).label, f"<code>{escape(signature)}</code>", escape(languages)])
     versions = " · ".join(f"{escape(name)} {escape(number)}" for name, number in report.versions.items())
     files = "".join(f"<br><code>{escape(file)}</code>" for file in report.hypotheses)

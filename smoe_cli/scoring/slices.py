@@ -1,4 +1,4 @@
-"""Hypotheses grouped by subset, task, language and bandwidth, each slice scored with its task's metrics."""
+"""Hypotheses grouped by subset, task, language, bandwidth and the recipe's own tags, each slice scored with its task's metrics."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class SliceKey(NamedTuple):
     task: str
     lang: str
     bandwidth: str
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 def read_sources(paths: Iterable[Path]) -> dict[str, list[Hypothesis]]:
@@ -100,10 +101,11 @@ def _check_one_model(sources: Mapping[str, Sequence[Hypothesis]]) -> None:
 
 
 def group(hypotheses: Iterable[Hypothesis]) -> dict[SliceKey, list[Hypothesis]]:
-    """Group by subset, task, language and bandwidth; slices and their utterances (by cut id) in sorted order."""
+    """Group by subset, task, language, bandwidth and tags; slices and their utterances (by cut id) in sorted order."""
     groups: dict[SliceKey, list[Hypothesis]] = {}
     for hypothesis in sorted(hypotheses, key=lambda found: found.id):
-        key = SliceKey(hypothesis.subset, hypothesis.task, hypothesis.lang, hypothesis.bandwidth)
+        tags = tuple(sorted(hypothesis.tags.items()))
+        key = SliceKey(hypothesis.subset, hypothesis.task, hypothesis.lang, hypothesis.bandwidth, tags)
         groups.setdefault(key, []).append(hypothesis)
     return dict(sorted(groups.items()))
 
@@ -139,11 +141,12 @@ def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: 
 
 def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Callable[[str], tuple[str, ...]]) -> SliceScores:
     return SliceScores(
-        **key._asdict(),
+        **{**key._asdict(), "tags": dict(key.tags)},
         utterances=len(hypotheses),
         # fsum is exact, hence the same for every order of the utterances.
         hours=math.fsum(hypothesis.duration_s for hypothesis in hypotheses) / SECONDS_PER_HOUR,
         truncated=sum(hypothesis.stopped == "length" for hypothesis in hypotheses),
         synthetic=sum(hypothesis.synthetic for hypothesis in hypotheses),
+        unseen=sum(hypothesis.unseen for hypothesis in hypotheses),
         scores=[find_metric(name)(hypotheses) for name in metrics_of(key.task)],
     )

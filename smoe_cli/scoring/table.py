@@ -5,6 +5,7 @@ from __future__ import annotations
 from smoe_cli.records import ScoreReport
 from smoe_cli.scoring.metrics import find_metric
 from smoe_cli.scoring.slices import MAIN_SUBSET
+from smoe_cli.tags import shown_tags
 
 
 def score_rows(report: ScoreReport) -> tuple[list[str], list[list[str]]]:
@@ -21,13 +22,15 @@ def score_rows(report: ScoreReport) -> tuple[list[str], list[list[str]]]:
     metrics = [find_metric(name).label + (f" {unit}" if unit == "%" else "") for name, unit in units.items()]
     # Where all speech is synthetic, the title says so.
     mixed = 0 < report.synthetic < report.measured
+    tagged = any(part.tags for part in report.slices)
     rows = []
     for part in report.slices:
         values = {score.metric: f"{score.value:.1f}" for score in part.scores}
-        tags = [part.subset or MAIN_SUBSET, part.task, part.lang, part.bandwidth]
+        tags = [part.subset or MAIN_SUBSET, part.task, part.lang, part.bandwidth, *([shown_tags(part.tags)] if tagged else [])]
         counts = [f"{part.utterances:,}", *([f"{part.synthetic:,}"] if mixed else []), f"{part.hours:.2f}", f"{part.truncated:,}"]
         rows.append(tags + [values.get(name, "") for name in units] + counts)
-    return ["subset", "task", "lang", "band", *metrics, "utterances", *(["synthetic"] if mixed else []), "hours", "cut off"], rows
+    header = ["subset", "task", "lang", "band", *(["tags"] if tagged else []), *metrics, "utterances", *(["synthetic"] if mixed else [])]
+    return [*header, "hours", "cut off"], rows
 
 
 def signatures(report: ScoreReport) -> list[str]:

@@ -26,6 +26,7 @@ from smoe_cli import checkpoint, upcycling
 from smoe_cli.batching import IGNORE_ID, Batch, Collator, RouteBatches, by_route, chunk
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import Config
+from smoe_cli.cuts import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
 from smoe_cli.layout import CHECKPOINTS, FINAL
@@ -84,8 +85,7 @@ class Trainer:
         self.groups = by_route(train_cuts, self.plan)
         self._check_routes()
         # The plan promises only what was trained for.
-        trained = make_plan(config, sorted({route.bandwidth for route in self.groups}))
-        self.plan = trained.model_copy(update={"routes": tuple(map(str, self.groups))})
+        self.plan = make_plan(config, self.groups, labels_of(train_cuts, {task for task in config.tasks if config.kind(task).closed}))
         dev_groups = by_route(dev_cuts, make_plan(config))
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
@@ -100,6 +100,9 @@ class Trainer:
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         front_end = FrontEnd(config.features)
         self.collator = Collator(front_end, tokenizer, self.plan, config.model.max_tokens)
+        for task, labels in self.plan.labels.items():
+            if len(labels) == 1:
+                self.watcher.log(f"task `{task}` has one label in all of the train split, `{labels[0]}`: there is nothing to choose")
         self.batches = RouteBatches(
             self.groups, self.settings.batch_s, self.settings.max_utterances, self.settings.seed, self.settings.temperature
         )
@@ -117,6 +120,8 @@ class Trainer:
         served = {(route.task, route.lang) for route in self.groups}
         for route in self.config.routes():
             if (route.task, route.lang) not in served:
+                if self.config.kind(route.task).closed:
+                    raise DataError(f"no training cut for task `{route.task}`", "give the train split labels for it, or leave the task out")
                 raise DataError(
                     f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
                     f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",

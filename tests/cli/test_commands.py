@@ -344,6 +344,16 @@ def test_decode_hands_on_its_options_and_prints_where_it_wrote(smoe, replace):
     assert decode.call_args.args[0].decode.beam == 2
 
 
+def test_tags_of_the_recipes_own_axes_are_handed_on_and_must_be_axis_and_value(smoe, replace):
+    decode = replace("decode", DecodeReport(checkpoint=Path("exp/model/final"), paths=[Path("a.jsonl")], hypotheses=[HYPOTHESIS]))
+    assert smoe("decode", "--tag", "accent=us", "--tag", "channel=2").exit_code == 0
+    assert decode.call_args.kwargs["tags"] == {"accent": "us", "channel": "2"}
+    for words in (("--tag", "accent"), ("--tag", "accent=us", "--tag", "accent=uk"), ("--tag", "task=translate"), ("--tag", "accent=U/S")):
+        result = smoe("decode", *words)
+        assert result.exit_code == 2 and f"tag `{words[-1]}`" in result.stderr
+    assert "no route `*/*/*/accent=us`" in smoe("decode", "--tag", "accent=us", "--dry-run").stderr
+
+
 def test_decode_prints_hypotheses_of_bare_audio_and_on_request(smoe, replace, tmp_path):
     (tmp_path / "call.wav").touch()
     decode = replace("decode", DecodeReport(checkpoint=Path("final"), paths=[], hypotheses=[HYPOTHESIS, HYPOTHESIS]))

@@ -31,7 +31,8 @@ def test_convert_hands_on_the_wish_and_says_what_came_out(smoe, replace, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "words", [("convert", "nowhere", "--out", "model"), ("convert", ".", "--out", "model"), ("convert", "."), ("convert", ".", "--task", "x")]
+    "words",
+    [("convert", "nowhere", "--out", "model"), ("convert", ".", "--out", "model"), ("convert", "."), ("convert", ".", "--task", "x")],
 )
 def test_convert_of_nothing_or_to_nowhere_exits_with_2(smoe, words):
     assert smoe(*words).exit_code == 2

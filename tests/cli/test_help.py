@@ -84,8 +84,9 @@ def test_the_shell_completes_commands_and_values(monkeypatch, smoe, line, expect
 
 def test_tasks_are_completed_without_a_recipe_too(monkeypatch, smoe, recipe):
     recipe.unlink()
-    assert complete(monkeypatch, smoe, "smoe decode --task ") == ["transcribe", "translate"]
+    assert complete(monkeypatch, smoe, "smoe decode --task ") == ["transcribe", "translate", "identify", "classify"]
     assert complete(monkeypatch, smoe, "smoe decode --lang ") == []
+    assert complete(monkeypatch, smoe, "smoe decode --tag ") == []
 
 
 def test_the_reference_pages_are_as_the_source_says():

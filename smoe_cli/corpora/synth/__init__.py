@@ -60,6 +60,7 @@ def read(settings: SynthCorpus, work: Work) -> Iterator[Utterance]:
             translations={"de": [item.sentence.de], "fr": [item.sentence.fr]},
             subset=item.subset,
             synthetic=True,
+            labels={"subject": item.sentence.kind},
         )
 
 

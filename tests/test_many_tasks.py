@@ -1,0 +1,420 @@
+"""Transcription, two translations, language identification and classification in one model, with an axis of the recipe's own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from smoe_cli import checkpoint, pipeline
+from smoe_cli.batching import Collator
+from smoe_cli.checkpoint import System
+from smoe_cli.config import Config
+from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora.utterance import Work
+from smoe_cli.cuts import read_cuts, route_of, tags_of
+from smoe_cli.decoding.decode import Decoder
+from smoe_cli.decoding.labels import AT_ONCE, label_log_probs
+from smoe_cli.errors import ConfigError, DataError, RouteError
+from smoe_cli.features import FrontEnd
+from smoe_cli.layout import Layout
+from smoe_cli.loss import combined_loss
+from smoe_cli.records import read_hypotheses
+from smoe_cli.tags import Route
+from smoe_cli.tokenizer import END_ID, open_tokenizer
+from smoe_cli.training import Trainer
+from smoe_cli.watch import Silent
+from tests.conftest import tiny_config
+
+TASKS = {
+    "transcribe": {"languages": ["en"]},
+    "translate": {"languages": ["de", "fr"]},
+    "identify": {},
+    "intent": {"kind": "classify", "label": "wish"},
+}
+AXES = {"accent": ["us", "uk", "in"]}
+MODEL = {
+    "encoder_experts_by": "bandwidth+accent",
+    "decoder_experts_by": "task+lang",
+    "decoder_expert_groups": {"german": ["translate-de"], "naming": ["identify-any", "intent-any"]},
+}
+SAID = {
+    "one": ("en", "one", "eins", "un", "count", 300.0),
+    "stop": ("en", "stop", "halt", "arrêt", "order", 700.0),
+    "hola": ("es", "", "hallo", "", "", 1300.0),
+}
+"""Word -> spoken language, transcript, German, French, label, pitch in hertz."""
+
+
+def write_corpus(folder: Path, per_word: int = 10) -> Path:
+    """Tones that stand for words, of two languages and two accents; no transcript, no French and no label of the Spanish one.
+
+    One label of the test split is never in the train split.
+    """
+    generator = np.random.default_rng(0)
+    rows = ["id\tpath\tsplit\tspeaker\tlang\taccent\twish\ttranscript\tde\tfr"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for word, (lang, transcript, german, french, label, pitch_hz) in SAID.items():
+        for number in range(per_word):
+            t = np.arange(int(16000 * (0.5 + 0.03 * number))) / 16000
+            name = f"{word}{number}"
+            soundfile.write(
+                folder / f"{name}.flac", 0.3 * np.sin(2 * np.pi * pitch_hz * t) + 0.01 * generator.standard_normal(len(t)), 16000
+            )
+            split = ("dev", "test")[number % 2] if number % 5 == 0 else "train"
+            wish = "never-heard" if (split, word) == ("test", "stop") else label
+            accent = ("us", "uk")[number // 5 % 2]
+            rows.append(f"{name}\t{name}.flac\t{split}\ts{number}\t{lang}\t{accent}\t{wish}\t{transcript}\t{german}\t{french}")
+    (folder / "table.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def recipe(corpus: Path, exp_dir: Path, **changes: object) -> Config:
+    table = {
+        "type": "tsv",
+        "path": "table.tsv",
+        "language_column": "lang",
+        "translations": {"de": "de", "fr": "fr"},
+        "tag_columns": {"accent": "accent"},
+        "label_columns": {"wish": "wish"},
+    }
+    data = {"root": str(corpus), "nb_downsample": True, "corpora": {"tones": table}}
+    settings = {"data": data, "tasks": TASKS, "axes": AXES, "model": MODEL, "decode": {"min_max_tokens": 2, "max_tokens_per_s": 2.0}}
+    return tiny_config(exp_dir, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Config:
+    """The road up to the hypotheses. Twelve steps do not even reach all twenty routes, which no law here needs."""
+    folder = tmp_path_factory.mktemp("tasks")
+    config = recipe(write_corpus(folder / "corpus"), folder / "exp", train={"max_steps": 12, "temperature": 4.0})
+    pipeline.prepare(config)
+    pipeline.tokenize(config)
+    pipeline.train(config)
+    pipeline.decode(config)
+    return config
+
+
+@pytest.fixture
+def system(trained) -> System:
+    return checkpoint.load(Layout.of(trained).final)
+
+
+def test_five_kinds_of_answer_go_the_whole_road(trained, system):
+    routes = {Route.parse(name) for name in system.plan.routes}
+    assert {(route.task, route.lang) for route in routes} == set(trained.targets())
+    assert {route.tags["accent"] for route in routes} == {"us", "uk"}, "nobody speaks with the third accent"
+    assert system.plan.encoder.experts == ("nb-us", "nb-uk", "wb-us", "wb-uk")
+    assert system.plan.decoder.experts == ("transcribe-en", "german", "translate-fr", "naming")
+    assert system.plan.labels == {"identify": ("en", "es"), "intent": ("count", "order")}
+    report = pipeline.score(trained)
+    slices = {(part.task, part.lang): part for part in report.slices}
+    assert slices.keys() == set(trained.targets())
+    assert [score.metric for score in slices["identify", "any"].scores] == ["accuracy"]
+    assert {tuple(part.tags.items()) for part in report.slices} == {(("accent", "uk"),)}, "the test split has one accent"
+    found = pipeline.route_audit(trained, utterances=2)
+    assert not [finding for finding in found.findings if finding.check != "swap"]
+    assert all(row.planned for row in found.served)
+    assert {Route.parse(name) for name in found.routes} == {route for route in routes if route.tags["accent"] == "uk"}
+    assert {swap.metric for swap in found.swaps} == {"wer", "bleu", "accuracy"}
+
+
+def test_prepare_says_what_is_lacking(trained):
+    notes = "\n".join(json.loads(Layout.of(trained).prepare_report.read_text())["notes"])
+    assert "10 utterances have no label `wish` for intent; they serve the other tasks" in notes
+    assert "10 utterances have no text for translate/fr; they serve the other tasks" in notes
+    assert "no training cut has accent `in`" in notes
+    assert "labels of intent in the test split that training never sees, and so can only be wrong: never-heard" in notes
+
+
+def test_every_route_reaches_exactly_the_expert_of_its_tags(system):
+    for route in map(Route.parse, system.plan.routes):
+        assert system.plan.encoder.expert(route) == f"{route.bandwidth}-{route.tags['accent']}"
+        assert system.plan.decoder.expert(route) == {
+            "translate-de": "german",
+            "identify-any": "naming",
+            "intent-any": "naming",
+        }.get(route.value("task+lang"), route.value("task+lang"))
+
+
+def batch_of(config: Config, system: System, name: str = "train"):
+    """One cut of every route of the plan."""
+    of_route = {route_of(cut): cut for cut in read_cuts(Layout.of(config).cuts(name))}
+    features = config.features
+    return Collator(FrontEnd(features), system.tokenizer, system.plan), list(of_route.values())
+
+
+@torch.inference_mode()
+def test_a_batch_of_all_tasks_equals_its_utterances_one_by_one(trained, system):
+    collator, cuts = batch_of(trained, system)
+    assert len(cuts) == len(system.plan.routes) == 20
+    whole = collator(cuts)
+    model = system.model
+    states, memory = model(whole.features, whole.feature_lengths, whole.tokens_in, whole.encoder_expert, whole.decoder_expert)
+    for number, cut in enumerate(cuts):
+        alone = collator([cut])
+        alone_states, alone_memory = model(
+            alone.features, alone.feature_lengths, alone.tokens_in, alone.encoder_expert, alone.decoder_expert
+        )
+        frames, tokens = alone_memory.states.shape[1], alone_states.shape[1]
+        torch.testing.assert_close(memory.states[number, :frames], alone_memory.states[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(states[number, :tokens], alone_states[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_on_labels_leaves_the_experts_of_the_other_tasks_bit_identical(trained, tmp_path):
+    layout = Layout.of(trained)
+    trainer = Trainer(trained, tmp_path, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer))
+    route = next(route for route in trainer.groups if route.task == "identify" and str(route.bandwidth) == "nb")
+    before = {name: value.clone() for name, value in trainer.system.model.state_dict().items()}
+    trainer.train_step(trainer.collator(list(trainer.groups[route])[:4]))
+    changed = {name for name, value in trainer.system.model.state_dict().items() if not torch.equal(value, before[name])}
+    used = {trainer.plan.encoder.expert(route), trainer.plan.decoder.expert(route)}
+    assert {name.split(".experts.")[1].split(".")[0] for name in changed if ".experts." in name} == used
+
+
+# --- labels ----------------------------------------------------------------------------------------------
+
+
+def test_only_labels_seen_in_training_are_written_and_an_unseen_one_is_wrong_and_counted(trained, system):
+    layout = Layout.of(trained)
+    for task in ("identify", "intent"):
+        found = list(read_hypotheses(layout.hypotheses("test", task, "any")))
+        assert found and {item.text for item in found} <= set(system.plan.labels[task])
+        assert all(item.score <= 0 and item.stopped == "end" for item in found)
+    unseen = [item for item in found if item.unseen]
+    assert unseen and {item.references[0] for item in unseen} == {"never-heard"}
+    report = pipeline.score(trained)
+    assert sum(part.unseen for part in report.slices if part.task == "intent") == len(unseen)
+    assert f"{len(unseen)} right labels of intent were never seen in training" in report.notes
+    page = (layout.scores / "report.html").read_text(encoding="utf-8")
+    assert "a label never seen in training" in page and "accent=uk" in page
+
+
+@torch.inference_mode()
+def test_the_score_of_a_label_is_its_log_probability_under_the_decoder(trained, system):
+    collator, cuts = batch_of(trained, system)
+    batch = collator([cut for cut in cuts if route_of(cut).task == "intent"])
+    labels = [f"label-{number}" for number in range(AT_ONCE)] + ["a", "a much longer one"]
+    spelled = [[*system.tokenizer.encode(label), END_ID] for label in labels]
+    memory = system.model.encoder(batch.features, batch.feature_lengths, batch.encoder_expert)
+    prefix = torch.tensor([system.tokenizer.guiding_ids(route) for route in batch.routes])
+    found = label_log_probs(system.model, memory, prefix, batch.decoder_expert, spelled)
+    assert found.shape == (len(batch.cuts), len(labels))
+    for number, ids in enumerate(spelled):
+        tokens = torch.cat([prefix, torch.tensor([ids[:-1]], dtype=torch.int64).expand(len(prefix), -1)], 1)
+        states = system.model.decoder(tokens, memory, batch.decoder_expert)
+        log_probs = system.model.decoder.output(states)[:, prefix.shape[1] - 1 :].log_softmax(-1).double()
+        wanted = sum(log_probs[:, position, token] for position, token in enumerate(ids))
+        torch.testing.assert_close(found[:, number], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_beam_decides_nothing_about_labels(trained, system):
+    cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if route_of(cut).task == "identify"]
+    search = trained.decode
+    greedy, wide = (Decoder(system, search.model_copy(update={"beam": beam})).decode(cuts) for beam in (1, 7))
+    assert [item.text for item in greedy] == [item.text for item in wide]
+
+
+def test_labels_stay_as_they_are_written(tmp_path):
+    """The text policy is for text."""
+    corpus = write_corpus(tmp_path / "corpus", 2)
+    table = corpus / "table.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace("\tcount\t", "\tCount-It!\t"), encoding="utf-8")
+    config = recipe(corpus, tmp_path / "exp")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"lowercase": True, "strip_punctuation": True})})
+    pipeline.prepare(config)
+    texts = {cut.supervisions[0].text for split in ("dev", "train") for cut in read_cuts(Layout.of(config).cuts(split))}
+    assert "Count-It!" in texts
+
+
+# --- no transcript ---------------------------------------------------------------------------------------
+
+
+def test_an_utterance_without_transcript_has_no_ctc_term_exactly():
+    logits, targets = torch.randn(3, 2, 5), torch.tensor([[1, 2], [3, 2], [4, 2]])
+    ctc = torch.randn(3, 9, 5, requires_grad=True)
+    ctc_targets, frames = torch.tensor([[1, 2], [0, 0], [3, 0]]), torch.tensor([9, 8, 9])
+    found = combined_loss(logits, targets, ctc, frames, ctc_targets, torch.tensor([2, 0, 1]), 0.0, 0.3, -100, 0)
+    heard = torch.tensor([0, 2])
+    lengths = torch.tensor([2, 1])
+    alone = combined_loss(logits[heard], targets[heard], ctc[heard], frames[heard], ctc_targets[heard], lengths, 0.0, 0.3, -100, 0)
+    assert torch.equal(found.ctc, alone.ctc)
+    torch.testing.assert_close(found.total, 0.7 * found.attention + 0.3 * alone.ctc)
+    assert found.too_short == 0
+    found.total.backward()
+    assert torch.equal(ctc.grad[1], torch.zeros(9, 5)) and ctc.grad[0].abs().sum() > 0
+
+
+def test_a_batch_without_any_transcript_does_not_touch_the_ctc_head():
+    ctc = torch.randn(1, 9, 5, requires_grad=True)
+    logits = torch.randn(1, 2, 5, requires_grad=True)
+    nothing = torch.zeros(1, 0, dtype=torch.int64)
+    found = combined_loss(logits, torch.tensor([[1, 2]]), ctc, torch.tensor([9]), nothing, torch.tensor([0]), 0.0, 0.3, -100, 0)
+    assert torch.equal(found.total, 0.7 * found.attention) and found.ctc == 0
+    found.total.backward()
+    assert ctc.grad is None and logits.grad is not None
+
+
+def test_a_transcript_may_be_missing_only_where_no_task_writes_it_down(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", 2)
+    assert pipeline.prepare(recipe(corpus, tmp_path / "exp")).rows
+    with pytest.raises(DataError, match="utterance `hola0` of corpus `tones` has no transcript, and task `transcribe` writes `es`"):
+        pipeline.prepare(recipe(corpus, tmp_path / "exp", tasks=TASKS | {"transcribe": {"languages": ["en", "es"]}}))
+
+
+# --- the recipe's own axes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("\ten\tuk\t", "\ten\taustralian\t", "utterance `one5` of corpus `tones` has the unknown value `australian` on axis `accent`"),
+        ("\ten\tuk\t", "\ten\t\t", "utterance `one5` of corpus `tones` has no value on axis `accent`; known: us, uk, in"),
+    ],
+)
+def test_an_utterance_without_a_known_tag_is_refused_by_name(tmp_path, old, new, problem):
+    corpus = write_corpus(tmp_path / "corpus", 6)
+    table = corpus / "table.tsv"
+    table.write_text(table.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(DataError, match=problem) as caught:
+        pipeline.prepare(recipe(corpus, tmp_path / "exp"))
+    assert caught.value.hint
+
+
+def test_a_cut_whose_tag_was_lost_or_forged_is_refused_by_name(trained, system, tmp_path):
+    with gzip.open(Layout.of(trained).cuts("test"), "rt", encoding="utf-8") as file:
+        line = json.loads(file.readline())
+    tags = line["supervisions"][0]["custom"]
+    for axes, problem in (({}, "lacks a value for `accent`"), ({"accent": "mars"}, "no route `transcribe/en/wb/accent=mars`")):
+        tags["axes"] = axes
+        (tmp_path / "cuts.jsonl").write_text(json.dumps(line), encoding="utf-8")
+        cut = next(iter(read_cuts(tmp_path / "cuts.jsonl")))
+        with pytest.raises(RouteError, match=f"cut `{cut.id}`: the model has no route") as caught:
+            route_of(cut, system.plan)
+        assert problem in caught.value.message
+
+
+def test_constant_tags_and_labels_hold_where_the_table_says_nothing(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", 2)
+    config = recipe(corpus, tmp_path / "exp")
+    table = config.data.corpora["tones"].model_copy(update={"tag_columns": {}, "tags": {"accent": "in"}, "labels": {"wish": "none"}})
+    found = list(read_corpus(table, Work("tones", corpus, tmp_path)))
+    assert {utterance.tags["accent"] for utterance in found} == {"in"}
+    assert {utterance.labels["wish"] for utterance in found if utterance.language == "es"} == {"none"}
+    assert {utterance.labels["wish"] for utterance in found if utterance.id == "one1"} == {"count"}
+
+
+def test_lhotse_manifests_name_the_fields_of_tags_and_labels(trained, tmp_path):
+    from smoe_cli.config import LhotseCorpus
+
+    cuts = read_cuts(Layout.of(trained).cuts("dev"))
+    for cut in cuts:
+        cut.supervisions[0].custom |= {"dialect": "uk", "wish": "order" if cut.supervisions[0].language == "en" else None}
+    cuts.to_file(tmp_path / "cuts.jsonl")
+    settings = LhotseCorpus(cuts={"dev": "cuts.jsonl"}, tag_fields={"accent": "dialect"}, label_fields={"wish": "wish"})
+    found = list(read_corpus(settings, Work("manifest", tmp_path, tmp_path)))
+    assert {utterance.tags["accent"] for utterance in found} == {"uk"}
+    assert {utterance.labels.get("wish") for utterance in found} == {"order", None}
+
+
+def test_bare_audio_needs_every_tag_that_is_open(trained, tmp_path):
+    path = Path(trained.data.root) / "one0.flac"
+    with pytest.raises(RouteError, match="axis `accent` has several values: us, uk") as caught:
+        pipeline.decode(trained, inputs=[path], task="intent")
+    assert "--tag accent=us" in caught.value.hint
+    (found,) = pipeline.decode(trained, inputs=[path], task="intent", tags={"accent": "uk"}).hypotheses
+    assert (found.route, found.text in ("count", "order")) == (Route.parse("intent/any/wb/accent=uk"), True)
+    with pytest.raises(RouteError, match=r"no route `\*/\*/\*/accent=in`; it has: transcribe/en/nb/accent=us, "):
+        pipeline.decode(trained, inputs=[path], tags={"accent": "in"})
+
+
+def test_a_choice_of_tags_decodes_their_cuts_alone(trained, tmp_path):
+    manifest, out = Layout.of(trained).cuts("train"), tmp_path / "some.jsonl"
+    report = pipeline.decode(trained, inputs=[manifest], task="identify", tags={"accent": "us"}, out=out)
+    assert {(item.task, item.tags["accent"]) for item in report.hypotheses} == {("identify", "us")}
+    assert len(report.hypotheses) == sum(
+        tags_of(cut).task == "identify" and tags_of(cut).axes == {"accent": "us"} for cut in read_cuts(manifest)
+    )
+
+
+def test_a_slim_model_of_a_tagged_label_route_answers_as_the_whole_one(trained, system, tmp_path):
+    with pytest.raises(RouteError, match=r"`identify/\*/wb` is 2: identify/any/wb/accent=us, identify/any/wb/accent=uk"):
+        pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb")
+    report = pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb", tags={"accent": "uk"})
+    assert report.route == "identify/any/wb/accent=uk"
+    slim = checkpoint.load(tmp_path / "slim")
+    assert slim.plan.labels == {"identify": ("en", "es")}
+    cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if str(route_of(cut)) == report.route]
+    one, other = (Decoder(either, trained.decode).decode(cuts) for either in (system, slim))
+    assert [(item.text, item.score) for item in one] == [(item.text, item.score) for item in other]
+    (bare,) = pipeline.decode(None, inputs=[Path(trained.data.root) / "one0.flac"], checkpoint=tmp_path / "slim").hypotheses
+    assert bare.tags == {"accent": "uk"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"axes": {"task": ["a"]}}, r"axis `task` is built in \(task, lang, bandwidth\)"),
+        ({"axes": {"accent": ["us", "us"]}}, "axis `accent` names a value twice"),
+        ({"axes": {"accent": []}}, "axes.accent"),
+        ({"axes": {"accent": ["US"]}}, "match pattern"),
+        ({"axes": {"ac+cent": ["us"]}}, "match pattern"),
+        ({"axes": {}}, "data.corpora.tones.tag_columns names `accent`, no axis of the recipe; `axes` has: none"),
+        (
+            {"tasks": {"identify": {"languages": ["en"]}}},
+            "task `identify` answers with a label, whatever is spoken: it takes no `languages`",
+        ),
+        ({"tasks": {"transcribe": {}}}, "task `transcribe` writes text: name its `languages`"),
+        ({"tasks": {"transcribe": {"languages": ["any"]}}}, "`any` stands for the language of tasks that answer with a label"),
+        ({"tasks": {"identify": {"label": "x"}}}, "only kind `classify` has a `label`"),
+    ],
+)
+def test_axes_and_tasks_that_cannot_be_are_refused(tmp_path, changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        recipe(tmp_path, tmp_path / "exp", **({"model": {}} | changes))
+
+
+# --- what is spoken --------------------------------------------------------------------------------------
+
+
+def test_a_language_that_nobody_named_is_noted_and_never_learned_as_a_label(tmp_path):
+    tasks = {"translate": {"languages": ["de"]}}
+    config = recipe(write_corpus(tmp_path / "corpus", 2), tmp_path / "exp", tasks=tasks, model={})
+
+    def notes(tasks: dict[str, object] = tasks, **said: object) -> str:
+        table = config.data.corpora["tones"].model_dump() | {"language_column": None} | said
+        data = config.data.model_dump() | {"corpora": {"tones": table}}
+        return "\n".join(pipeline.prepare(recipe(Path(), tmp_path / "exp", data=data, tasks=tasks, model={})).notes)
+
+    note = "nobody names the spoken language of 6 utterances of `tones`: taken to be `en`; say `data.corpora.tones.language`"
+    assert note in notes()
+    assert "nobody names" not in notes(language="en") + notes(language_column="lang")
+    with pytest.raises(DataError, match="nobody named its language, and task `identify` is to learn it"):
+        notes(tasks | {"identify": {}})
+
+
+def test_training_says_when_there_is_nothing_to_choose(trained, tmp_path):
+    class Lines(Silent):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def log(self, line: str) -> None:
+            self.lines.append(line)
+
+    lines, layout = Lines(), Layout.of(trained)
+    some = read_cuts(layout.cuts("train")).filter(lambda cut: tags_of(cut).task != "identify" or cut.supervisions[0].text == "en")
+    Trainer(trained, tmp_path, some.to_eager(), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), lines)
+    assert "task `identify` has one label in all of the train split, `en`: there is nothing to choose" in lines.lines
+
+
+def test_a_model_without_labels_refuses_the_task(trained, system):
+    bare = replace(system, plan=system.plan.model_copy(update={"labels": {}}))
+    cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if route_of(cut).task == "intent"]
+    with pytest.raises(RouteError, match="knows no label for task `intent`"):
+        Decoder(bare).decode(cuts)
