@@ -67,6 +67,12 @@ class FrontEnd:
             ) from error
         return self.of_samples(torch.from_numpy(samples[0]))
 
+    @property
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """All that another program needs to compute the same features: Lhotse's settings, and what `of_samples` does to them."""
+        settings = {name: value for name, value in self._fbank.config.to_dict().items() if name != "device"}
+        return settings | {"per_utterance": "minus each bin's mean, divided by the standard deviation of all values"}
+
     def of_samples(self, samples: Tensor) -> Tensor:
         """Features (T,F) of samples in [-1, 1], shape (samples,)."""
         features = torch.as_tensor(self._fbank.extract(samples, self.sample_rate_hz))

@@ -19,6 +19,7 @@ from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
+    Export,
     Hypothesis,
     ParameterReport,
     Record,
@@ -317,6 +318,36 @@ def slim(checkpoint: Path, *, out: Path, task: str | None = None, lang: str | No
     from smoe_cli import slimming
 
     return slimming.slim(checkpoint, out, task, lang, bandwidth)
+
+
+def check_slim(checkpoint: Path, *, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> Route:
+    """The route that `slim` would write; arguments and errors as of `slim`, but nothing is written."""
+    from smoe_cli import slimming
+
+    return slimming.check(checkpoint, out, task, lang, bandwidth)
+
+
+def export(
+    checkpoint: Path,
+    *,
+    out: Path,
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    int8: bool = False,
+    watcher: Watcher | None = None,
+) -> Export:
+    """Write the model of one route as ONNX graphs that compute what torch computes. See `smoe_cli.exporting.export`."""
+    from smoe_cli import exporting
+
+    return exporting.export(checkpoint, out, task, lang, bandwidth, int8, watcher)
+
+
+def check_export(checkpoint: Path, *, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> Route:
+    """The route that `export` would write; arguments and errors as of `export`, but nothing is exported or written."""
+    from smoe_cli import exporting
+
+    return exporting.check(checkpoint, out, task, lang, bandwidth)
 
 
 def params(config: Config | None, *, checkpoint: Path | None = None) -> ParameterReport:

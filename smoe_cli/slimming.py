@@ -31,8 +31,7 @@ def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = No
         ConfigError: If something else lies at `out`.
         DataError: If `out` cannot be written.
     """
-    route = choose_route(checkpoint.read_parts(folder).plan, task, lang, bandwidth)
-    _check_free(out)
+    route = check(folder, out, task, lang, bandwidth)
     whole = checkpoint.load(folder)
     slimmed = one_route(whole, route)
     checkpoint.save(out, slimmed)
@@ -45,6 +44,13 @@ def slim(folder: Path, out: Path, task: str | None = None, lang: str | None = No
         parameters_before=count_parameters(whole.model)["total"],
         bytes=(out / WEIGHTS).stat().st_size,
     )
+
+
+def check(folder: Path, out: Path, task: str | None = None, lang: str | None = None, bandwidth: str | None = None) -> Route:
+    """Find out whether there is such a route and a place for its model; arguments and errors as of `slim`."""
+    route = choose_route(checkpoint.read_parts(folder, tensors=True).plan, task, lang, bandwidth)
+    _check_free(out)
+    return route
 
 
 def choose_route(plan: RoutingPlan, task: str | None, lang: str | None, bandwidth: str | None) -> Route:
@@ -60,7 +66,7 @@ def choose_route(plan: RoutingPlan, task: str | None, lang: str | None, bandwidt
     if len(found) == 1:
         return found[0]
     raise RouteError(
-        f"a slim model has one route, and `{choice}` is {len(found)}: {', '.join(map(str, found))}",
+        f"a model of one route is wanted, and `{choice}` is {len(found)}: {', '.join(map(str, found))}",
         "choose one of these with --task, --lang and --bandwidth",
     )
 
@@ -100,9 +106,14 @@ def _weights(whole: System, route: Route) -> dict[str, Tensor]:
     return weights
 
 
+def is_free(out: Path) -> bool:
+    """Whether nothing would be lost if a folder were written there."""
+    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+
+
 def _check_free(out: Path) -> None:
     """Refuse to replace anything but an earlier slim model."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out):
         return
     try:
         earlier = checkpoint.read_parts(out).origin
