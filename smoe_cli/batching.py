@@ -6,7 +6,7 @@ The order is a pure function of the manifest, the seed and the step: to resume i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -124,7 +124,7 @@ class RouteBatches:
     """An endless, exactly resumable stream of single-route batches of cuts.
 
     Each route has its own shuffled, duration-bucketed epochs (Lhotse's sampler); routes take turns in proportion
-    to ``share ** (1 / temperature)`` of their audio. Turns are dealt evenly rather than drawn, so that even a short run
+    to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than drawn, so that even a short run
     keeps the proportions.
 
     Args:
@@ -133,12 +133,21 @@ class RouteBatches:
         max_utterances: Utterances per batch at most.
         seed: Of all shuffling.
         temperature: 1 keeps the data's proportions, larger evens them out.
+        task_weights: Task -> factor on the share of its routes.
 
     Raises:
         DataError: If a cut alone is longer than a batch.
     """
 
-    def __init__(self, groups: dict[Route, CutSet], batch_s: float, max_utterances: int, seed: int, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        groups: dict[Route, CutSet],
+        batch_s: float,
+        max_utterances: int,
+        seed: int,
+        temperature: float = 1.0,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.groups, self.batch_s, self.max_utterances, self.seed = groups, batch_s, max_utterances, seed
         for cuts in groups.values():
             for cut in cuts:
@@ -148,7 +157,8 @@ class RouteBatches:
                         "raise `train.batch_s`, or leave the cut out",
                     )
         seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
-        weights = {route: value ** (1.0 / temperature) for route, value in seconds.items()}
+        factors = task_weights or {}
+        weights = {route: value ** (1.0 / temperature) * factors.get(route.task, 1.0) for route, value in seconds.items()}
         self.shares = {route: weight / sum(weights.values()) for route, weight in weights.items()}
 
     def turns(self) -> Iterator[Route]:

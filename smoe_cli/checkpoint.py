@@ -9,9 +9,7 @@ Nothing in it is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
 from smoe_cli.model.experts import SHARED
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
-from smoe_cli.records import Origin, write_text_atomically
+from smoe_cli.records import Origin, file_digest, whole_folder, write_text_atomically
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tokenizer import Tokenizer, open_tokenizer
 
@@ -119,41 +117,33 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
     Raises:
         DataError: If the folder cannot be written or the disk is full; what was there before stays.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        weights = system.model.state_dict()
-        if system.config.model.tie_embeddings:
-            del weights["decoder.output.weight"]
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-        write_text_atomically(temporary / CONFIG, _portable(system.config).model_dump_json(indent=2) + "\n")
-        write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")
-        system.tokenizer.save(temporary)
-        if system.origin is not None:
-            write_text_atomically(temporary / ORIGIN, system.origin.model_dump_json(indent=2) + "\n")
-        if position is not None:
-            save_file({name: tensor.contiguous() for name, tensor in position.tensors.items()}, temporary / TRAINING_TENSORS)
-            write_text_atomically(temporary / TRAINING_STATE, json.dumps(position.state, indent=2) + "\n")
-        for tensors in (WEIGHTS, TRAINING_TENSORS):
-            if (temporary / tensors).exists():
-                # safetensors writes for the owner alone, whatever the umask.
-                shutil.copymode(temporary / CONFIG, temporary / tensors)
-        digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        write_text_atomically(temporary / DIGESTS, json.dumps(digests, indent=2) + "\n")
-        for path in temporary.iterdir():
-            _flush(path)
-        if folder.exists():
-            discarded = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(discarded)
-            temporary.rename(folder)
-            shutil.rmtree(discarded)
-        else:
-            temporary.rename(folder)
-        _flush(folder.parent)
+        with whole_folder(folder) as temporary:
+            weights = system.model.state_dict()
+            if system.config.model.tie_embeddings:
+                del weights["decoder.output.weight"]
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
+            write_text_atomically(temporary / CONFIG, _portable(system.config).model_dump_json(indent=2) + "\n")
+            write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")
+            system.tokenizer.save(temporary)
+            if system.origin is not None:
+                write_text_atomically(temporary / ORIGIN, system.origin.model_dump_json(indent=2) + "\n")
+            if position is not None:
+                save_file({name: tensor.contiguous() for name, tensor in position.tensors.items()}, temporary / TRAINING_TENSORS)
+                write_text_atomically(temporary / TRAINING_STATE, json.dumps(position.state, indent=2) + "\n")
+            for tensors in (WEIGHTS, TRAINING_TENSORS):
+                if (temporary / tensors).exists():
+                    # safetensors writes for the owner alone, whatever the umask.
+                    shutil.copymode(temporary / CONFIG, temporary / tensors)
+            digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+            write_text_atomically(temporary / DIGESTS, json.dumps(digests, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise DataError(f"cannot write checkpoint `{folder}`: {error}", "check the folder's rights and the free disk space") from error
+
+
+def is_free(out: Path) -> bool:
+    """Whether nothing would be lost if a folder were written there."""
+    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
 def check_free(out: Path, how: Literal["slim", "convert"]) -> None:
@@ -162,7 +152,7 @@ def check_free(out: Path, how: Literal["slim", "convert"]) -> None:
     Raises:
         ConfigError: If something else lies there.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out):
         return
     try:
         earlier = read_parts(out).origin
@@ -284,20 +274,7 @@ def _verify(folder: Path, tensors: bool) -> None:
         path = folder / name
         if name in (WEIGHTS, TRAINING_TENSORS) and not tensors:
             continue
-        if not path.is_file() or _digest(path) != digest:
+        if not path.is_file() or file_digest(path) != digest:
             raise CheckpointError(
                 f"checkpoint `{folder}` is damaged: `{name}` is not as it was written", "use another checkpoint, or train again"
             )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

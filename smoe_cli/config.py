@@ -282,6 +282,9 @@ class TrainSettings(Settings):
     batch_s: float = Field(120.0, gt=0, description="Seconds of audio in one batch, padding included.")
     max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
     temperature: float = Field(1.0, ge=1, description="1: routes drawn by their size; larger: more evenly.")
+    task_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Task -> factor on how often its routes are drawn; 1 for tasks that are not named."
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(200, gt=0, description="Steps of linear warm-up.")
     schedule: Literal["inverse-sqrt", "cosine"] = Field(
@@ -362,6 +365,9 @@ class Config(Settings):
                 raise ValueError(f"task `{name}`: `{ANY}` stands for the language of tasks that answer with a label; rename the language")
             if task.label and kind.target != "label":
                 raise ValueError(f"task `{name}`: only kind `classify` has a `label`; leave it out")
+        unknown = [name for name in self.train.task_weights if name not in self.tasks]
+        if unknown:
+            raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
         if self.model.family == "whisper" and self.features.window_s is None:
             raise ValueError("a model of the family `whisper` has as many positions as fit into `features.window_s`, which is not given")
         return self

@@ -38,6 +38,12 @@ class CheckpointError(SmoeError):
     """A checkpoint is missing, damaged, or belongs to another plan, tokenizer or configuration."""
 
 
+class CheckError(SmoeError):
+    """A result was checked before it was kept, and is not what it must be."""
+
+    exit_code = 1
+
+
 class Interrupted(SmoeError):
     """The user (Ctrl-C) or the machine (SIGTERM) asked to stop; finished work is kept."""
 

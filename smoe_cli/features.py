@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,22 @@ FRAME_SHIFT_S = 0.01
 # T frames, F mel bins
 
 
-class Kaldi:
+class Kind(ABC):
+    """A way to compute features."""
+
+    @abstractmethod
+    def __init__(self, settings: FeatureSettings) -> None: ...
+
+    @abstractmethod
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Features (T,F) of samples in [-1, 1], shape (samples,)."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """Every setting, in the names of the library that computes them, and what is done besides."""
+
+
+class Kaldi(Kind):
     """Kaldi-style log-mel filterbanks (Lhotse), normalised per utterance.
 
     The mean of each bin is removed (channel and level); the scale is one number for the whole utterance.
@@ -35,8 +50,12 @@ class Kaldi:
         features = features - features.mean(dim=0)
         return features / features.std().clamp_min(1e-3)
 
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        settings = {name: value for name, value in self.fbank.config.to_dict().items() if name != "device"}
+        return settings | {"per_utterance": "minus each bin's mean, divided by the standard deviation of all values"}
 
-class Speech2Text:
+
+class Speech2Text(Kind):
     """Kaldi's log-mel filterbanks of 16-bit samples (torchaudio), each bin normalised to mean 0 and deviation 1.
 
     Source: the feature extractor of transformers' Speech2Text, after fairseq S2T, arXiv:2010.05171.
@@ -49,8 +68,16 @@ class Speech2Text:
         features = kaldi.fbank(samples[None] * 2**15, num_mel_bins=self.mel_bins, sample_frequency=self.rate)
         return (features - features.mean(dim=0)) / features.std(dim=0, correction=0).clamp_min(1e-10)
 
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        per_utterance = "minus each bin's mean, divided by its standard deviation"
+        return {
+            "num_mel_bins": self.mel_bins,
+            "computed_by": "torchaudio.compliance.kaldi.fbank on 16-bit samples",
+            "per_utterance": per_utterance,
+        }
 
-class Whisper:
+
+class Whisper(Kind):
     """Log-mel spectrogram, the quietest 8 decades below the loudest point cut off. Source: Whisper, arXiv:2212.04356, section 2.2."""
 
     def __init__(self, settings: FeatureSettings) -> None:
@@ -64,13 +91,24 @@ class Whisper:
         log = self.mel(samples)[:, :-1].clamp_min(1e-10).log10()
         return ((log.maximum(log.max() - 8.0) + 4.0) / 4.0).T.contiguous()
 
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        per_utterance = "log10 of at least 1e-10; at least the largest value - 8; (value + 4) / 4"
+        mel = {
+            "n_fft": self.mel.n_fft,
+            "hop_length": self.mel.hop_length,
+            "n_mels": self.mel.n_mels,
+            "mel_scale": "slaney",
+            "norm": "slaney",
+        }
+        return {**mel, "padded_to_samples": self.window or None, "per_utterance": per_utterance}
 
-FRONT_ENDS: dict[str, Callable[[FeatureSettings], Callable[[Tensor], Tensor]]] = {
+
+FRONT_ENDS: dict[str, type[Kind]] = {
     "kaldi": Kaldi,
     "speech2text": Speech2Text,
     "whisper": Whisper,
 }
-"""Kind of features -> what computes features (T,F) of samples in [-1, 1], shape (samples,)."""
+"""Name in the settings -> what computes such features."""
 
 
 class FrontEnd:
@@ -125,6 +163,10 @@ class FrontEnd:
                 f"cannot read the audio of cut `{cut.id}`: {error}", "bring back the file, or prepare the manifest again"
             ) from error
         return self.of_samples(torch.from_numpy(samples[0]))
+
+    def describe(self) -> dict[str, str | int | float | bool | None]:
+        """All that another program needs to compute the same features."""
+        return {"kind": self.settings.kind, "sampling_rate": self.sample_rate_hz, "frame_shift": FRAME_SHIFT_S, **self._kind.describe()}
 
     def of_samples(self, samples: Tensor) -> Tensor:
         """Features (T,F) of samples in [-1, 1], shape (samples,)."""

@@ -20,6 +20,7 @@ from smoe_cli.layout import Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
     ConvertReport,
+    Export,
     Hypothesis,
     ParameterReport,
     Record,
@@ -32,7 +33,7 @@ from smoe_cli.records import (
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import Choice, Route, check_routes
+from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
 from smoe_cli.text import clean
 from smoe_cli.watch import Silent, Watcher
 
@@ -364,7 +365,58 @@ def slim(
     """Write the model of one route as a dense checkpoint with the same output. See `smoe_cli.slimming.slim`."""
     from smoe_cli import slimming
 
-    return slimming.slim(checkpoint, out, task, lang, bandwidth, tags)
+    return slimming.slim(checkpoint, out, _one_route(task, lang, bandwidth, tags))
+
+
+def check_slim(
+    checkpoint: Path,
+    *,
+    out: Path,
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Route:
+    """The route that `slim` would write; arguments and errors as of `slim`, but nothing is written."""
+    from smoe_cli import slimming
+
+    return slimming.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
+
+
+def export(
+    checkpoint: Path,
+    *,
+    out: Path,
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    int8: bool = False,
+    watcher: Watcher | None = None,
+) -> Export:
+    """Write the model of one route as ONNX graphs that compute what torch computes. See `smoe_cli.exporting.export`."""
+    from smoe_cli import exporting
+
+    return exporting.export(checkpoint, out, _one_route(task, lang, bandwidth, tags), int8, watcher)
+
+
+def check_export(
+    checkpoint: Path,
+    *,
+    out: Path,
+    task: str | None = None,
+    lang: str | None = None,
+    bandwidth: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Route:
+    """The route that `export` would write; arguments and errors as of `export`, but nothing is exported or written."""
+    from smoe_cli import exporting
+
+    return exporting.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
+
+
+def _one_route(task: str | None, lang: str | None, bandwidth: str | None, tags: Mapping[str, str] | None) -> Choice:
+    return Choice(task, lang, None if bandwidth is None else str(parse_bandwidth(bandwidth)), tuple((tags or {}).items()))
 
 
 def convert(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -258,6 +260,96 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+class GraphTensor(Record):
+    """One input or output of an ONNX graph."""
+
+    name: str
+    type: str
+    shape: list[int | str] = Field(description="A name stands for a size that is free; equal names for equal sizes.")
+
+
+class Graph(Record):
+    """One ONNX graph."""
+
+    file: str
+    bytes: int
+    sha256: str
+    inputs: list[GraphTensor]
+    outputs: list[GraphTensor]
+
+
+class ExportCheck(Record):
+    """How far onnxruntime is from torch on the same random features and tokens."""
+
+    max_difference: float = Field(description="Largest absolute difference of a logit or of a CTC log probability.")
+    relative_difference: float = Field(description="Root mean square difference of the logits, relative to their standard deviation.")
+    tokens: int = Field(description="Steps of all hypotheses that were compared.")
+    same_token: float = Field(description="Share of them in which both find the same token likeliest.")
+
+
+class Export(Record):
+    """What `smoe export` wrote, as its `export.json` says: all that a program needs beside graphs and tokenizer."""
+
+    model: str = Field(description="Digest of the model that it was taken from.")
+    route: str = Field(description="The one route that it has.")
+    precision: Literal["float32", "int8"] = Field(description="Of the weights of matrices and embeddings; int8: quantised by onnxruntime.")
+    features: dict[str, str | int | float | bool | None] = Field(description="Front end: Lhotse's settings, and what is done afterwards.")
+    vocab_size: int
+    prefix_ids: list[int] = Field(description="Guiding tokens that decoding starts with.")
+    end_id: int
+    silent_ids: list[int] = Field(description="Tokens that are never written.")
+    max_tokens_per_s: float = Field(description="Longest output, in tokens per second of audio.")
+    min_max_tokens: int = Field(description="Longest output allowed for the shortest audio.")
+    encoder: Graph
+    decoder: Graph
+    bytes_float32: int = Field(description="Size of both graphs before quantisation.")
+    check: ExportCheck
+    opset: int
+    versions: dict[str, str]
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all: the block fills a sibling, which is flushed to disk, then renamed.
+
+    What was there before is replaced at the end of the block, and stays if the block raises.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full.
+    """
+    folder = folder.absolute()
+    temporary, discarded = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.iterdir():
+            _flush(path)
+        if folder.exists():
+            folder.rename(discarded)
+            temporary.rename(folder)
+            shutil.rmtree(discarded)
+        else:
+            temporary.rename(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` gives it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -14,24 +13,17 @@ from smoe_cli.layout import WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Origin, SlimReport
 from smoe_cli.routing import DENSE, RoutingPlan, StackPlan
-from smoe_cli.tags import HOW_TO_CHOOSE, Choice, Route, check_routes, parse_bandwidth
+from smoe_cli.tags import HOW_TO_CHOOSE, Choice, Route, check_routes
 from smoe_cli.upcycling import EXPERTS
 
 
-def slim(
-    folder: Path,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> SlimReport:
+def slim(folder: Path, out: Path, choice: Choice) -> SlimReport:
     """Write the model of one route as a checkpoint of its own.
 
     Args:
         folder: The trained model.
         out: Folder to write; what an earlier `slim` left there is replaced, nothing else.
-        task, lang, bandwidth, tags: The route; a tag that all of the model's routes share may be left out.
+        choice: The route; a tag that all of the model's routes share may be left out.
 
     Raises:
         CheckpointError: If the folder is no checkpoint, or a damaged one.
@@ -39,9 +31,7 @@ def slim(
         ConfigError: If something else lies at `out`.
         DataError: If `out` cannot be written.
     """
-    band = None if bandwidth is None else str(parse_bandwidth(bandwidth))
-    route = choose_route(checkpoint.read_parts(folder).plan, Choice(task, lang, band, tuple((tags or {}).items())))
-    checkpoint.check_free(out, "slim")
+    route = check(folder, out, choice)
     whole = checkpoint.load(folder)
     slimmed = one_route(whole, route)
     checkpoint.save(out, slimmed)
@@ -56,6 +46,13 @@ def slim(
     )
 
 
+def check(folder: Path, out: Path, choice: Choice) -> Route:
+    """Find out whether there is such a route and a place for its model; arguments and errors as of `slim`."""
+    route = choose_route(checkpoint.read_parts(folder, tensors=True).plan, choice)
+    checkpoint.check_free(out, "slim")
+    return route
+
+
 def choose_route(plan: RoutingPlan, choice: Choice) -> Route:
     """The one route of a plan that has these tags.
 
@@ -67,7 +64,7 @@ def choose_route(plan: RoutingPlan, choice: Choice) -> Route:
     found = [route for route in routes if choice.has(route)]
     if len(found) == 1:
         return found[0]
-    raise RouteError(f"a slim model has one route, and `{choice}` is {len(found)}: {', '.join(map(str, found))}", HOW_TO_CHOOSE)
+    raise RouteError(f"a model of one route is wanted, and `{choice}` is {len(found)}: {', '.join(map(str, found))}", HOW_TO_CHOOSE)
 
 
 def one_route(whole: System, route: Route) -> System:

@@ -23,7 +23,7 @@ LEVELS = [
     ["audio", "features", "tokenizer", "model", "loss", "corpora"],
     ["cuts", "checkpoint"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],
-    ["preparation", "training", "decoding", "scoring", "audit"],
+    ["preparation", "training", "decoding", "scoring", "audit", "exporting"],
     ["pipeline"],
     ["cli", "__main__"],
 ]

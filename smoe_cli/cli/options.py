@@ -43,6 +43,13 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FOLDER", file_okay=False, help="Folder to write to.", show_default="in the recipe's `exp_dir`"),
 ]
+TrainedModel = Annotated[Path, typer.Argument(metavar="CHECKPOINT", exists=True, file_okay=False, help="The trained model.")]
+NewFolder = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.", show_default=False)]
+OneTask = Annotated[str | None, typer.Option("--task", metavar="NAME", help="What it will produce.", show_default="the only one")]
+OneLanguage = Annotated[
+    str | None, typer.Option("--lang", metavar="LANG", help="Language it will write.", show_default="the only one of the task")
+]
+OneBand = Annotated[Bandwidth | None, typer.Option("--bandwidth", help="Band it will hear.", show_default="the only one of the task")]
 TaskName = Annotated[
     str | None,
     typer.Option("--task", metavar="NAME", help="What to produce.", autocompletion=complete.task, show_default="all of the recipe"),

@@ -19,6 +19,7 @@ def show_plan(
     as_json: bool,
     reads: Sequence[Path] = (),
     writes: Sequence[Path] | None = None,
+    reason: str = "",
 ) -> None:
     """Print what a step would read and write; nothing is written.
 
@@ -28,17 +29,18 @@ def show_plan(
         as_json: Print JSON.
         reads: What other options make it read instead of what the step before left.
         writes: What other options make it write instead.
+        reason: What else to say of it, where there is no recipe.
 
     Raises:
         SmoeError: If the recipe does not allow the step.
     """
     from smoe_cli.steps import Step, plan_step
 
-    plan = Step(name=step, state="would run") if recipe is None else plan_step(recipe, step)
+    plan = Step(name=step, state="would run", reason=reason) if recipe is None else plan_step(recipe, step)
     asked = {"reads": list(reads) or plan.reads, "writes": plan.writes if writes is None else list(writes)}
     if asked != {"reads": plan.reads, "writes": plan.writes}:
         # Only the recipe's own files are remembered as up to date.
-        plan = plan.model_copy(update={"state": "would run", "reason": "", **asked})
+        plan = plan.model_copy(update={"state": "would run", "reason": reason, **asked})
     elif plan.state == "up to date":
         plan = plan.model_copy(update={"state": "would run", "reason": "its results are up to date: `smoe run` would skip it"})
     if as_json:

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json
-from smoe_cli.tags import Bandwidth, parse_tags
+from smoe_cli.cli.plan import show_plan
+from smoe_cli.tags import parse_tags
 
 
 def slim(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", exists=True, file_okay=False, help="The trained model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.", show_default=False)],
-    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="What it will produce.", show_default="the only one")] = None,
-    lang: Annotated[
-        str | None, typer.Option("--lang", metavar="LANG", help="Language it will write.", show_default="the only one of the task")
-    ] = None,
-    bandwidth: Annotated[
-        Bandwidth | None, typer.Option("--bandwidth", help="Band it will hear.", show_default="the only one of the task")
-    ] = None,
+    checkpoint: options.TrainedModel,
+    out: options.NewFolder,
+    task: options.OneTask = None,
+    lang: options.OneLanguage = None,
+    bandwidth: options.OneBand = None,
     tag: options.RouteTags = None,
+    dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the model of one route of a trained model: a dense checkpoint with the same output, as small as a model without experts.
 
-    Checks that the model has the route, and that nothing but an earlier slim model is replaced. `smoe decode --checkpoint` takes the
-    result; it refuses every other route.
+    Checks that the checkpoint is whole, that the model has the route, and that nothing but an earlier slim model is replaced.
+    `smoe decode --checkpoint` takes the result; it refuses every other route.
 
     Example: smoe slim exp/model/final --task translate --lang de --bandwidth nb --out phone
     """
     from smoe_cli import pipeline
 
-    report = pipeline.slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=parse_tags(tag or ()))
+    tags = parse_tags(tag or ())
+    if dry_run:
+        route = pipeline.check_slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=tags)
+        show_plan(None, "slim", as_json, [checkpoint], [out], f"route {route}")
+        return
+    report = pipeline.slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=tags)
     if as_json:
         print_json(report)
         return

@@ -142,7 +142,8 @@ class Encoder(nn.Module):
         x, lengths_N = self.subsampler(features_NTF, lengths_N)
         x = self.dropout(self.positions(x))
         mask = None
-        if int(lengths_N.min()) < x.shape[1]:
+        # A graph that is being exported cannot look at its inputs.
+        if torch.compiler.is_exporting() or int(lengths_N.min()) < x.shape[1]:
             mask = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths_N[:, None])[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask, expert_N)

@@ -104,7 +104,12 @@ class Trainer:
             if len(labels) == 1:
                 self.watcher.log(f"task `{task}` has one label in all of the train split, `{labels[0]}`: there is nothing to choose")
         self.batches = RouteBatches(
-            self.groups, self.settings.batch_s, self.settings.max_utterances, self.settings.seed, self.settings.temperature
+            self.groups,
+            self.settings.batch_s,
+            self.settings.max_utterances,
+            self.settings.seed,
+            self.settings.temperature,
+            self.settings.task_weights,
         )
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)

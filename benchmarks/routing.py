@@ -1,0 +1,431 @@
+"""What supervised routing costs: time of training steps and of decoding, S-MoE against the dense model it is made of.
+
+    python benchmarks/routing.py                    paper scale, about 35 minutes and 12 GB of memory
+    python benchmarks/routing.py --scale tiny       seconds; shows that it runs, its numbers mean nothing
+    python benchmarks/routing.py --json
+
+One process holds the dense model and one S-MoE model at a time, whose experts are all copies of the dense model's
+networks: that both compute the same is checked before anything is timed. The variants then take turns, round after round
+in changing order; what is reported is the median over rounds of (variant / dense in the same round), so that a machine
+that becomes busier or slower in between slows both sides of each ratio.
+
+Measured on one thread, CPU seconds leave out the time in which other processes had the core. Experts that no batch here
+uses are parameters of model and optimiser like all others, but lie in the memory of one that is used: nothing reads or
+writes them, so their place costs no time, and 64 experts would need 10 GB. As in `smoe train` they have neither gradients
+nor optimiser state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoe_cli import __version__
+from smoe_cli.batching import IGNORE_ID
+from smoe_cli.config import TrainSettings
+from smoe_cli.loss import combined_loss
+from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
+from smoe_cli.tokenizer import PAD_ID
+from smoe_cli.training.optimiser import make_optimiser
+from smoe_cli.training.precision import Precision, choose_precision
+
+# N utterances, T frames, F mel bins, U tokens, B beams
+SMALL = {"dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "encoder_hidden_dim": 64, "decoder_hidden_dim": 64}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is: the model's `Dimensions`, N, T, U, tokens that a decoding is forced to write, beam widths."""
+
+    model: dict[str, Any]
+    utterances: int = 8
+    frames: int = 1000
+    tokens: int = 40
+    forced_tokens: int = 30
+    beams: tuple[int, ...] = (1, 5)
+
+    def without_ctc(self) -> Scale:
+        return replace(self, model=self.model | {"ctc": False})
+
+
+SCALES = {
+    "paper": Scale({"vocab_size": 40_000}),
+    "tiny": Scale({"vocab_size": 300, "mel_bins": 8, "subsampling_channels": 16} | SMALL, frames=60, tokens=6, forced_tokens=4),
+}
+USED_EXPERTS = 8
+"""Experts of each layer that batches use, at most: a mixed one of 8 utterances all of them, single-route ones one after the other."""
+BOUNDS = {"single-route": 1.02, "mixed": 1.05}
+FLAT = 0.03
+"""How far decoding may move from the fewest experts to any other number of them."""
+
+
+@dataclass
+class Times:
+    """Seconds of one variant, by round."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant beside the dense model.
+
+    Attributes:
+        work: `training step`, or `decoding, beam B`.
+        experts: Of each layer.
+        batch: `single-route` or `mixed`.
+        routes: Experts that one batch uses in each layer.
+        ratio: Median over rounds of CPU seconds / the dense model's in the same round.
+        lowest, highest: Of these ratios, the middle half.
+        wall_ratio: The same of wall seconds.
+        cpu_s, dense_cpu_s: Medians.
+        phases: Part of a training step -> ratio, as above.
+    """
+
+    work: str
+    experts: int
+    batch: str
+    routes: int
+    ratio: float
+    lowest: float
+    highest: float
+    wall_ratio: float
+    cpu_s: float
+    dense_cpu_s: float
+    phases: dict[str, float]
+
+
+class Clock:
+    """Seconds since it was made, and of the phases that were marked."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        self.phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.phases[name] = time.process_time() - start
+
+    def put_into(self, times: Times) -> None:
+        times.cpu.append(time.process_time() - self.cpu)
+        times.wall.append(time.perf_counter() - self.wall)
+        times.phases.append(self.phases)
+
+
+@dataclass(frozen=True)
+class Data:
+    """One batch of noise; every variant sees the same."""
+
+    features: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    targets: Tensor
+    ctc_targets: Tensor
+    ctc_lengths: Tensor
+
+    @classmethod
+    def of(cls, scale: Scale) -> Data:
+        n, vocab = scale.utterances, scale.model["vocab_size"]
+        text = torch.randint(3, vocab, (n, scale.tokens))
+        return cls(
+            features=torch.randn(n, scale.frames, Dimensions(**scale.model).mel_bins),
+            lengths=torch.full((n,), scale.frames),
+            tokens=text,
+            targets=text.roll(-1, 1),
+            ctc_targets=text,
+            ctc_lengths=torch.full((n,), min(scale.tokens, scale.frames // 8)),
+        )
+
+
+def build(scale: Scale, experts: int, dense: SpeechToText | None) -> SpeechToText:
+    """A model whose every expert is a copy of the dense model's network; without a dense model, that one."""
+    if dense is None:
+        return SpeechToText(Dimensions(**scale.model))
+    names = [f"expert{number}" for number in range(experts)]
+    with torch.device("meta"):
+        model = SpeechToText(Dimensions(**scale.model, encoder_experts=names, decoder_experts=names))
+    weights, copies = dense.state_dict(), dict[str, Tensor]()
+    for name in model.state_dict():
+        used = re.sub(r"(?<=\.expert)\d+", lambda number: str(min(int(number[0]), USED_EXPERTS - 1)), name)
+        copies[name] = copies[used] if used in copies else weights[re.sub(r"\.expert\d+\.", ".dense.", name)].clone()
+    model.load_state_dict(copies, assign=True)
+    return model
+
+
+class Trained:
+    """A model and its optimiser; a step is what `smoe train` does with a batch, without reading data."""
+
+    def __init__(self, model: SpeechToText, data: Data, precision: Precision) -> None:
+        self.model, self.data, self.precision, self.settings = model.train(), data, precision, TrainSettings()
+        self.optimiser = make_optimiser(model, self.settings)
+
+    def step(self, expert_N: Tensor, clock: Clock) -> float:
+        """One optimiser step with these experts; returns the loss."""
+        data, model, settings = self.data, self.model, self.settings
+        self.optimiser.zero_grad(set_to_none=True)
+        with clock.phase("forward"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision.dtype == "bf16"):
+                states, memory = model(data.features, data.lengths, data.tokens, expert_N, expert_N)
+                logits = model.decoder.output(states)
+                ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
+            losses = combined_loss(
+                logits,
+                data.targets,
+                ctc_logits,
+                memory.lengths,
+                data.ctc_targets,
+                data.ctc_lengths,
+                settings.label_smoothing,
+                settings.ctc_weight,
+                IGNORE_ID,
+                PAD_ID,
+            )
+            loss = losses.total.item()
+        with clock.phase("backward"):
+            losses.total.backward()
+        with clock.phase("clipping"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        with clock.phase("AdamW"):
+            self.optimiser.step()
+        return loss
+
+
+@torch.inference_mode()
+def decode(model: SpeechToText, data: Data, beams: int, forced_tokens: int, expert_N: Tensor) -> Tensor:
+    """Encode, then write tokens that are given; returns the last logits."""
+    memory = model.encoder(data.features, data.lengths, expert_N)
+    state = model.decoder.start(memory, beams)
+    for position in range(forced_tokens):
+        tokens_M = data.tokens[:, position % data.tokens.shape[1]].repeat_interleave(beams)
+        logits = model.decoder.step(tokens_M, state, memory, expert_N)
+    return logits
+
+
+def take_turns(variants: dict[str, Callable[[int, Clock], object]], rounds: int, say: Callable[[str], None]) -> dict[str, Times]:
+    """Time every variant once in each round, in an order that changes; one round before them warms up."""
+    times = {name: Times() for name in variants}
+    order, shuffle = list(variants), random.Random(0)
+    for number in range(-1, rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            clock = Clock()
+            variants[name](number, clock)
+            if number >= 0:
+                clock.put_into(times[name])
+        if number >= 0:
+            say("  ".join(f"{name} {times[name].cpu[-1]:.3f}" for name in variants))
+    return times
+
+
+def compare(work: str, experts: int, batch: str, routes: int, times: Times, dense: Times) -> Row:
+    ratios = sorted(own / base for own, base in zip(times.cpu, dense.cpu, strict=True))
+    quarter = len(ratios) // 4
+    return Row(
+        work=work,
+        experts=experts,
+        batch=batch,
+        routes=routes,
+        ratio=median(ratios),
+        lowest=ratios[quarter],
+        highest=ratios[-1 - quarter],
+        wall_ratio=median(own / base for own, base in zip(times.wall, dense.wall, strict=True)),
+        cpu_s=median(times.cpu),
+        dense_cpu_s=median(dense.cpu),
+        phases={
+            name: median(own[name] / base[name] for own, base in zip(times.phases, dense.phases, strict=True)) for name in dense.phases[0]
+        },
+    )
+
+
+def mixed_batch(utterances: int, routes: int) -> Tensor:
+    """Expert of each utterance: spread evenly, in no order, as a mixed batch would come."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.arange(utterances) % routes)[torch.randperm(utterances, generator=generator)]
+
+
+def measure_training(scale: Scale, dense: Trained, routed: Trained, experts: int, rounds: int, say: Callable[[str], None]) -> list[Row]:
+    n, routes = scale.utterances, min(USED_EXPERTS, experts, scale.utterances)
+    zeros, mixed = torch.zeros(n, dtype=torch.int64), mixed_batch(n, routes)
+    times = take_turns(
+        {
+            "dense": lambda _, clock: dense.step(zeros, clock),
+            # Each round another route, as training interleaves them.
+            "single-route": lambda number, clock: routed.step(torch.full((n,), number % routes), clock),
+            "mixed": lambda _, clock: routed.step(mixed, clock),
+        },
+        rounds,
+        say,
+    )
+    return [
+        compare("training step", experts, batch, used, times[batch], times["dense"])
+        for batch, used in (("single-route", 1), ("mixed", routes))
+    ]
+
+
+def measure_decoding(scale: Scale, dense: Trained, routed: Trained, experts: int, rounds: int, say: Callable[[str], None]) -> list[Row]:
+    n, rows = scale.utterances, []
+    zeros = torch.zeros(n, dtype=torch.int64)
+    for beams in scale.beams:
+
+        def run(trained: Trained, expert: int, beams: int = beams) -> Tensor:
+            return decode(trained.model, trained.data, beams, scale.forced_tokens, zeros + expert)
+
+        times = take_turns(
+            {"dense": lambda _, __: run(dense, 0), "single-route": lambda number, _: run(routed, number % min(USED_EXPERTS, experts))},
+            rounds,
+            say,
+        )
+        rows.append(compare(f"decoding, beam {beams}", experts, "single-route", 1, times["single-route"], times["dense"]))
+    return rows
+
+
+def check_equal(dense: Trained, routed: Trained, experts: int) -> None:
+    """Both models must compute the same, or their times say nothing."""
+    n = len(dense.data.lengths)
+    dense.model.eval(), routed.model.eval()
+    mixed = mixed_batch(n, min(USED_EXPERTS, experts, n))
+    one, other = (decode(trained.model, trained.data, 1, 2, index) for trained, index in ((dense, mixed * 0), (routed, mixed)))
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+
+
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return {
+        "cpu": found[1] if found else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "smoe": __version__,
+    }
+
+
+def measure(
+    scale: Scale, experts: Sequence[int], rounds: int, precision: str, threads: int, only: str | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """All variants.
+
+    Returns:
+        What was measured (`rows`, each a `Row`), on what, and how: `machine`, `precision`, `scale`, `rounds`, `load_before`, `load_after`.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    load_before = os.getloadavg()
+    train_precision = choose_precision(precision, torch.device("cpu"))
+    say(f"{train_precision}, load {load_before[0]:.1f}")
+    data = Data.of(scale)
+    dense = Trained(build(scale, 1, None), data, train_precision)
+    rows: list[Row] = []
+    for number in experts:
+        routed = Trained(build(scale, number, dense.model), data, train_precision)
+        check_equal(dense, routed, number)
+        for name, work in (("decode", measure_decoding), ("train", measure_training)):
+            if only in (None, name):
+                say(f"{name}, {number} experts: CPU seconds per round")
+                for module in (dense.model, routed.model):
+                    module.train(name == "train")
+                rows += work(scale, dense, routed, number, rounds, say)
+        # Its gradients, state and weights go before the next one comes.
+        del routed
+        gc.collect()
+    return {
+        "machine": machine(),
+        "precision": str(train_precision),
+        "scale": asdict(scale),
+        "rounds": rounds,
+        "load_before": load_before[0],
+        "load_after": os.getloadavg()[0],
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was promised, and whether it was kept."""
+    said = []
+    for batch, bound in BOUNDS.items():
+        found = [row["ratio"] for row in rows if row["work"] == "training step" and row["batch"] == batch]
+        if found:
+            said.append(f"training, {batch} batches: at most {max(found):.3f} x dense; bound {bound}: {_kept(max(found) <= bound)}")
+    for work in dict.fromkeys(row["work"] for row in rows if row["work"].startswith("decoding")):
+        found = [row["ratio"] for row in rows if row["work"] == work]
+        off = max(abs(ratio / found[0] - 1.0) for ratio in found)
+        said.append(f"{work}: within {off:.1%} of {rows[0]['experts']} experts; bound {FLAT:.0%}: {_kept(off <= FLAT)}")
+    return said
+
+
+def _kept(kept: bool) -> str:
+    return "kept" if kept else "MISSED"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table of docs/benchmarks.md."""
+    on = result["machine"]
+    lines = [
+        f"{on['cpu']}, {on['cores']} cores, {on['threads']} thread{'s' * (on['threads'] > 1)} used; torch {on['torch']}, Python "
+        f"{on['python']}; {result['precision']}; {result['rounds']} rounds; load {result['load_before']:.1f} before, "
+        f"{result['load_after']:.1f} after.",
+        "",
+        "| work | experts | batch | experts in one batch | dense, CPU s | S-MoE / dense | middle half of the rounds | wall |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['work']} | {row['experts']} | {row['batch']} | {row['routes']} | {row['dense_cpu_s']:.2f} | **{row['ratio']:.3f}** | "
+        f"{row['lowest']:.3f} to {row['highest']:.3f} | {row['wall_ratio']:.3f} |"
+        for row in result["rows"]
+    ]
+    trained = [row for row in result["rows"] if row["phases"]]
+    if trained:
+        names = list(trained[0]["phases"])
+        lines += ["", f"| training step | batch | {' | '.join(names)} |", f"| ---: | --- | {' | '.join(['---:'] * len(names))} |"]
+        for row in trained:
+            parts = " | ".join(f"{row['phases'][name]:.3f}" for name in names)
+            lines.append(f"| {row['experts']} experts | {row['batch']} | {parts} |")
+    return "\n".join([*lines, "", *(f"- {verdict}" for verdict in verdicts(result["rows"]))])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--scale", choices=SCALES, default="paper", help="default: %(default)s")
+    parser.add_argument("--experts", type=int, nargs="+", default=[2, 8, 32, 64], metavar="E", help="of each layer; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s, so that CPU seconds count work and no waiting")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; default: as `smoe train`")
+    parser.add_argument("--no-ctc", action="store_true", help="without the auxiliary CTC head, which costs every variant the same")
+    parser.add_argument("--only", choices=("train", "decode"), help="leave the other out")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    given = parser.parse_args(words)
+    result = measure(
+        SCALES[given.scale].without_ctc() if given.no_ctc else SCALES[given.scale],
+        given.experts,
+        given.rounds,
+        given.precision,
+        given.threads,
+        given.only,
+        lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(result, indent=2) if given.json else markdown(result))
+
+
+if __name__ == "__main__":
+    main()

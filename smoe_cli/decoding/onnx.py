@@ -1,0 +1,125 @@
+"""An exported model (`smoe export`) at work: greedy decoding with onnxruntime and numpy, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from smoe_cli.errors import CheckpointError, ConfigError
+from smoe_cli.records import Export
+from smoe_cli.tokenizer import open_tokenizer
+
+CARD = "export.json"
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Tensors = dict[str, npt.NDArray[Any]]
+"""By the names of the graphs' inputs."""
+# N utterances, T frames, F mel bins, B beams, V vocabulary
+
+
+def read_card(folder: Path) -> Export:
+    """What an exported model says of itself.
+
+    Raises:
+        CheckpointError: If the folder holds no exported model, or one of another version.
+    """
+    try:
+        return Export.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise CheckpointError(f"`{folder}` holds no exported model: {error}", "name a folder that `smoe export` wrote") from error
+
+
+class OnnxModel:
+    """The two graphs and the tokenizer of an exported model.
+
+    Args:
+        folder: As `smoe export` wrote it.
+        threads: Of onnxruntime; 0: one per core.
+
+    Raises:
+        CheckpointError: If the folder is incomplete or damaged.
+        ConfigError: If onnxruntime is not installed.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        self.card, self.tokenizer = read_card(folder), open_tokenizer(folder)
+        self._encoder, self._decoder = (_session(folder / graph.file, threads) for graph in (self.card.encoder, self.card.decoder))
+        caches = [tensor for tensor in self.card.decoder.inputs if tensor.name.startswith(("keys.", "values."))]
+        # (N, B, heads, tokens so far, width)
+        self._caches = {tensor.name: (int(tensor.shape[2]), int(tensor.shape[4])) for tensor in caches}
+
+    def encode(self, features_NTF: Floats, lengths_N: Integers) -> Tensors:
+        """Memory for the decoder, and `ctc_log_probs` (N,S,V) if there is a CTC head."""
+        names = [output.name for output in self.card.encoder.outputs]
+        found = self._encoder.run(names, {"features": features_NTF, "lengths": lengths_N})
+        return dict(zip(names, found, strict=True))
+
+    def start(self, utterances: int, beams: int = 1) -> Tensors:
+        """Empty caches for N x B hypotheses."""
+        return {name: np.zeros((utterances, beams, heads, 0, width), np.float32) for name, (heads, width) in self._caches.items()}
+
+    def step(self, tokens_NB: Integers, memory: Tensors, caches: Tensors) -> tuple[Floats, Tensors]:
+        """Logits (N,B,V) after one more token of each hypothesis, and the caches that hold it."""
+        given = {name: array for name, array in memory.items() if name.startswith("memory_")}
+        names = ["logits", *(f"next_{name}" for name in caches)]
+        logits, *extended = self._decoder.run(names, {"tokens": tokens_NB, **given, **caches})
+        return logits, dict(zip(caches, extended, strict=True))
+
+    def greedy(self, features: Sequence[Floats], max_tokens: Sequence[int] | None = None) -> list[list[int]]:
+        """The likeliest token at every step, as beam search with one beam and without CTC scores.
+
+        Args:
+            features: (T,F) of each utterance, as smoe's `FrontEnd` gives them.
+            max_tokens: Length limit of each; None: what the model's settings allow for its duration.
+
+        Returns:
+            Token ids without guiding tokens and end.
+        """
+        lengths = np.array([len(item) for item in features], np.int64)
+        padded = np.zeros((len(features), int(lengths.max()), features[0].shape[1]), np.float32)
+        for place, item in zip(padded, features, strict=True):
+            place[: len(item)] = item
+        limits = np.array(self._limits(lengths) if max_tokens is None else max_tokens)
+        memory, caches = self.encode(padded, lengths), self.start(len(features))
+        for token in self.card.prefix_ids:
+            logits, caches = self.step(np.full((len(features), 1), token, np.int64), memory, caches)
+        written: list[list[int]] = [[] for _ in features]
+        ended = np.zeros(len(features), bool)
+        for length in range(int(limits.max()) + 1):
+            logits[:, :, self.card.silent_ids] = -np.inf
+            # At its limit an utterance can only end.
+            tokens = np.where(ended | (limits <= length), self.card.end_id, logits[:, 0].argmax(-1))
+            ended |= tokens == self.card.end_id
+            for row in np.flatnonzero(~ended):
+                written[row].append(int(tokens[row]))
+            if ended.all():
+                break
+            logits, caches = self.step(tokens[:, None], memory, caches)
+        return written
+
+    def texts(self, features: Sequence[Floats]) -> list[str]:
+        """What is said in each utterance, or its translation; arguments as of `greedy`."""
+        return [self.tokenizer.decode(tokens) for tokens in self.greedy(features)]
+
+    def _limits(self, lengths_N: Integers) -> list[int]:
+        shift_s = float(self.card.features["frame_shift"] or 0.0)
+        return [max(self.card.min_max_tokens, round(int(length) * shift_s * self.card.max_tokens_per_s)) for length in lengths_N]
+
+
+def _session(path: Path, threads: int) -> Any:
+    """An onnxruntime session on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f"onnxruntime is not installed: {error}", "pip install 'smoe[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own family, which has no common parent
+        raise CheckpointError(f"`{path}` is no usable graph: {error}", "export the model again") from error
