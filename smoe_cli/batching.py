@@ -124,8 +124,8 @@ class RouteBatches:
     """An endless, exactly resumable stream of single-route batches of cuts.
 
     Each route has its own shuffled, duration-bucketed epochs (Lhotse's sampler); routes take turns in proportion
-    to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than drawn, so that even a short run
-    keeps the proportions.
+    to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than
+    drawn, so that even a short run keeps the proportions.
 
     Args:
         groups: Route -> its training cuts.

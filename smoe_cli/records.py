@@ -300,8 +300,10 @@ class Export(Record):
     prefix_ids: list[int] = Field(description="Guiding tokens that decoding starts with.")
     end_id: int
     silent_ids: list[int] = Field(description="Tokens that are never written.")
+    labels: list[str] = Field(description="All that a task whose answer is a label can answer; empty: it writes free text.")
     max_tokens_per_s: float = Field(description="Longest output, in tokens per second of audio.")
     min_max_tokens: int = Field(description="Longest output allowed for the shortest audio.")
+    max_tokens: int | None = Field(description="Longest output that the model can write; null: any.")
     encoder: Graph
     decoder: Graph
     bytes_float32: int = Field(description="Size of both graphs before quantisation.")

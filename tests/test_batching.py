@@ -93,6 +93,11 @@ def test_routes_take_turns_by_their_share_and_temperature_evens_them_out(cuts):
     assert set(even.values()) == {100}
 
 
+def test_a_task_is_drawn_by_its_weight(cuts):
+    turns = Counter(route.task for route in islice(batches(cuts, temperature=1e6, task_weights={"translate": 4.0}).turns(), 300))
+    assert turns == {"transcribe": 100, "translate": 200}
+
+
 def test_a_cut_of_a_route_that_the_plan_lacks_is_refused():
     with pytest.raises(RouteError, match="translate/de/wb"):
         by_route(CutSet.from_cuts([cut("x", "translate/de/wb", 1.0)]), PLAN)

@@ -21,6 +21,7 @@ from smoe_cli.corpora.utterance import Work
 from smoe_cli.cuts import read_cuts, route_of, tags_of
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.decoding.labels import AT_ONCE, label_log_probs
+from smoe_cli.decoding.onnx import OnnxModel
 from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
@@ -355,6 +356,12 @@ def test_a_slim_model_of_a_tagged_label_route_answers_as_the_whole_one(trained, 
     assert [(item.text, item.score) for item in one] == [(item.text, item.score) for item in other]
     (bare,) = pipeline.decode(None, inputs=[Path(trained.data.root) / "one0.flac"], checkpoint=tmp_path / "slim").hypotheses
     assert bare.tags == {"accent": "uk"}
+    pipeline.export(tmp_path / "slim", out=tmp_path / "phone")
+    phone, front_end = OnnxModel(tmp_path / "phone", threads=1), FrontEnd(trained.features)
+    features = [front_end(cut).numpy() for cut in cuts]
+    assert phone.texts(features) == [item.text for item in one]
+    scores = torch.from_numpy(phone.label_scores(features)).log_softmax(-1).max(-1).values
+    torch.testing.assert_close(scores, torch.tensor([item.score for item in one]), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

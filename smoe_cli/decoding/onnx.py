@@ -80,14 +80,8 @@ class OnnxModel:
         Returns:
             Token ids without guiding tokens and end.
         """
-        lengths = np.array([len(item) for item in features], np.int64)
-        padded = np.zeros((len(features), int(lengths.max()), features[0].shape[1]), np.float32)
-        for place, item in zip(padded, features, strict=True):
-            place[: len(item)] = item
-        limits = np.array(self._limits(lengths) if max_tokens is None else max_tokens)
-        memory, caches = self.encode(padded, lengths), self.start(len(features))
-        for token in self.card.prefix_ids:
-            logits, caches = self.step(np.full((len(features), 1), token, np.int64), memory, caches)
+        limits = np.array(self._limits([len(item) for item in features]) if max_tokens is None else max_tokens)
+        memory, caches, logits = self._begin(features, 1)
         written: list[list[int]] = [[] for _ in features]
         ended = np.zeros(len(features), bool)
         for length in range(int(limits.max()) + 1):
@@ -103,12 +97,40 @@ class OnnxModel:
         return written
 
     def texts(self, features: Sequence[Floats]) -> list[str]:
-        """What is said in each utterance, or its translation; arguments as of `greedy`."""
+        """What is said in each utterance, or its translation, or the likeliest label; arguments as of `greedy`."""
+        if self.card.labels:
+            return [self.card.labels[best] for best in self.label_scores(features).argmax(-1)]
         return [self.tokenizer.decode(tokens) for tokens in self.greedy(features)]
 
-    def _limits(self, lengths_N: Integers) -> list[int]:
+    def label_scores(self, features: Sequence[Floats]) -> Floats:
+        """Log probability of each label of the card as the whole answer, (N, labels): all labels are written at once, as beams are."""
+        spelled = [[*self.tokenizer.encode(label), self.card.end_id] for label in self.card.labels]
+        memory, caches, logits = self._begin(features, len(spelled))
+        scores = np.zeros(logits.shape[:2], np.float32)
+        for place in range(max(map(len, spelled))):
+            tokens = np.array([[label[min(place, len(label) - 1)] for label in spelled]] * len(features), np.int64)
+            highest = logits.max(-1, keepdims=True)
+            log_probs = logits - highest - np.log(np.exp(logits - highest).sum(-1, keepdims=True))
+            gained = np.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
+            scores += np.where([place < len(label) for label in spelled], gained, 0.0)
+            logits, caches = self.step(tokens, memory, caches)
+        return scores
+
+    def _begin(self, features: Sequence[Floats], beams: int) -> tuple[Tensors, Tensors, Floats]:
+        """Memory of the utterances, caches after the guiding tokens, and the logits (N,B,V) that follow them."""
+        lengths = np.array([len(item) for item in features], np.int64)
+        padded = np.zeros((len(features), int(lengths.max()), features[0].shape[1]), np.float32)
+        for place, item in zip(padded, features, strict=True):
+            place[: len(item)] = item
+        memory, caches = self.encode(padded, lengths), self.start(len(features), beams)
+        for token in self.card.prefix_ids:
+            logits, caches = self.step(np.full((len(features), beams), token, np.int64), memory, caches)
+        return memory, caches, logits
+
+    def _limits(self, lengths: Sequence[int]) -> list[int]:
         shift_s = float(self.card.features["frame_shift"] or 0.0)
-        return [max(self.card.min_max_tokens, round(int(length) * shift_s * self.card.max_tokens_per_s)) for length in lengths_N]
+        wanted = [max(self.card.min_max_tokens, round(length * shift_s * self.card.max_tokens_per_s)) for length in lengths]
+        return wanted if self.card.max_tokens is None else [min(limit, self.card.max_tokens) for limit in wanted]
 
 
 def _session(path: Path, threads: int) -> Any:
