@@ -232,3 +232,9 @@ def test_the_search_in_the_documentation_is_that_of_the_runner(exported, monkeyp
     model = OnnxModel(folder)
     written = [token for token in names["tokens"] if token not in (*model.card.prefix_ids, model.card.end_id)]
     assert written == [token for token in model.greedy([names["features"]])[0] if token not in model.card.prefix_ids]
+
+
+def test_a_model_too_large_for_one_file_is_refused_before_anything_is_done(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "MAX_BYTES", 1e5)
+    with pytest.raises(ConfigError, match="GB of weights"):
+        pipeline.check_export(whole, out=tmp_path / "phone", task="transcribe", bandwidth="nb")
