@@ -31,17 +31,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smoe_cli import __version__
-from smoe_cli.batching import IGNORE_ID
+from smoe_cli.batching import Batch
 from smoe_cli.config import TrainSettings
-from smoe_cli.loss import combined_loss
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
-from smoe_cli.tokenizer import PAD_ID
+from smoe_cli.training import Trainer
 from smoe_cli.training.optimiser import make_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
 
@@ -132,29 +132,22 @@ class Clock:
         times.phases.append(self.phases)
 
 
-@dataclass(frozen=True)
-class Data:
-    """One batch of noise; every variant sees the same."""
-
-    features: Tensor
-    lengths: Tensor
-    tokens: Tensor
-    targets: Tensor
-    ctc_targets: Tensor
-    ctc_lengths: Tensor
-
-    @classmethod
-    def of(cls, scale: Scale) -> Data:
-        n, vocab = scale.utterances, scale.model["vocab_size"]
-        text = torch.randint(3, vocab, (n, scale.tokens))
-        return cls(
-            features=torch.randn(n, scale.frames, Dimensions(**scale.model).mel_bins),
-            lengths=torch.full((n,), scale.frames),
-            tokens=text,
-            targets=text.roll(-1, 1),
-            ctc_targets=text,
-            ctc_lengths=torch.full((n,), min(scale.tokens, scale.frames // 8)),
-        )
+def noise(scale: Scale) -> Batch:
+    """One batch; every variant sees the same, under experts of its own."""
+    n, vocab = scale.utterances, scale.model["vocab_size"]
+    text, none = torch.randint(3, vocab, (n, scale.tokens)), torch.zeros(n, dtype=torch.int64)
+    return Batch(
+        features=torch.randn(n, scale.frames, Dimensions(**scale.model).mel_bins),
+        feature_lengths=torch.full((n,), scale.frames),
+        tokens_in=text,
+        targets=text.roll(-1, 1),
+        ctc_targets=text,
+        ctc_lengths=torch.full((n,), min(scale.tokens, scale.frames // 8)),
+        encoder_expert=none,
+        decoder_expert=none,
+        routes=[],
+        cuts=[],
+    )
 
 
 def build(scale: Scale, experts: int, dense: SpeechToText | None) -> SpeechToText:
@@ -172,53 +165,40 @@ def build(scale: Scale, experts: int, dense: SpeechToText | None) -> SpeechToTex
     return model
 
 
-class Trained:
-    """A model and its optimiser; a step is what `smoe train` does with a batch, without reading data."""
+class Trained(Trainer):
+    """A model and its optimiser; a step is the trainer's, in phases, without data, files and augmentation."""
 
-    def __init__(self, model: SpeechToText, data: Data, precision: Precision) -> None:
-        self.model, self.data, self.precision, self.settings = model.train(), data, precision, TrainSettings()
+    def __init__(self, model: SpeechToText, batch: Batch, precision: Precision) -> None:
+        self.system, self.batch, self.precision = SimpleNamespace(model=model), batch, precision  # type: ignore[assignment]
+        self.settings, self.device = TrainSettings(), torch.device("cpu")
         self.optimiser = make_optimiser(model, self.settings)
 
-    def step(self, expert_N: Tensor, clock: Clock) -> float:
-        """One optimiser step with these experts; returns the loss."""
-        data, model, settings = self.data, self.model, self.settings
+    def with_experts(self, expert_N: Tensor) -> Batch:
+        return replace(self.batch, encoder_expert=expert_N, decoder_expert=expert_N)
+
+    def phases(self, expert_N: Tensor, clock: Clock) -> None:
+        """One optimiser step with these experts."""
+        batch, model = self.with_experts(expert_N), self.system.model
         self.optimiser.zero_grad(set_to_none=True)
         with clock.phase("forward"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.precision.dtype == "bf16"):
-                states, memory = model(data.features, data.lengths, data.tokens, expert_N, expert_N)
-                logits = model.decoder.output(states)
-                ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
-            losses = combined_loss(
-                logits,
-                data.targets,
-                ctc_logits,
-                memory.lengths,
-                data.ctc_targets,
-                data.ctc_lengths,
-                settings.label_smoothing,
-                settings.ctc_weight,
-                IGNORE_ID,
-                PAD_ID,
-            )
-            loss = losses.total.item()
+            loss = self.losses(batch, batch.features).total
         with clock.phase("backward"):
-            losses.total.backward()
+            loss.backward()
         with clock.phase("clipping"):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
         with clock.phase("AdamW"):
             self.optimiser.step()
-        return loss
 
-
-@torch.inference_mode()
-def decode(model: SpeechToText, data: Data, beams: int, forced_tokens: int, expert_N: Tensor) -> Tensor:
-    """Encode, then write tokens that are given; returns the last logits."""
-    memory = model.encoder(data.features, data.lengths, expert_N)
-    state = model.decoder.start(memory, beams)
-    for position in range(forced_tokens):
-        tokens_M = data.tokens[:, position % data.tokens.shape[1]].repeat_interleave(beams)
-        logits = model.decoder.step(tokens_M, state, memory, expert_N)
-    return logits
+    @torch.inference_mode()
+    def decode(self, beams: int, forced_tokens: int, expert_N: Tensor) -> Tensor:
+        """Encode, then write tokens that are given; returns the last logits."""
+        batch, model = self.with_experts(expert_N), self.system.model
+        memory = model.encoder(batch.features, batch.feature_lengths, batch.encoder_expert)
+        state = model.decoder.start(memory, beams)
+        for position in range(forced_tokens):
+            tokens_M = batch.tokens_in[:, position % batch.tokens_in.shape[1]].repeat_interleave(beams)
+            logits = model.decoder.step(tokens_M, state, memory, batch.decoder_expert)
+        return logits
 
 
 def take_turns(variants: dict[str, Callable[[int, Clock], object]], rounds: int, say: Callable[[str], None]) -> dict[str, Times]:
@@ -268,10 +248,10 @@ def measure_training(scale: Scale, dense: Trained, routed: Trained, experts: int
     zeros, mixed = torch.zeros(n, dtype=torch.int64), mixed_batch(n, routes)
     times = take_turns(
         {
-            "dense": lambda _, clock: dense.step(zeros, clock),
+            "dense": lambda _, clock: dense.phases(zeros, clock),
             # Each round another route, as training interleaves them.
-            "single-route": lambda number, clock: routed.step(torch.full((n,), number % routes), clock),
-            "mixed": lambda _, clock: routed.step(mixed, clock),
+            "single-route": lambda number, clock: routed.phases(torch.full((n,), number % routes), clock),
+            "mixed": lambda _, clock: routed.phases(mixed, clock),
         },
         rounds,
         say,
@@ -288,7 +268,7 @@ def measure_decoding(scale: Scale, dense: Trained, routed: Trained, experts: int
     for beams in scale.beams:
 
         def run(trained: Trained, expert: int, beams: int = beams) -> Tensor:
-            return decode(trained.model, trained.data, beams, scale.forced_tokens, zeros + expert)
+            return trained.decode(beams, scale.forced_tokens, zeros + expert)
 
         times = take_turns(
             {"dense": lambda _, __: run(dense, 0), "single-route": lambda number, _: run(routed, number % min(USED_EXPERTS, experts))},
@@ -301,10 +281,9 @@ def measure_decoding(scale: Scale, dense: Trained, routed: Trained, experts: int
 
 def check_equal(dense: Trained, routed: Trained, experts: int) -> None:
     """Both models must compute the same, or their times say nothing."""
-    n = len(dense.data.lengths)
-    dense.model.eval(), routed.model.eval()
+    n = len(dense.batch.features)
     mixed = mixed_batch(n, min(USED_EXPERTS, experts, n))
-    one, other = (decode(trained.model, trained.data, 1, 2, index) for trained, index in ((dense, mixed * 0), (routed, mixed)))
+    one, other = (trained.decode(1, 2, index) for trained, index in ((dense, mixed * 0), (routed, mixed)))
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 
 
@@ -334,17 +313,19 @@ def measure(
     load_before = os.getloadavg()
     train_precision = choose_precision(precision, torch.device("cpu"))
     say(f"{train_precision}, load {load_before[0]:.1f}")
-    data = Data.of(scale)
-    dense = Trained(build(scale, 1, None), data, train_precision)
+    batch = noise(scale)
+    dense = Trained(build(scale, 1, None), batch, train_precision)
     rows: list[Row] = []
     for number in experts:
-        routed = Trained(build(scale, number, dense.model), data, train_precision)
+        routed = Trained(build(scale, number, dense.system.model), batch, train_precision)
+        for trained in (dense, routed):
+            trained.system.model.eval()
         check_equal(dense, routed, number)
         for name, work in (("decode", measure_decoding), ("train", measure_training)):
             if only in (None, name):
                 say(f"{name}, {number} experts: CPU seconds per round")
-                for module in (dense.model, routed.model):
-                    module.train(name == "train")
+                for trained in (dense, routed):
+                    trained.system.model.train(name == "train")
                 rows += work(scale, dense, routed, number, rounds, say)
         # Its gradients, state and weights go before the next one comes.
         del routed

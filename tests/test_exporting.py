@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -218,3 +219,22 @@ def test_the_runner_needs_no_torch(exported):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1 set()\n"
+
+
+def test_the_search_in_the_documentation_is_that_of_the_runner(exported, monkeypatch):
+    *_, folder, _ = exported
+    page = (ROOT / "docs" / "how-to" / "ship-to-a-device.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "InferenceSession" in block)
+    (folder.parent / "phone").symlink_to(folder)
+    monkeypatch.chdir(folder.parent)
+    names = {"features": torch.randn(70, 40).numpy()}
+    exec(code, names)
+    model = OnnxModel(folder)
+    written = [token for token in names["tokens"] if token not in (*model.card.prefix_ids, model.card.end_id)]
+    assert written == [token for token in model.greedy([names["features"]])[0] if token not in model.card.prefix_ids]
+
+
+def test_a_model_too_large_for_one_file_is_refused_before_anything_is_done(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "MAX_BYTES", 1e5)
+    with pytest.raises(ConfigError, match="GB of weights"):
+        pipeline.check_export(whole, out=tmp_path / "phone", task="transcribe", bandwidth="nb")

@@ -52,8 +52,7 @@ def export(
     size = f"{report.encoder.bytes / 1e6:,.1f} + {report.decoder.bytes / 1e6:,.1f} MB"
     print(f"route {report.route}: {size}" + (f", {report.bytes_float32 / 1e6:,.1f} MB before int8" if int8 else ""))
     found = report.check
-    print(
-        f"against torch: logits differ by {found.max_difference:.1g} at most, {found.relative_difference:.1%} of their spread; "
-        f"same token in {found.same_token:.1%} of {found.tokens:,} steps on noise"
-    )
+    spread = f", {found.relative_difference:.1%} of their spread" if int8 else ""
+    same = f"same token in {found.same_token:.1%} of {found.tokens:,} steps on noise"
+    print(f"against torch: logits differ by {found.max_difference:.1g} at most{spread}; {same}")
     print(out)
