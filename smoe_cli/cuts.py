@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
@@ -204,12 +204,12 @@ def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
         raise RouteError(f"cut `{cut.id}`: {error.message}", "correct its tags in the manifest, or prepare it again") from None
 
 
-def labels_of(cuts: Iterable[MonoCut], tasks: Collection[str]) -> dict[str, list[str]]:
-    """Task -> the different answers of its cuts, sorted; of these tasks only."""
+def labels_of(cuts: Iterable[MonoCut], config: Config) -> dict[str, list[str]]:
+    """Task that answers with a label -> the different right answers of its cuts, sorted."""
     found: dict[str, set[str]] = {}
     for cut in cuts:
         task = tags_of(cut).task
-        if task in tasks:
+        if task in config.tasks and config.kind(task).closed:
             found.setdefault(task, set()).add(str(cut.supervisions[0].text))
     return {task: sorted(labels) for task, labels in found.items()}
 

@@ -193,8 +193,7 @@ def _note_unseen(cuts: Sequence[MonoCut], system: System, watcher: Watcher) -> N
     """Say which right labels the model cannot answer with, because it never saw them."""
     from smoe_cli.cuts import labels_of
 
-    closed = {task for task in system.config.tasks if system.config.kind(task).closed}
-    for task, labels in labels_of(cuts, closed).items():
+    for task, labels in labels_of(cuts, system.config).items():
         # Bare audio has no right label.
         new = [label for label in labels if label and label not in system.plan.labels_of(task)]
         if new:

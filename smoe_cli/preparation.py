@@ -252,10 +252,9 @@ def _unheard(config: Config, cuts: dict[str, list[MonoCut]]) -> list[str]:
         for value in values
         if cuts["train"] and (axis, value) not in heard
     ]
-    closed = {task for task in config.tasks if config.kind(task).closed}
-    known = labels_of(cuts["train"], closed)
+    known = labels_of(cuts["train"], config)
     for split in ("dev", "test"):
-        for task, labels in labels_of(cuts[split], closed).items():
+        for task, labels in labels_of(cuts[split], config).items():
             new = [label for label in labels if label not in known.get(task, [])]
             if new:
                 notes.append(f"labels of {task} in the {split} split that training never sees, and so can only be wrong: {', '.join(new)}")

@@ -138,7 +138,9 @@ class ScoreReport(Report):
         unseen: dict[str, int] = {}
         for part in self.slices:
             unseen[part.task] = unseen.get(part.task, 0) + part.unseen
-        return super().notes + [f"{count:,} right labels of {task} were never seen in training" for task, count in unseen.items() if count]
+        return super().notes + [
+            f"never seen in training: {count:,} of the right labels of {task}" for task, count in unseen.items() if count
+        ]
 
 
 class Finding(Record):

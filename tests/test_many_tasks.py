@@ -18,7 +18,7 @@ from smoe_cli.checkpoint import System
 from smoe_cli.config import Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import Work
-from smoe_cli.cuts import read_cuts, route_of, tags_of
+from smoe_cli.cuts import Tags, read_cuts, route_of, tags_of
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.decoding.labels import AT_ONCE, label_log_probs
 from smoe_cli.decoding.onnx import OnnxModel
@@ -26,7 +26,7 @@ from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
 from smoe_cli.loss import combined_loss
-from smoe_cli.records import read_hypotheses
+from smoe_cli.records import Hypothesis, read_hypotheses
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import END_ID, open_tokenizer
 from smoe_cli.training import Trainer
@@ -192,7 +192,7 @@ def test_only_labels_seen_in_training_are_written_and_an_unseen_one_is_wrong_and
     assert unseen and {item.references[0] for item in unseen} == {"never-heard"}
     report = pipeline.score(trained)
     assert sum(part.unseen for part in report.slices if part.task == "intent") == len(unseen)
-    assert f"{len(unseen)} right labels of intent were never seen in training" in report.notes
+    assert f"never seen in training: {len(unseen)} of the right labels of intent" in report.notes
     page = (layout.scores / "report.html").read_text(encoding="utf-8")
     assert "a label never seen in training" in page and "accent=uk" in page
 
@@ -425,3 +425,21 @@ def test_a_model_without_labels_refuses_the_task(trained, system):
     cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if route_of(cut).task == "intent"]
     with pytest.raises(RouteError, match="knows no label for task `intent`"):
         Decoder(bare).decode(cuts)
+
+
+def test_files_of_before_there_were_axes_and_labels_are_read(tmp_path):
+    config = tiny_config(tmp_path)
+    old = json.loads(config.model_dump_json())
+    del old["axes"]
+    for settings, new in (
+        (old["model"], ("encoder_expert_groups", "decoder_expert_groups")),
+        *((task, ("label",)) for task in old["tasks"].values()),
+        *((corpus, ("tags", "labels")) for corpus in old["data"]["corpora"].values()),
+    ):
+        for key in new:
+            del settings[key]
+    assert Config.model_validate(old) == config
+    tags = {"utterance": "u", "corpus": "c", "task": "t", "bandwidth": "nb", "source_lang": "en", "transcript": "a", "references": ["a"]}
+    assert Tags.model_validate(tags | {"subset": "", "synthetic": False}).axes == {}
+    hypothesis = Hypothesis(id="c", task="t", lang="en", bandwidth="nb", text="a")
+    assert (hypothesis.tags, hypothesis.route) == ({}, Route.parse("t/en/nb"))

@@ -180,8 +180,8 @@ def _score_cell(part: SliceScores | None) -> str:
         return '<span class="muted small">not scored</span>'
     headline, *others = part.scores
     label = find_metric(headline.metric).label
-    others_text = [f"{headline.errors:,} of {headline.total:,} wrong"] if find_metric(headline.metric).shows is Unit.ANSWER else []
-    rest = " · ".join(others_text + [f"{find_metric(score.metric).label} {html.value_text(score.value, score.unit)}" for score in others])
+    wrong = [f"{headline.errors:,} of {headline.total:,} wrong"] if find_metric(headline.metric).shows is Unit.ANSWER else []
+    rest = " · ".join(wrong + [f"{find_metric(score.metric).label} {html.value_text(score.value, score.unit)}" for score in others])
     counts = {"synthetic": part.synthetic, "cut off": part.truncated, "with a label never seen in training": part.unseen}
     size = f"{part.utterances:,} utt. · {html.duration_text(part.hours)}"
     size += "".join(f" · {count:,} {name}" for name, count in counts.items() if count)

@@ -85,7 +85,7 @@ class Trainer:
         self.groups = by_route(train_cuts, self.plan)
         self._check_routes()
         # The plan promises only what was trained for.
-        self.plan = make_plan(config, self.groups, labels_of(train_cuts, {task for task in config.tasks if config.kind(task).closed}))
+        self.plan = make_plan(config, self.groups, labels_of(train_cuts, config))
         dev_groups = by_route(dev_cuts, make_plan(config))
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
