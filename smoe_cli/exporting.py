@@ -118,6 +118,7 @@ def _write_card(folder: Path, system: System, digest: str, route: Route, bytes_f
         model=digest,
         route=str(route),
         precision="float32" if bytes_float32 is None else "int8",
+        front_end=config.features,
         features=FrontEnd(config.features).describe(),
         vocab_size=system.tokenizer.vocab_size,
         prefix_ids=system.tokenizer.guiding_ids(route),

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from smoe_cli.config import FeatureSettings
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Route, parse_bandwidth
 
@@ -297,7 +298,10 @@ class Export(Record):
     model: str = Field(description="Digest of the model that it was taken from.")
     route: str = Field(description="The one route that it has.")
     precision: Literal["float32", "int8"] = Field(description="Of the weights of matrices and embeddings; int8: quantised by onnxruntime.")
-    features: dict[str, str | int | float | bool | None] = Field(description="Front end: Lhotse's settings, and what is done afterwards.")
+    front_end: FeatureSettings = Field(description="The front end, in smoe's own settings.")
+    features: dict[str, str | int | float | bool | None] = Field(
+        description="The front end for other programs: the settings of the library that smoe uses, and what is done afterwards."
+    )
     vocab_size: int
     prefix_ids: list[int] = Field(description="Guiding tokens that decoding starts with.")
     end_id: int

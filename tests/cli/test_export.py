@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from smoe_cli.config import FeatureSettings
 from smoe_cli.errors import CheckError, ConfigError
 from smoe_cli.records import Export, ExportCheck, Graph
 from smoe_cli.tags import Bandwidth, Route
@@ -13,6 +14,7 @@ REPORT = Export(
     model="0123456789ab",
     route="translate/de/nb",
     precision="int8",
+    front_end=FeatureSettings(),
     features={"sampling_rate": 16000},
     vocab_size=600,
     prefix_ids=[4, 5],
