@@ -288,6 +288,7 @@ class ExportCheck(Record):
 
     max_difference: float = Field(description="Largest absolute difference of a logit or of a CTC log probability.")
     relative_difference: float = Field(description="Root mean square difference of the logits, relative to their standard deviation.")
+    largest_logit: float = Field(description="Largest absolute value of torch's logits: what float32 rounds is relative to it.")
     tokens: int = Field(description="Steps of all hypotheses that were compared.")
     same_token: float = Field(description="Share of them in which both find the same token likeliest.")
 
