@@ -31,7 +31,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,9 +40,10 @@ from smoe_cli import __version__
 from smoe_cli.batching import Batch
 from smoe_cli.config import TrainSettings
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
-from smoe_cli.training import Trainer
+from smoe_cli.tokenizer import PAD_ID
 from smoe_cli.training.optimiser import make_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
+from smoe_cli.training.trainer import losses_of
 
 # N utterances, T frames, F mel bins, U tokens, B beams
 SMALL = {"dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "encoder_hidden_dim": 64, "decoder_hidden_dim": 64}
@@ -165,12 +165,12 @@ def build(scale: Scale, experts: int, dense: SpeechToText | None) -> SpeechToTex
     return model
 
 
-class Trained(Trainer):
+class Trained:
     """A model and its optimiser; a step is the trainer's, in phases, without data, files and augmentation."""
 
     def __init__(self, model: SpeechToText, batch: Batch, precision: Precision) -> None:
-        self.system, self.batch, self.precision = SimpleNamespace(model=model), batch, precision  # type: ignore[assignment]
-        self.settings, self.device = TrainSettings(), torch.device("cpu")
+        self.model, self.batch, self.precision = model, batch, precision
+        self.settings = TrainSettings()
         self.optimiser = make_optimiser(model, self.settings)
 
     def with_experts(self, expert_N: Tensor) -> Batch:
@@ -178,10 +178,10 @@ class Trained(Trainer):
 
     def phases(self, expert_N: Tensor, clock: Clock) -> None:
         """One optimiser step with these experts."""
-        batch, model = self.with_experts(expert_N), self.system.model
+        batch, model = self.with_experts(expert_N), self.model
         self.optimiser.zero_grad(set_to_none=True)
         with clock.phase("forward"):
-            loss = self.losses(batch, batch.features).total
+            loss = losses_of(model, batch, batch.features, self.settings, self.precision, PAD_ID).total
         with clock.phase("backward"):
             loss.backward()
         with clock.phase("clipping"):
@@ -192,7 +192,7 @@ class Trained(Trainer):
     @torch.inference_mode()
     def decode(self, beams: int, forced_tokens: int, expert_N: Tensor) -> Tensor:
         """Encode, then write tokens that are given; returns the last logits."""
-        batch, model = self.with_experts(expert_N), self.system.model
+        batch, model = self.with_experts(expert_N), self.model
         memory = model.encoder(batch.features, batch.feature_lengths, batch.encoder_expert)
         state = model.decoder.start(memory, beams)
         for position in range(forced_tokens):
@@ -317,15 +317,15 @@ def measure(
     dense = Trained(build(scale, 1, None), batch, train_precision)
     rows: list[Row] = []
     for number in experts:
-        routed = Trained(build(scale, number, dense.system.model), batch, train_precision)
+        routed = Trained(build(scale, number, dense.model), batch, train_precision)
         for trained in (dense, routed):
-            trained.system.model.eval()
+            trained.model.eval()
         check_equal(dense, routed, number)
         for name, work in (("decode", measure_decoding), ("train", measure_training)):
             if only in (None, name):
                 say(f"{name}, {number} experts: CPU seconds per round")
                 for trained in (dense, routed):
-                    trained.system.model.train(name == "train")
+                    trained.model.train(name == "train")
                 rows += work(scale, dense, routed, number, rounds, say)
         # Its gradients, state and weights go before the next one comes.
         del routed

@@ -19,10 +19,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from smoe_cli.errors import ConfigError, RouteError
-from smoe_cli.presets import PAPER_SCALE, PRESETS, apply_preset, known_preset
+from smoe_cli.presets import PAPER_SCALE, PRESETS, SINGLE_TASK, apply_preset, known_preset
 from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
 
 RECIPE_FILE, CHECKPOINT_CONFIG = "smoe.yaml", "config.json"
+MODEL, FINAL, CHECKPOINTS = "model", "final", "checkpoints"
+"""In `exp_dir`, the folder of the model; in that, the result, and what a stopped training goes on from."""
+FRAMES_PER_S = 100
+"""Feature frames: all kinds of features have one every 10 ms."""
 ROUTING_KEYS = ("_experts_by", "_expert_groups", "_routed_layers")
 """Ends of the names of settings that say which experts a model has, and where: each recipe's own."""
 SPLITS = ("train", "dev", "test")
@@ -184,7 +188,10 @@ class ModelSettings(Settings):
     decoder_layers: int = Field(6, gt=0, description="Decoder layers.")
     ffn_dim: int = Field(2048, gt=0, description="Hidden width of a feed-forward network, and of each expert.")
     decoder_ffn_scale: int = Field(
-        1, gt=0, description="Widen the decoder's feed-forward networks by this factor (the width-matched control)."
+        1,
+        gt=0,
+        description="Widen the decoder's feed-forward networks by this factor (the width-matched control): a second one runs beside each, "
+        "so that the parameters are those of as many experts.",
     )
     subsampling: Literal[2, 4, 8] = Field(4, description="Feature frames per encoder frame.")
     subsampling_channels: int = Field(1024, gt=0, description="Inner channels of the convolutional subsampler.")
@@ -256,6 +263,8 @@ class ModelSettings(Settings):
             raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that frames keep their place")
         if (self.family == "whisper") != (self.max_tokens is not None):
             raise ValueError(f"max_tokens ({self.max_tokens}) is what a model of the family `whisper` has, and no other")
+        if self.decoder_ffn_scale > 1 and self.decoder_shared_ffn_dim is not None:
+            raise ValueError("decoder_ffn_scale widens with a shared expert, and decoder_shared_ffn_dim names another; set one of them")
         if self.d_model % 2:
             raise ValueError(f"d_model ({self.d_model}) must be even: positions are pairs of sine and cosine")
         for stack, count in (("encoder", self.encoder_layers), ("decoder", self.decoder_layers)):
@@ -363,8 +372,13 @@ class Config(Settings):
                 raise ValueError(f"task `{name}` writes text: name its `languages`, at least one")
             if ANY in task.languages:
                 raise ValueError(f"task `{name}`: `{ANY}` stands for the language of tasks that answer with a label; rename the language")
+            if len(set(task.languages)) != len(task.languages):
+                raise ValueError(f"task `{name}` names a language twice: {', '.join(task.languages)}")
             if task.label and kind.target != "label":
                 raise ValueError(f"task `{name}`: only kind `classify` has a `label`; leave it out")
+        if self.model.preset == SINGLE_TASK and len(self.targets()) > 1:
+            named = ", ".join(f"{task}/{lang}" for task, lang in self.targets())
+            raise ValueError(f"the preset `{SINGLE_TASK}` is for one task in one language, and there are {named}; leave out all but one")
         unknown = [name for name in self.train.task_weights if name not in self.tasks]
         if unknown:
             raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
@@ -479,6 +493,8 @@ def preset_config(preset: str, overrides: Iterable[str] = ()) -> Config:
         ConfigError: If the preset is unknown, or a setting is unknown or impossible.
     """
     tree = copy.deepcopy(PAPER_SCALE) | {"model": {"preset": known_preset(preset)}}
+    if preset == SINGLE_TASK:
+        tree["tasks"] = dict(list(tree["tasks"].items())[:1])
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, f"preset {preset}")
@@ -513,15 +529,20 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
 def _inherit(tree: dict[str, Any]) -> None:
     """Let a recipe that starts from a checkpoint state only how its model differs: which experts there are, and what it sets itself.
 
-    A checkpoint that is not there (any more) gives nothing.
+    Where that checkpoint is not there any more, the run's own ones say the same; without those, nothing is taken.
     """
     train, model, features = (tree.get(section) or {} for section in ("train", "model", "features"))
     if not all(isinstance(section, dict) for section in (train, model, features)) or not train.get("init_from"):
         return
-    try:
-        given = json.loads((Path(train["init_from"]) / CHECKPOINT_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    own = Path(tree.get("exp_dir") or "exp") / MODEL
+    folders = [Path(train["init_from"]), own / FINAL, *sorted((own / CHECKPOINTS).glob("step-*"), reverse=True)]
+    path = next((folder / CHECKPOINT_CONFIG for folder in folders if (folder / CHECKPOINT_CONFIG).is_file()), None)
+    if path is None:
         return
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`train.init_from`: cannot read `{path}`: {error}", "name a whole checkpoint") from error
     if not isinstance(given, dict) or not all(isinstance(given.get(section), dict) for section in ("model", "features")):
         raise ConfigError(
             f"`train.init_from`: `{train['init_from']}` is no checkpoint of smoe", "convert it first: `smoe convert FOLDER --out MODEL`"

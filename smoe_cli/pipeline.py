@@ -242,8 +242,7 @@ def score(
 
     if config is not None:
         # References were cleaned when they were prepared; a model that was not trained on such text writes otherwise.
-        policy = config.data.lowercase, config.data.strip_punctuation
-        sources = {path: [item.model_copy(update={"text": clean(item.text, *policy)}) for item in group] for path, group in sources.items()}
+        sources = {path: [_by_policy(item, config) for item in group] for path, group in sources.items()}
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
     if len(result.decoding) > 1:
         watcher.log(f"warning: not all of these were decoded with the same settings: {'; '.join(result.decoding)}")
@@ -257,6 +256,13 @@ def score(
     if config is not None and not (out or hypotheses):
         mark(config, "score")
     return result
+
+
+def _by_policy(hypothesis: Hypothesis, config: Config) -> Hypothesis:
+    """A hypothesis with the recipe's case and punctuation; a label is no text, and stays as it is."""
+    if hypothesis.task in config.tasks and config.kind(hypothesis.task).closed:
+        return hypothesis
+    return hypothesis.model_copy(update={"text": clean(hypothesis.text, config.data.lowercase, config.data.strip_punctuation)})
 
 
 def route_audit(

@@ -422,7 +422,7 @@ def test_the_real_whisper_hears_what_transformers_hears(real_whisper, real_speec
     for path in audio:
         samples, _ = soundfile.read(path, dtype="float32")
         features = transformers.WhisperFeatureExtractor()(samples, sampling_rate=16000, return_tensors="pt").input_features
-        cut = cut_of_file(path, "transcribe", "en", Bandwidth.WB, 16000, (0.1, 30.0))
+        cut = cut_of_file(path, "transcribe", "en", Bandwidth.WB, {}, 16000, (0.1, 30.0))
         ours = decoder.collator.front_end.compute(cut)
         assert (ours - features[0].T).abs().max() < TOLERANCE
         (hypothesis,) = decoder.decode([cut])

@@ -41,7 +41,7 @@ def convert(folder: Path, out: Path, task: str, langs: Sequence[str], source_lan
         raise CheckpointError(f"`{folder}` is a model of type `{kind}`; can be converted: {', '.join(FAMILIES)}", "name another folder")
     checkpoint.check_free(out, "convert")
     with tempfile.TemporaryDirectory() as scratch:
-        converted = FAMILIES[kind](source, Wish(task, langs, source_lang), Path(scratch))
+        converted = FAMILIES[kind](source, Wish(task, list(dict.fromkeys(langs)), source_lang), Path(scratch))
         window_s = converted.features.get("window_s")
         config = parse_config(
             {
