@@ -125,6 +125,7 @@ class Report(Record):
 class ScoreReport(Report):
     """Everything `smoe score` measured."""
 
+    text: str = Field(default="", description="What was done to texts before they were scored, hypotheses and references alike.")
     decoding: list[str] = Field(default=[], description="Settings they were decoded with; several when parts were decoded otherwise.")
     hypotheses: list[str] = Field(description="Files that were scored.")
     slices: list[SliceScores]

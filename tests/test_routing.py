@@ -291,3 +291,17 @@ def test_a_recipe_that_sets_one_thing_twice_is_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match="`encoder_experts_by` is set twice"):
         load_config(tmp_path / "smoe.yaml")
+
+
+def test_two_plans_name_what_they_have_otherwise(tmp_path):
+    one = make_plan(tiny_config(tmp_path))
+    other = make_plan(tiny_config(tmp_path, tasks={"transcribe": {"languages": ["en", "de"]}}, model={"encoder_experts_by": "lang"}))
+    assert one.differences(one) == []
+    found = "; ".join(one.differences(other))
+    assert "encoder by: bandwidth -> lang; encoder experts: nb, wb -> en, de" in found
+    assert "decoder experts: transcribe, translate -> transcribe" in found
+
+
+def test_a_language_that_is_named_twice_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="names a language twice: en, en"):
+        tiny_config(tmp_path, tasks={"transcribe": {"languages": ["en", "en"]}})

@@ -19,7 +19,7 @@ def export(
     task: options.OneTask = None,
     lang: options.OneLanguage = None,
     bandwidth: options.OneBand = None,
-    tag: options.RouteTags = None,
+    tag: options.RouteTag = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights of matrices and embeddings to 8 bits.")] = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,

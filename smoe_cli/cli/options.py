@@ -72,6 +72,16 @@ RouteTags = Annotated[
         show_default="as the data is tagged",
     ),
 ]
+RouteTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="AXIS=VALUE",
+        help="Value on an axis of the recipe's own, e.g. `accent=us`; repeatable.",
+        autocompletion=complete.tag,
+        show_default="the only one",
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(
