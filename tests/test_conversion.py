@@ -19,13 +19,14 @@ from torch import Tensor
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.batching import IGNORE_ID
 from smoe_cli.checkpoint import System
-from smoe_cli.config import DecodeSettings, FeatureSettings, parse_config
+from smoe_cli.config import DecodeSettings, FeatureSettings
 from smoe_cli.cuts import read_cuts, route_of
 from smoe_cli.decoding.decode import Decoder, cut_of_file
 from smoe_cli.decoding.onnx import OnnxModel
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
+from smoe_cli.recipe import parse_config
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from smoe_cli import checkpoint, counting, pipeline
-from smoe_cli.config import preset_config
 from smoe_cli.errors import ConfigError
 from smoe_cli.model import cost, layers
 from smoe_cli.model.speech_to_text import ENCODERS
 from smoe_cli.presets import PRESETS
+from smoe_cli.recipe import preset_config
 from smoe_cli.records import ParameterReport
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import ByteBPE

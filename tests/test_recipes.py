@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smoe_cli import pipeline
-from smoe_cli.config import load_config
+from smoe_cli.recipe import load_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PART = {

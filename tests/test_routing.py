@@ -11,11 +11,12 @@ from smoe_cli.audit.report import audit_report_html
 from smoe_cli.audit.supervision import check_manifest
 from smoe_cli.checkpoint import build_model
 from smoe_cli.cli.failures import EXIT_CODES
-from smoe_cli.config import ModelSettings, load_config
+from smoe_cli.config import ModelSettings
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import ConfigError, RouteError
 from smoe_cli.layout import Layout
 from smoe_cli.model.speech_to_text import ENCODERS
+from smoe_cli.recipe import load_config
 from smoe_cli.routing import RoutingPlan, StackPlan, make_plan
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.watch import Silent

@@ -105,7 +105,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] | None, flags: Seque
     Raises:
         ConfigError: If the recipe is missing or a setting is unknown or impossible.
     """
-    from smoe_cli.config import load_config
+    from smoe_cli.recipe import load_config
 
     return load_config(path, [*(overrides or ()), *flags])
 

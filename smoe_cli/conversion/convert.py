@@ -9,12 +9,12 @@ from pathlib import Path
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import System
-from smoe_cli.config import parse_config
 from smoe_cli.conversion.families import FAMILIES, Wish
 from smoe_cli.conversion.source import Source
 from smoe_cli.errors import CheckpointError
 from smoe_cli.layout import MODEL_DIGITS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.recipe import parse_config
 from smoe_cli.records import ConvertReport, Origin
 from smoe_cli.routing import make_plan
 
