@@ -80,7 +80,7 @@ DAMAGES = {
         lambda at: cut_off(at / "corpus" / "a1.flac"),
         "prepare",
         r"corpus `tones`: 1 of 30 utterances.*/a1.flac` \(recording `a1`\) (breaks off|cannot be read to its end)",
-        "mend or remove them; nothing was written",
+        "bring back the whole file, or remove it; nothing was written",
     ),
     "zero-length audio": Damage(
         lambda at: (at / "corpus" / "a1.flac").write_bytes(b""),
