@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from lhotse import AudioSource, Recording
+from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
 from smoe_cli.errors import DataError
@@ -146,8 +147,8 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
         )
     if recording.transforms is None:
         kept = (info.frames, info.samplerate) == (recording.num_samples, recording.sampling_rate)
-    elif all(_name_of(step) == "Resample" for step in recording.transforms):
-        kept = abs(lasts_s - recording.duration) <= TOLERANCE_S
+    elif all(isinstance(step, Resample) for step in recording.transforms):
+        kept = info.samplerate == recording.transforms[0].source_sampling_rate and abs(lasts_s - recording.duration) <= TOLERANCE_S
     else:  # changes of speed and the like; the most that they are used for is a factor of two
         kept = lasts_s <= 4 * recording.duration
     if not kept:
@@ -186,10 +187,6 @@ def _listen(source: AudioSource, where: str) -> list[str]:
     if peak < FAINT:
         notes.append(f"{where} is nearly silent: its peak is {20 * np.log10(peak):.0f} dBFS")
     return notes
-
-
-def _name_of(transform: object) -> str:
-    return str(transform.get("name")) if isinstance(transform, dict) else type(transform).__name__
 
 
 def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:
