@@ -263,13 +263,13 @@ def _check_speakers(tally: _Tally, findings: Findings) -> None:
     shared = [f"{corpus}/{speaker}" for (corpus, speaker), splits in tally.speakers.items() if len(splits) > 1]
     if shared:
         message = f"{len(shared)} of {len(tally.speakers)} speakers are in more than one split: scores on them are not speaker-independent"
-        findings.put(_some("speaker", shared), Fault("speaker", "note", message, "split by speaker, or say so beside the scores"))
+        findings.put(_some(shared), Fault("speaker", "note", message, "split by speaker, or say so beside the scores"))
 
 
-def _some(what: str, names: Sequence[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     """The first of many."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{what} {', '.join(f'`{name}`' for name in names[:NAMED])}{more}"
+    return f"{', '.join(f'`{name}`' for name in names[:NAMED])}{more}"
 
 
 def _check_translations(tally: _Tally, findings: Findings) -> None:
@@ -287,7 +287,7 @@ def _check_translations(tally: _Tally, findings: Findings) -> None:
         ]
         if lacking:
             message = f"{len(lacking)} utterances have no text for {task}/{lang}; they serve the other tasks"
-            findings.put(_some("utterance", lacking), Fault("translation", "note", message, "add it if there should be one"))
+            findings.put(_some(lacking), Fault("translation", "note", message, "add it if there should be one"))
 
 
 def _rows(tally: _Tally) -> list[Row]:
