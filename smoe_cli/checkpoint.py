@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smoe_cli.config import CHECKPOINT_CONFIG, Config, FeatureSettings, ModelSettings
+from smoe_cli.config import CHECKPOINT_CONFIG, FRAMES_PER_S, Config, FeatureSettings, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
 from smoe_cli.model.experts import SHARED
@@ -30,7 +30,6 @@ from smoe_cli.records import Origin, file_digest, whole_folder, write_text_atomi
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tokenizer import Tokenizer, open_tokenizer
 
-FRAMES_PER_S = 100
 CONFIG, PLAN, ORIGIN = CHECKPOINT_CONFIG, "plan.json", "origin.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 
@@ -52,7 +51,7 @@ def build_model(settings: ModelSettings, features: FeatureSettings, plan: Routin
             encoder_layers=settings.encoder_layers,
             decoder_layers=settings.decoder_layers,
             encoder_hidden_dim=settings.ffn_dim,
-            decoder_hidden_dim=settings.ffn_dim * settings.decoder_ffn_scale,
+            decoder_hidden_dim=settings.ffn_dim,
             encoder_experts=plan.encoder.experts,
             decoder_experts=plan.decoder.experts,
             subsampling=settings.subsampling,
@@ -64,7 +63,7 @@ def build_model(settings: ModelSettings, features: FeatureSettings, plan: Routin
             encoder_routed_layers=plan.encoder.layers,
             decoder_routed_layers=plan.decoder.layers,
             encoder_shared_hidden_dim=settings.encoder_shared_ffn_dim,
-            decoder_shared_hidden_dim=settings.decoder_shared_ffn_dim,
+            decoder_shared_hidden_dim=settings.ffn_dim * (settings.decoder_ffn_scale - 1) or settings.decoder_shared_ffn_dim,
             conv_kernel=settings.conv_kernel,
             dropout=settings.dropout,
             tie_embeddings=settings.tie_embeddings,

@@ -1,28 +1,26 @@
 """Every setting of a recipe: one typed field, one sentence, one check; unknown keys are refused.
 
-`smoe.yaml` in the working folder holds them; `--set a.b=c` overrides. The merged configuration is saved with
-every checkpoint, so that `decode` needs nothing repeated.
+`recipe.py` reads them. The merged configuration is saved with every checkpoint, so that `decode` needs nothing repeated.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import os
 import re
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from smoe_cli.errors import ConfigError, RouteError
-from smoe_cli.presets import PAPER_SCALE, PRESETS, apply_preset, known_preset
+from smoe_cli.errors import RouteError
+from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
 from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
 
 RECIPE_FILE, CHECKPOINT_CONFIG = "smoe.yaml", "config.json"
+MODEL, FINAL, CHECKPOINTS = "model", "final", "checkpoints"
+"""In `exp_dir`, the folder of the model; in that, the result, and what a stopped training goes on from."""
+FRAMES_PER_S = 100
+"""Feature frames: all kinds of features have one every 10 ms."""
 ROUTING_KEYS = ("_experts_by", "_expert_groups", "_routed_layers")
 """Ends of the names of settings that say which experts a model has, and where: each recipe's own."""
 SPLITS = ("train", "dev", "test")
@@ -187,7 +185,10 @@ class ModelSettings(Settings):
     decoder_layers: int = Field(6, gt=0, description="Decoder layers.")
     ffn_dim: int = Field(2048, gt=0, description="Hidden width of a feed-forward network, and of each expert.")
     decoder_ffn_scale: int = Field(
-        1, gt=0, description="Widen the decoder's feed-forward networks by this factor (the width-matched control)."
+        1,
+        gt=0,
+        description="Widen the decoder's feed-forward networks by this factor (the width-matched control): a second one runs beside each, "
+        "so that the parameters are those of as many experts.",
     )
     subsampling: Literal[2, 4, 8] = Field(4, description="Feature frames per encoder frame.")
     subsampling_channels: int = Field(1024, gt=0, description="Inner channels of the convolutional subsampler.")
@@ -259,6 +260,8 @@ class ModelSettings(Settings):
             raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that frames keep their place")
         if (self.family == "whisper") != (self.max_tokens is not None):
             raise ValueError(f"max_tokens ({self.max_tokens}) is what a model of the family `whisper` has, and no other")
+        if self.decoder_ffn_scale > 1 and self.decoder_shared_ffn_dim is not None:
+            raise ValueError("decoder_ffn_scale widens with a shared expert, and decoder_shared_ffn_dim names another; set one of them")
         if self.d_model % 2:
             raise ValueError(f"d_model ({self.d_model}) must be even: positions are pairs of sine and cosine")
         for stack, count in (("encoder", self.encoder_layers), ("decoder", self.decoder_layers)):
@@ -366,8 +369,13 @@ class Config(Settings):
                 raise ValueError(f"task `{name}` writes text: name its `languages`, at least one")
             if ANY in task.languages:
                 raise ValueError(f"task `{name}`: `{ANY}` stands for the language of tasks that answer with a label; rename the language")
+            if len(set(task.languages)) != len(task.languages):
+                raise ValueError(f"task `{name}` names a language twice: {', '.join(task.languages)}")
             if task.label and kind.target != "label":
                 raise ValueError(f"task `{name}`: only kind `classify` has a `label`; leave it out")
+        if self.model.preset == SINGLE_TASK and len(self.targets()) > 1:
+            named = ", ".join(f"{task}/{lang}" for task, lang in self.targets())
+            raise ValueError(f"the preset `{SINGLE_TASK}` is for one task in one language, and there are {named}; leave out all but one")
         unknown = [name for name in self.train.task_weights if name not in self.tasks]
         if unknown:
             raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
@@ -429,153 +437,3 @@ class Config(Settings):
         """Every route of the recipe, in a stable order."""
         combinations = [tuple(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
         return [Route(task, lang, band, extra) for task, lang in self.targets() for band in Bandwidth for extra in combinations]
-
-
-# --- reading ---------------------------------------------------------------------------------------------
-
-
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML whose mappings name no key twice: the library would take the last and say nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"`{twice}` is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
-"""What is left of a variable that the environment does not have."""
-
-
-def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Read a recipe and apply `a.b=c` overrides; the preset fills in what the recipe leaves open.
-
-    Args:
-        path: The recipe, or None for `smoe.yaml` in the working folder.
-        overrides: `key.key=value`, the value read as YAML.
-
-    Raises:
-        ConfigError: If the file is missing or not YAML, or a setting is unknown or impossible.
-    """
-    path = path or Path(RECIPE_FILE)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"no recipe `{path}`", "change into a recipe folder or name one with --config; a trained model alone is used with --checkpoint"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read recipe `{path}`: {error}", "a recipe is a YAML file") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"recipe `{path}` holds no settings", "a recipe is a YAML mapping; see recipes/quickstart/smoe.yaml")
-    for override in overrides:
-        _override(tree, override)
-    return parse_config(tree, str(path), path.parent)
-
-
-def preset_config(preset: str, overrides: Iterable[str] = ()) -> Config:
-    """The settings of a preset at paper scale, which need no recipe.
-
-    Raises:
-        ConfigError: If the preset is unknown, or a setting is unknown or impossible.
-    """
-    tree = copy.deepcopy(PAPER_SCALE) | {"model": {"preset": known_preset(preset)}}
-    for override in overrides:
-        _override(tree, override)
-    return parse_config(tree, f"preset {preset}")
-
-
-def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> Config:
-    """Check a tree of settings; relative `data.root`, `exp_dir` and `train.init_from` start from `base`.
-
-    Raises:
-        ConfigError: Naming each setting that is unknown or impossible.
-    """
-    tree = dict(tree)
-    if base is not None:
-        exp_dir = os.path.expandvars(os.path.expanduser(str(tree.get("exp_dir") or "exp")))
-        if unset := UNSET_VARIABLE.search(exp_dir):
-            raise ConfigError(f"`{where}`: `exp_dir` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER")
-        tree["exp_dir"] = str(base / exp_dir)
-        data = tree.get("data") or {}
-        if isinstance(data, dict):
-            tree["data"] = data | {"root": _from(base, data.get("root") or ".")}
-        train = tree.get("train")
-        if isinstance(train, dict) and train.get("init_from"):
-            tree["train"] = train | {"init_from": _from(base, train["init_from"])}
-    _inherit(tree)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
-        raise ConfigError(f"`{where}`: " + "; ".join(problems), "docs/reference/config.md lists every setting") from None
-
-
-def _inherit(tree: dict[str, Any]) -> None:
-    """Let a recipe that starts from a checkpoint state only how its model differs: which experts there are, and what it sets itself.
-
-    A checkpoint that is not there (any more) gives nothing.
-    """
-    train, model, features = (tree.get(section) or {} for section in ("train", "model", "features"))
-    if not all(isinstance(section, dict) for section in (train, model, features)) or not train.get("init_from"):
-        return
-    try:
-        given = json.loads((Path(train["init_from"]) / CHECKPOINT_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if not isinstance(given, dict) or not all(isinstance(given.get(section), dict) for section in ("model", "features")):
-        raise ConfigError(
-            f"`train.init_from`: `{train['init_from']}` is no checkpoint of smoe", "convert it first: `smoe convert FOLDER --out MODEL`"
-        )
-    shape = {key: value for key, value in given["model"].items() if key != "preset" and not key.endswith(ROUTING_KEYS)}
-    tree["model"] = shape | apply_preset(model)
-    tree["features"] = {key: value for key, value in given["features"].items() if key != "cache_mb"} | features
-
-
-def _from(base: Path, folder: object) -> str:
-    return str(base / os.path.expanduser(os.path.expandvars(str(folder))))
-
-
-def _problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown setting `{key}`"
-    message = re.sub(r"^Value error, ", "", item["msg"])
-    return f"`{key}`: {message}" if key else message
-
-
-def data_root(config: Config) -> Path:
-    """The folder that corpora lie in; asked for only where they are read, so that a trained model does not need it.
-
-    Raises:
-        ConfigError: If `data.root` names an environment variable that is not set.
-    """
-    root = config.data.root or Path()
-    unset = UNSET_VARIABLE.search(str(root))
-    if unset and not root.exists():  # a folder's own name may hold a `$`
-        raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
-    return root
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"`--set {override}` is not of the form key.key=value", "for example --set train.max_steps=500")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"`--set {override}`: the value is not YAML: {error}", "quote the value") from error
-    node = tree
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(
-                f"`--set {override}`: `{parent}` is a value, not a group of settings", "docs/reference/config.md lists every setting"
-            )
-        node = child
-    node[last] = value

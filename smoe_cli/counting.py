@@ -42,6 +42,11 @@ def of_checkpoint(folder: Path) -> ParameterReport:
     return _count(parts.config, parts.plan, parts.tokenizer.vocab_size)
 
 
+def _padded(config: Config) -> list[float]:
+    """How long the audio is to which a model extends all audio, if it does."""
+    return [config.features.window_s] if config.features.pad_to_window and config.features.window_s is not None else []
+
+
 def _count(config: Config, plan: RoutingPlan, vocab_size: int) -> ParameterReport:
     model = on_meta(config, plan, vocab_size)
     counts = count_parameters(model)
@@ -52,5 +57,5 @@ def _count(config: Config, plan: RoutingPlan, vocab_size: int) -> ParameterRepor
         active=counts.pop("active"),
         ctc_head=counts.pop("ctc_head"),
         experts=counts,
-        macs_per_second=multiply_adds_per_second(model),
+        macs_per_second=multiply_adds_per_second(model, *_padded(config)),
     )

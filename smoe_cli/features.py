@@ -12,10 +12,10 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.transforms import MelSpectrogram
 
-from smoe_cli.config import FeatureSettings
+from smoe_cli.config import FRAMES_PER_S, FeatureSettings
 from smoe_cli.errors import DataError
 
-FRAME_SHIFT_S = 0.01
+FRAME_SHIFT_S = 1 / FRAMES_PER_S
 # T frames, F mel bins
 
 
@@ -176,7 +176,7 @@ class FrontEnd:
 def spec_augment(
     features_NTF: Tensor, lengths_N: Tensor, time_masks: int, time_share: float, frequency_masks: int, frequency_bins: int, seed: int
 ) -> Tensor:
-    """Blank random stripes of time and frequency with the utterance's mean (zero). Source: arXiv:1904.08779.
+    """Blank random stripes of time and frequency with zero, for most kinds of features the mean. Source: arXiv:1904.08779.
 
     Args:
         time_share: Longest time mask, as a share of the utterance.

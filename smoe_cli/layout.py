@@ -6,14 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from smoe_cli.config import Config
+from smoe_cli.config import CHECKPOINTS, FINAL, MODEL, Config
 from smoe_cli.errors import CheckpointError, DataError
 
 WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
 """In every checkpoint: the weights, and the SHA-256 of each of its files."""
 VALIDATION = "validation.json"
-FINAL, CHECKPOINTS = "final", "checkpoints"
-"""In the folder of a model: the result, and what a stopped training goes on from."""
 MODEL_DIGITS = 12
 """Digits of a model's digest: no two models of one experiment will share them."""
 
@@ -54,7 +52,7 @@ class Layout:
 
     @property
     def model(self) -> Path:
-        return self.root / "model"
+        return self.root / MODEL
 
     @property
     def final(self) -> Path:

@@ -34,7 +34,7 @@ from smoe_cli.records import (
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
 from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
-from smoe_cli.text import clean
+from smoe_cli.text import clean, policy
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
@@ -290,9 +290,10 @@ def score(
 
     if config is not None:
         # References were cleaned when they were prepared; a model that was not trained on such text writes otherwise.
-        policy = config.data.lowercase, config.data.strip_punctuation
-        sources = {path: [item.model_copy(update={"text": clean(item.text, *policy)}) for item in group] for path, group in sources.items()}
+        sources = {path: [_by_policy(item, config) for item in group] for path, group in sources.items()}
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
+    if config is not None:
+        result = result.model_copy(update={"text": policy(config.data.lowercase, config.data.strip_punctuation)})
     if len(result.decoding) > 1:
         watcher.log(f"warning: not all of these were decoded with the same settings: {'; '.join(result.decoding)}")
     if layout is not None and not hypotheses and layout.final.is_dir() and model_digest(layout.final) != result.model:
@@ -305,6 +306,13 @@ def score(
     if config is not None and not (out or hypotheses):
         mark(config, "score")
     return result
+
+
+def _by_policy(hypothesis: Hypothesis, config: Config) -> Hypothesis:
+    """A hypothesis with the recipe's case and punctuation; a label is no text, and stays as it is."""
+    if hypothesis.task in config.tasks and config.kind(hypothesis.task).closed:
+        return hypothesis
+    return hypothesis.model_copy(update={"text": clean(hypothesis.text, config.data.lowercase, config.data.strip_punctuation)})
 
 
 def route_audit(

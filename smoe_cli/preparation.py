@@ -13,12 +13,13 @@ from lhotse import MonoCut
 from pydantic import Field
 
 from smoe_cli.audio import Heard, listen
-from smoe_cli.config import SPLITS, Config, SynthCorpus, data_root
+from smoe_cli.config import SPLITS, Config, SynthCorpus
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
 from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
+from smoe_cli.recipe import data_root
 from smoe_cli.records import Finding, Record, write_json
 from smoe_cli.text import clean
 from smoe_cli.validation.cut import check_span

@@ -10,8 +10,11 @@ from typing import Any
 
 from smoe_cli.errors import ConfigError
 
+SINGLE_TASK = "single-task"
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {},
+    # The same model, for a recipe of one task in one language: the control without any sharing between tasks.
+    SINGLE_TASK: {},
     "dec-ffn-x2": {"decoder_ffn_scale": 2},
     "dec-smoe": {"decoder_experts_by": "task"},
     "enc-smoe": {"encoder_experts_by": "bandwidth"},

@@ -14,6 +14,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from smoe_cli.config import FeatureSettings
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Route, parse_bandwidth
 
@@ -124,6 +125,7 @@ class Report(Record):
 class ScoreReport(Report):
     """Everything `smoe score` measured."""
 
+    text: str = Field(default="", description="What was done to texts before they were scored, hypotheses and references alike.")
     decoding: list[str] = Field(default=[], description="Settings they were decoded with; several when parts were decoded otherwise.")
     hypotheses: list[str] = Field(description="Files that were scored.")
     slices: list[SliceScores]
@@ -300,6 +302,7 @@ class ExportCheck(Record):
 
     max_difference: float = Field(description="Largest absolute difference of a logit or of a CTC log probability.")
     relative_difference: float = Field(description="Root mean square difference of the logits, relative to their standard deviation.")
+    largest_logit: float = Field(description="Largest absolute value of torch's logits: what float32 rounds is relative to it.")
     tokens: int = Field(description="Steps of all hypotheses that were compared.")
     same_token: float = Field(description="Share of them in which both find the same token likeliest.")
 
@@ -310,7 +313,10 @@ class Export(Record):
     model: str = Field(description="Digest of the model that it was taken from.")
     route: str = Field(description="The one route that it has.")
     precision: Literal["float32", "int8"] = Field(description="Of the weights of matrices and embeddings; int8: quantised by onnxruntime.")
-    features: dict[str, str | int | float | bool | None] = Field(description="Front end: Lhotse's settings, and what is done afterwards.")
+    front_end: FeatureSettings = Field(description="The front end, in smoe's own settings.")
+    features: dict[str, str | int | float | bool | None] = Field(
+        description="The front end for other programs: the settings of the library that smoe uses, and what is done afterwards."
+    )
     vocab_size: int
     prefix_ids: list[int] = Field(description="Guiding tokens that decoding starts with.")
     end_id: int

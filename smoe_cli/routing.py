@@ -101,6 +101,16 @@ class RoutingPlan(BaseModel):
             raise RouteError(f"the model has no route `{route}`{lack}; it has: {', '.join(self.routes)}", "choose one of these")
         return route
 
+    def differences(self, other: RoutingPlan) -> list[str]:
+        """What another plan has otherwise; empty: they are the same."""
+        found = [f"{name}: {one} -> {two}" for name, one, two in _pairs(self, other, ("routes",)) if one != two]
+        fields = tuple(StackPlan.model_fields)
+        for stack, mine, theirs in (("encoder", self.encoder, other.encoder), ("decoder", self.decoder, other.decoder)):
+            found += [f"{stack} {name}: {one} -> {two}" for name, one, two in _pairs(mine, theirs, fields) if one != two]
+        tasks = [task for task in {**self.labels, **other.labels} if self.labels.get(task) != other.labels.get(task)]
+        found += [f"labels of `{task}`: {_listed(self.labels.get(task))} -> {_listed(other.labels.get(task))}" for task in tasks]
+        return found
+
     def labels_of(self, task: str) -> tuple[str, ...]:
         """The answers that a task whose answer is a label can give.
 
@@ -110,6 +120,14 @@ class RoutingPlan(BaseModel):
         if not self.labels.get(task):
             raise RouteError(f"the model knows no label for task `{task}`", "train it on a split with labels for this task")
         return self.labels[task]
+
+
+def _pairs(one: BaseModel, other: BaseModel, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [(name, _listed(getattr(one, name)), _listed(getattr(other, name))) for name in names]
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def make_plan(config: Config, routes: Iterable[Route] | None = None, labels: Mapping[str, Sequence[str]] | None = None) -> RoutingPlan:

@@ -98,7 +98,7 @@ STEPS: dict[str, _Definition] = {
         lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
     ),
     "score": _Definition(
-        lambda c: [c.name, _tasks(c)],
+        lambda c: [c.name, _tasks(c), c.data.lowercase, c.data.strip_punctuation],
         lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
         lambda c, at: [at.scores / "scores.json", at.scores / "report.html"],
     ),

@@ -18,6 +18,11 @@ def clean(text: str, lowercase: bool, strip_punctuation: bool) -> str:
     return " ".join(text.split())
 
 
+def policy(lowercase: bool, strip_punctuation: bool) -> str:
+    """What `clean` does, in words."""
+    return ", ".join(["NFC, single spaces", *(["lower case"] if lowercase else []), *(["no punctuation"] if strip_punctuation else [])])
+
+
 def _kept(text: str, i: int) -> str:
     character = text[i]
     if unicodedata.category(character)[0] not in "PS":

@@ -94,8 +94,8 @@ def check_fits(folder: Path, parts: Parts, config: Config, tokenizer: Tokenizer)
         )
     if not tokenizer.continues(parts.tokenizer):
         raise CheckpointError(
-            f"the model cannot start from `{folder}`, which has another tokenizer ({parts.tokenizer.vocab_size:,} pieces; "
-            f"this recipe's has {tokenizer.vocab_size:,}): the same ids would mean other text",
+            f"the model cannot start from `{folder}`, which has another tokenizer ({parts.tokenizer.difference(tokenizer)}): "
+            "the same ids would mean other text",
             f"use its tokenizer: `smoe tokenize --from {folder}`, then train again",
         )
 

@@ -21,6 +21,7 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
     Raises:
         DataError: If the train manifest is missing.
         ConfigError: If the texts cannot give so large a vocabulary.
+        DataError: If a text has more tokens than the model takes.
         CheckpointError: If `train.init_from` is no checkpoint.
     """
     layout = Layout.of(config)
@@ -46,12 +47,26 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         tokenizer = ByteBPE.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
     words: dict[str, int] = {}
     tokens: dict[str, int] = {}
-    for (_, lang), text in texts.items():
+    changed: list[str] = []
+    longest = max(len(tokenizer.guiding_ids(route)) for route in config.routes())
+    for (key, lang), text in texts.items():
         words[lang] = words.get(lang, 0) + len(text.split())
         ids = tokenizer.encode(text)
         tokens[lang] = tokens.get(lang, 0) + len(ids)
         if tokenizer.decode(ids) != text:
-            raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
+            if tokenizer.exact:
+                raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
+            changed.append(text)
+        if config.model.max_tokens is not None and longest + len(ids) > config.model.max_tokens:
+            raise DataError(
+                f"a text of `{key}` has {len(ids)} tokens; the model takes {config.model.max_tokens - longest} after its guiding tokens",
+                "split the utterance, or leave it out",
+            )
+    if changed:
+        watcher.log(
+            f"{len(changed):,} of {len(texts):,} texts do not come back as they were, and the model cannot learn to write them so: "
+            f"{changed[0]!r} becomes {tokenizer.decode(tokenizer.encode(changed[0]))!r}; `data.lowercase` may be what is missing"
+        )
     how = f"learned {tokenizer.vocab_size} pieces from {len(texts)} sentences"
     watcher.log(how if source is None else f"took the {tokenizer.vocab_size} pieces of `{source}`")
     return TokenizerReport(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoe_cli.config import Config, parse_config
+from smoe_cli.config import Config
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
+from smoe_cli.recipe import parse_config
 
 REAL_TABLES = ("real-digits/real-digits.tsv", "real-digits/connected.tsv", "real-read/real-read.tsv", "real-prompts/real-prompts.tsv")
 

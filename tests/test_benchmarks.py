@@ -18,7 +18,7 @@ def test_the_routing_benchmark_measures_every_variant():
         check=True,
     )
     result = json.loads(done.stdout)
-    assert {"machine", "precision", "scale", "rounds", "load_before", "load_after", "rows"} == result.keys()
+    assert {"machine", "precision", "scale", "rounds", "load_before", "load_after", "peak_memory_gb", "rows"} == result.keys()
     works = ["decoding, beam 1", "decoding, beam 5", "training step", "training step"]
     assert [row["work"] for row in result["rows"]] == works * 2
     assert [(row["experts"], row["batch"], row["routes"]) for row in result["rows"] if row["work"] == "training step"] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,18 @@ from torch import Tensor
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.batching import IGNORE_ID
 from smoe_cli.checkpoint import System
-from smoe_cli.config import DecodeSettings, FeatureSettings, parse_config
+from smoe_cli.config import DecodeSettings, FeatureSettings
 from smoe_cli.cuts import read_cuts, route_of
 from smoe_cli.decoding.decode import Decoder, cut_of_file
+from smoe_cli.decoding.onnx import OnnxModel
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
+from smoe_cli.recipe import parse_config
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
+from smoe_cli.watch import Silent
 from tests.test_training import write_corpus
 
 TOLERANCE = 1e-4
@@ -371,8 +375,24 @@ def test_a_converted_model_is_upcycled_trained_and_decoded_as_plainly_as_any(fam
     assert {(found.task, found.lang) for found in hypotheses} == {("transcribe", "en"), ("translate", "de")}
     assert not any("<" in found.text for found in hypotheses)
     assert pipeline.score(config).slices
+    # The run's own checkpoint says what the model is, when the one that it started from is gone.
+    shutil.move(start, tmp_path / "elsewhere")
+    again = parse_config(tree, "recipe")
+    assert again.model == config.model and again.features == config.features
+    assert pipeline.train(again).resumed_from == report.steps
     slim = pipeline.slim(layout.final, out=tmp_path / "slim", task="translate", bandwidth="nb")
-    assert pipeline.decode(None, inputs=[tones / "a0.flac"], bandwidth="nb", checkpoint=slim.checkpoint).hypotheses
+    (greedy,) = pipeline.decode(
+        None, inputs=[tones / "a0.flac"], bandwidth="nb", checkpoint=slim.checkpoint, search=DecodeSettings(beam=1, ctc_weight=0.0)
+    ).hypotheses
+    exported = pipeline.export(slim.checkpoint, out=tmp_path / "phone")
+    assert exported.check.max_difference < TOLERANCE
+    phone = OnnxModel(tmp_path / "phone", threads=1)
+    cut = cut_of_file(tones / "a0.flac", "translate", "de", Bandwidth.NB, {}, 16000, (0.1, 30.0))
+    features = FrontEnd(phone.card.front_end)(cut).numpy()
+    assert phone.texts([features]) == [greedy.text]
+    if family == "whisper":
+        with pytest.raises(DataError, match="the model takes 2 s"):
+            phone.texts([np.zeros((201, 80), np.float32)])
 
 
 def test_longer_audio_or_text_than_the_model_takes_is_refused_by_name(tones, tmp_path):
@@ -380,6 +400,29 @@ def test_longer_audio_or_text_than_the_model_takes_is_refused_by_name(tones, tmp
     converted(folder, tmp_path / "ours")
     with pytest.raises(DataError, match=r"lasts 0\.83 s; the model takes 0\.1 to 0\.6 s"):
         pipeline.decode(None, inputs=[tones / "a11.flac"], checkpoint=tmp_path / "ours")
+
+
+def test_texts_that_a_tokenizer_changes_are_counted_and_shown(tones, tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs")
+    converted(folder, tmp_path / "start", langs=["en"])
+    table = (tones / "table.tsv").read_text().replace("one", "One Qx")
+    (tmp_path / "corpus").mkdir()
+    for audio in tones.glob("*.flac"):
+        (tmp_path / "corpus" / audio.name).symlink_to(audio)
+    (tmp_path / "corpus" / "table.tsv").write_text(table)
+    tree = {
+        "exp_dir": str(tmp_path / "exp"),
+        "data": {"root": str(tmp_path / "corpus"), "corpora": {"tones": {"type": "tsv", "path": "table.tsv"}}},
+        "tasks": {"transcribe": {"languages": ["en"]}},
+        "train": {"init_from": str(tmp_path / "start")},
+    }
+    said: list[str] = []
+    watcher = Silent()
+    watcher.log = said.append  # type: ignore[method-assign]
+    config = parse_config(tree, "recipe")
+    pipeline.prepare(config)
+    pipeline.tokenize(config, watcher=watcher)
+    assert any("do not come back as they were" in line and "'One Qx' becomes" in line for line in said)
 
 
 def test_a_folder_of_transformers_is_no_checkpoint_to_start_from(tmp_path):
@@ -392,14 +435,19 @@ def test_a_folder_of_transformers_is_no_checkpoint_to_start_from(tmp_path):
 
 
 def test_a_recipes_case_and_punctuation_hold_for_what_a_model_writes(tmp_path):
+    label = {"id": "y", "task": "intent", "lang": "any", "bandwidth": "nb", "text": "Count-It!", "references": ["Count-It!"]}
     hypothesis = {"id": "x", "task": "transcribe", "lang": "en", "bandwidth": "nb", "text": "We call it, BEAR.", "references": [TEXTS[0]]}
     (tmp_path / "h.jsonl").write_text(json.dumps(hypothesis) + "\n")
+    (tmp_path / "labels.jsonl").write_text(json.dumps(label) + "\n")
     tree = {"exp_dir": str(tmp_path), "tasks": {"transcribe": {"languages": ["en"]}}}
     policy = {"lowercase": True, "strip_punctuation": True}
     errors = []
     for config in (None, parse_config(tree, "recipe"), parse_config(tree | {"data": policy}, "recipe")):
         errors.append(pipeline.score(config, hypotheses=[tmp_path / "h.jsonl"]).slices[0].scores[0].errors)
     assert errors == [3, 3, 0]
+    tasks = {"tasks": {"intent": {"kind": "classify"}}, "data": policy}
+    report = pipeline.score(parse_config(tree | tasks, "recipe"), hypotheses=[tmp_path / "labels.jsonl"])
+    assert report.slices[0].scores[0].value == 100.0
 
 
 @pytest.fixture(scope="session")
@@ -422,7 +470,7 @@ def test_the_real_whisper_hears_what_transformers_hears(real_whisper, real_speec
     for path in audio:
         samples, _ = soundfile.read(path, dtype="float32")
         features = transformers.WhisperFeatureExtractor()(samples, sampling_rate=16000, return_tensors="pt").input_features
-        cut = cut_of_file(path, "transcribe", "en", Bandwidth.WB, 16000, (0.1, 30.0))
+        cut = cut_of_file(path, "transcribe", "en", Bandwidth.WB, {}, 16000, (0.1, 30.0))
         ours = decoder.collator.front_end.compute(cut)
         assert (ours - features[0].T).abs().max() < TOLERANCE
         (hypothesis,) = decoder.decode([cut])

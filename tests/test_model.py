@@ -53,6 +53,22 @@ def test_mixed_batch_equals_the_utterances_one_by_one(experts):
     torch.testing.assert_close(together, alone)
 
 
+def test_one_route_is_neither_gathered_nor_copied_and_each_expert_of_several_runs_once(monkeypatch):
+    moe, x = SupervisedMoE(("a", "b", "c"), dim=4, hidden_dim=8), torch.randn(5, 3, 4)
+    handed: list[tuple[int, torch.Tensor]] = []
+    run = moe.run_expert
+    monkeypatch.setattr(moe, "run_expert", lambda index, x_NSD: (handed.append((index, x_NSD)), run(index, x_NSD))[1])
+    moe(x, torch.tensor([1, 1, 1, 1, 1]))
+    assert [index for index, _ in handed] == [1] and handed[0][1] is x
+    handed.clear()
+    moe(x, torch.tensor([0, 0, 1, 2, 2]))
+    assert [(index, len(part)) for index, part in handed] == [(0, 2), (1, 1), (2, 2)]
+    assert all(part.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for _, part in handed)
+    handed.clear()
+    moe(x, torch.tensor([2, 0, 1, 0, 2]))
+    assert [(index, len(part)) for index, part in handed] == [(0, 2), (1, 1), (2, 2)]
+
+
 def test_swapping_a_tag_changes_the_output_of_that_utterance_only():
     moe, x = SupervisedMoE(NAMES, dim=4, hidden_dim=8), torch.randn(3, 5, 4)
     before, after = moe(x, torch.tensor([0, 1, 2])), moe(x, torch.tensor([0, 2, 2]))

@@ -244,7 +244,7 @@ def test_hypotheses_with_unicode_line_separators_are_read_back(tmp_path, separat
 
 @pytest.mark.parametrize("changes", [{"model": "base"}, {"data": [1]}, {"model": {"preset": ["a"]}}, {"tasks": {}}])
 def test_settings_of_the_wrong_shape_are_refused(changes):
-    from smoe_cli.config import parse_config
+    from smoe_cli.recipe import parse_config
 
     with pytest.raises(ConfigError):
         parse_config({"tasks": {"transcribe": {"languages": ["en"]}}} | changes, "x.yaml", Path())

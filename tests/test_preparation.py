@@ -256,7 +256,7 @@ def test_a_cut_id_that_two_corpora_would_share_is_refused(corpus, tmp_path):
 
 
 def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monkeypatch):
-    from smoe_cli.config import load_config
+    from smoe_cli.recipe import load_config
 
     monkeypatch.delenv("SMOE_NOWHERE", raising=False)
     data = "{root: $SMOE_NOWHERE, corpora: {a: {type: tsv, path: a.tsv}}}"
@@ -268,7 +268,7 @@ def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monke
 
 
 def test_variables_in_exp_dir_are_read_and_a_dollar_in_a_folders_name_is_none(corpus, tmp_path, monkeypatch):
-    from smoe_cli.config import data_root, load_config
+    from smoe_cli.recipe import data_root, load_config
 
     monkeypatch.delenv("SMOE_NOWHERE", raising=False)
     monkeypatch.setenv("SMOE_SOMEWHERE", str(tmp_path))

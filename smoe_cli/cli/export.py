@@ -19,7 +19,7 @@ def export(
     task: options.OneTask = None,
     lang: options.OneLanguage = None,
     bandwidth: options.OneBand = None,
-    tag: options.RouteTags = None,
+    tag: options.RouteTag = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise the weights of matrices and embeddings to 8 bits.")] = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -30,8 +30,8 @@ def export(
     program needs to know.
 
     Checks that the checkpoint is whole, that the model has the route, that nothing but an earlier export is replaced, and, before
-    anything is kept, that onnxruntime computes what torch computes: every logit within 0.0001, or with `--int8` within half of
-    their spread.
+    anything is kept, that onnxruntime computes what torch computes: every logit within 0.0001 or a hundred-thousandth of the
+    largest one, or with `--int8` within half of their spread.
 
     Needs `pip install 'smoe[onnx]'`.
 

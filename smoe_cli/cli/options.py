@@ -72,6 +72,16 @@ RouteTags = Annotated[
         show_default="as the data is tagged",
     ),
 ]
+RouteTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="AXIS=VALUE",
+        help="Value on an axis of the recipe's own, e.g. `accent=us`; repeatable.",
+        autocompletion=complete.tag,
+        show_default="the only one",
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(
@@ -95,7 +105,7 @@ def load_recipe(path: Path | None, overrides: Sequence[str] | None, flags: Seque
     Raises:
         ConfigError: If the recipe is missing or a setting is unknown or impossible.
     """
-    from smoe_cli.config import load_config
+    from smoe_cli.recipe import load_config
 
     return load_config(path, [*(overrides or ()), *flags])
 

@@ -25,8 +25,8 @@ def params(
 
     Example: smoe params --preset encdec-smoe
     """
-    from smoe_cli.config import preset_config
     from smoe_cli.errors import ConfigError
+    from smoe_cli.recipe import preset_config
 
     named = [flag for flag, value in (("--config", config), ("--preset", preset), ("--checkpoint", checkpoint)) if value is not None]
     if len(named) > 1:

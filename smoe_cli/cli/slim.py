@@ -14,7 +14,7 @@ def slim(
     task: options.OneTask = None,
     lang: options.OneLanguage = None,
     bandwidth: options.OneBand = None,
-    tag: options.RouteTags = None,
+    tag: options.RouteTag = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import System
-from smoe_cli.config import parse_config
 from smoe_cli.conversion.families import FAMILIES, Wish
 from smoe_cli.conversion.source import Source
 from smoe_cli.errors import CheckpointError
 from smoe_cli.layout import MODEL_DIGITS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.recipe import parse_config
 from smoe_cli.records import ConvertReport, Origin
 from smoe_cli.routing import make_plan
 
@@ -41,7 +41,7 @@ def convert(folder: Path, out: Path, task: str, langs: Sequence[str], source_lan
         raise CheckpointError(f"`{folder}` is a model of type `{kind}`; can be converted: {', '.join(FAMILIES)}", "name another folder")
     checkpoint.check_free(out, "convert")
     with tempfile.TemporaryDirectory() as scratch:
-        converted = FAMILIES[kind](source, Wish(task, langs, source_lang), Path(scratch))
+        converted = FAMILIES[kind](source, Wish(task, list(dict.fromkeys(langs)), source_lang), Path(scratch))
         window_s = converted.features.get("window_s")
         config = parse_config(
             {

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
+from smoe_cli.config import FRAMES_PER_S
 from smoe_cli.conversion.source import Source
 from smoe_cli.conversion.weights import Weights
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
 from smoe_cli.tokenizer import FairseqTokenizer, Tokenizer, WhisperTokenizer
 from smoe_cli.tokenizer.base import CARD_FILE
 
-RATE_HZ, FRAMES_PER_S = 16000, 100
+RATE_HZ = 16000
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def speech2text(source: Source, wish: Wish, folder: Path) -> Converted:
     for part in ("weight", "bias"):
         # Theirs multiplies what comes out of the gate; half of the channels are the gate itself.
         weights.made[f"encoder.subsampler.convs.{layers - 1}.{part}"][: said["d_model"]] *= scale
-    weights.layers("encoder", said["encoder_layers"])
-    weights.layers("decoder", said["decoder_layers"])
+    for stack in ("encoder", "decoder"):
+        weights.layers(stack, said[f"{stack}_layers"], said["encoder_ffn_dim"])
     tied = weights.vocabulary("lm_head", said["tie_word_embeddings"], scale / float(said["d_model"]) ** 0.5)
     model = _shape(source, said) | {
         "family": "speech2text",
@@ -198,7 +199,7 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
         weights.move(f"model.encoder.conv{number}", f"encoder.subsampler.convs.{number - 1}")
     for stack in ("encoder", "decoder"):
         weights.made[f"{stack}.positions.weight"] = weights.take(f"model.{stack}.embed_positions.weight")
-        weights.layers(stack, said[f"{stack}_layers"])
+        weights.layers(stack, said[f"{stack}_layers"], said["encoder_ffn_dim"])
     # Whatever `scale_embedding` says: transformers' Whisper has it and does not use it.
     tied = weights.vocabulary("proj_out", said["tie_word_embeddings"], 1.0)
     tokenizer, langs = _whisper_tokenizer(source, said, wish, folder)

@@ -11,7 +11,7 @@ from smoe_cli.errors import CheckpointError
 from smoe_cli.routing import DENSE
 
 NORMS = {"self_attn_layer_norm": "attention_norm", "encoder_attn_layer_norm": "memory_norm", "final_layer_norm": "ffn_norm"}
-FFN = {"fc1": f"ffn.experts.{DENSE}.0", "fc2": f"ffn.experts.{DENSE}.3"}
+FFN = f"ffn.experts.{DENSE}"
 
 
 class Weights:
@@ -52,8 +52,18 @@ class Weights:
         biases = [self.left.pop(f"{theirs}.{part}_proj.bias", torch.zeros(len(weights[0]))) for part in parts]
         self.made[f"{ours}.weight"], self.made[f"{ours}.bias"] = torch.cat(weights), torch.cat(biases)
 
-    def layers(self, stack: str, count: int) -> None:
-        """All layers of a stack (`encoder` or `decoder`), and the norm after them."""
+    def ffn(self, theirs: str, ours: str, width: int) -> None:
+        """A feed-forward network; what is beyond `width` becomes the second network, which ours has beside the first."""
+        first, bias = self.take(f"{theirs}.fc1.weight"), self.take(f"{theirs}.fc1.bias")
+        second, second_bias = self.take(f"{theirs}.fc2.weight"), self.take(f"{theirs}.fc2.bias")
+        for name, part in ((FFN, slice(0, width)), ("ffn.shared", slice(width, None))):
+            if len(first[part]):
+                self.made[f"{ours}.{name}.0.weight"], self.made[f"{ours}.{name}.0.bias"] = first[part], bias[part]
+                self.made[f"{ours}.{name}.3.weight"] = second[:, part].contiguous()
+                self.made[f"{ours}.{name}.3.bias"] = second_bias if name == FFN else torch.zeros_like(second_bias)
+
+    def layers(self, stack: str, count: int, width: int) -> None:
+        """All layers of a stack (`encoder` or `decoder`), whose feed-forward networks are so wide, and the norm after them."""
         for number in range(count):
             theirs, ours = f"model.{stack}.layers.{number}", f"{stack}.layers.{number}"
             self.fuse(f"{theirs}.self_attn", ("q", "k", "v"), f"{ours}.attention.in_proj")
@@ -62,7 +72,8 @@ class Weights:
                 self.fuse(f"{theirs}.encoder_attn", ("q",), f"{ours}.memory_attention.q_proj")
                 self.fuse(f"{theirs}.encoder_attn", ("k", "v"), f"{ours}.memory_attention.kv_proj")
                 self.move(f"{theirs}.encoder_attn.out_proj", f"{ours}.memory_attention.out_proj")
-            for name, own in (NORMS | FFN).items():
+            self.ffn(theirs, ours, width)
+            for name, own in NORMS.items():
                 if stack == "decoder" or name != "encoder_attn_layer_norm":
                     self.move(f"{theirs}.{name}", f"{ours}.{own}")
         self.move(f"model.{stack}.layer_norm", f"{stack}.norm")

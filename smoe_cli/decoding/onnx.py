@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from smoe_cli.errors import CheckpointError, ConfigError
+from smoe_cli.config import FRAMES_PER_S
+from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.records import Export
 from smoe_cli.tokenizer import open_tokenizer
 
@@ -54,7 +55,16 @@ class OnnxModel:
         self._caches = {tensor.name: (int(tensor.shape[2]), int(tensor.shape[4])) for tensor in caches}
 
     def encode(self, features_NTF: Floats, lengths_N: Integers) -> Tensors:
-        """Memory for the decoder, and `ctc_log_probs` (N,S,V) if there is a CTC head."""
+        """Memory for the decoder, and `ctc_log_probs` (N,S,V) if there is a CTC head.
+
+        Raises:
+            DataError: If there are more frames than the model takes.
+        """
+        window_s = self.card.front_end.window_s
+        if window_s is not None and features_NTF.shape[1] > round(window_s * FRAMES_PER_S):
+            raise DataError(
+                f"features of {features_NTF.shape[1] / FRAMES_PER_S:.2f} s; the model takes {window_s:g} s", "split long audio at pauses"
+            )
         names = [output.name for output in self.card.encoder.outputs]
         found = self._encoder.run(names, {"features": features_NTF, "lengths": lengths_N})
         return dict(zip(names, found, strict=True))

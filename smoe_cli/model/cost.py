@@ -17,15 +17,18 @@ TOKENS_PER_S = 4
 """English at a vocabulary of 40,000 comes to about this many: 2.5 to 3 words a second, a little more than a token each."""
 
 
-def multiply_adds_per_second(model: SpeechToText) -> int:
+def multiply_adds_per_second(model: SpeechToText, heard_s: float = UTTERANCE_S) -> int:
     """Multiply-adds per second of audio, of one utterance of 10 s whose text is 40 tokens, decoded greedily with caches.
 
     Counted are the products of all matrices, convolutions and attentions of encoder and decoder, the output projection
     included; of routed layers one expert, the one that runs, and the shared one. Left out: additions, norms and activations,
     which are less than 1 %; the features; and the auxiliary CTC head, as in the number of parameters. A beam of B costs the
     decoder's share B times.
+
+    Args:
+        heard_s: What the encoder hears of an utterance of 10 s, if not just that: a model that pads all audio hears more.
     """
-    frames = UTTERANCE_S * FRAMES_PER_S
+    frames = round(heard_s * FRAMES_PER_S)
     tokens = UTTERANCE_S * TOKENS_PER_S
     total = 0
     for conv, stride in zip(model.encoder.subsampler.convs, model.encoder.subsampler.strides, strict=True):

@@ -1,8 +1,8 @@
 """The metrics table: WER and CER by jiwer, BLEU and chrF by sacrebleu, accuracy of labels; a new metric is one entry.
 
 All are corpus-level: counts are summed over utterances before anything is divided, so that the order of the
-utterances does not matter. Texts are compared as they are, because the text policy of the tokenizer already
-shaped references and hypotheses alike; nothing is normalised here.
+utterances does not matter. Texts are compared as they come, and nothing is normalised here: what a recipe says about case and punctuation
+has been done to references and hypotheses alike before.
 """
 
 from __future__ import annotations

@@ -300,4 +300,5 @@ def _fine_print(report: ScoreReport) -> str:
     decoding = "".join(f"<br><code>{escape(signature)}</code>" for signature in report.decoding)
     body += f'<p class="small">Versions: {versions}</p><p class="small">Hypotheses:{files}</p>'
     body += f'<p class="small">Decoded with:{decoding}</p>' if decoding else ""
+    body += f'<p class="small">Texts, before they were scored: {escape(report.text)}</p>' if report.text else ""
     return html.section("fine-print", "Signatures and versions", "Quote a score together with its signature.", body)

@@ -28,11 +28,13 @@ class Tokenizer(ABC):
         blank_id: Padding, and CTC's blank: neither is ever written.
         silent_ids: Pieces that a search must not write.
         guiding_tokens: In the order of their ids.
+        exact: Whether every text comes back as it was.
         model_bytes: What makes two tokenizers the same, but for their guiding tokens.
     """
 
     kind: ClassVar[str]
     files: ClassVar[tuple[str, ...]]
+    exact: ClassVar[bool] = True
     end_id: int
     blank_id: int
     silent_ids: tuple[int, ...]
@@ -91,6 +93,16 @@ class Tokenizer(ABC):
     def same_as(self, other: Tokenizer) -> bool:
         """Whether every text and every route has the same ids in both."""
         return self.continues(other) and other.continues(self)
+
+    def difference(self, other: Tokenizer) -> str:
+        """The first thing in which another tokenizer differs; empty: nothing."""
+        if self.kind != other.kind:
+            return f"kind {self.kind} -> {other.kind}"
+        if self.vocab_size != other.vocab_size:
+            return f"{self.vocab_size:,} -> {other.vocab_size:,} pieces"
+        if self.guiding_tokens != other.guiding_tokens:
+            return f"guiding tokens {' '.join(self.guiding_tokens)} -> {' '.join(other.guiding_tokens)}"
+        return "" if self.same_as(other) else "its pieces, learned from other text"
 
     def save(self, folder: Path) -> None:
         """Copy into another folder, e.g. a checkpoint."""

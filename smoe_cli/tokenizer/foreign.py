@@ -111,6 +111,7 @@ class FairseqTokenizer(ForeignTokenizer):
     """
 
     kind = "SentencePiece with a fairseq dictionary"
+    exact = False
     files = ("sentencepiece.bpe.model", "vocab.json")
 
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:

@@ -25,13 +25,12 @@ from torch.utils.data import DataLoader
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.batching import IGNORE_ID, Batch, Collator, RouteBatches, by_route, chunk
 from smoe_cli.checkpoint import Position, System
-from smoe_cli.config import Config
+from smoe_cli.config import CHECKPOINTS, FINAL, Config, TrainSettings
 from smoe_cli.cuts import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
-from smoe_cli.layout import CHECKPOINTS, FINAL
 from smoe_cli.loss import Losses, combined_loss
-from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.model.speech_to_text import SpeechToText, count_parameters
 from smoe_cli.records import Record, write_text_atomically
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
@@ -265,23 +264,7 @@ class Trainer:
 
     def losses(self, batch: Batch, features: torch.Tensor, label_smoothing: float | None = None) -> Losses:
         """Loss terms of a batch under given features (N,T,F)."""
-        model = self.system.model
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision.dtype == "bf16"):
-            states, memory = model(features, batch.feature_lengths, batch.tokens_in, batch.encoder_expert, batch.decoder_expert)
-            logits = model.decoder.output(states)
-            ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
-        return combined_loss(
-            logits,
-            batch.targets,
-            ctc_logits,
-            memory.lengths,
-            batch.ctc_targets,
-            batch.ctc_lengths,
-            self.settings.label_smoothing if label_smoothing is None else label_smoothing,
-            self.settings.ctc_weight,
-            IGNORE_ID,
-            self.tokenizer.blank_id,
-        )
+        return losses_of(self.system.model, batch, features, self.settings, self.precision, self.tokenizer.blank_id, label_smoothing)
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -400,12 +383,13 @@ class Trainer:
             )
         if saved.plan != self.plan:
             raise CheckpointError(
-                f"`{folder}` has another routing plan: {saved.plan} instead of {self.plan}",
+                f"`{folder}` has another routing plan: {'; '.join(saved.plan.differences(self.plan))}",
                 "train anew with --resume never, or set another exp_dir",
             )
         if not saved.tokenizer.same_as(self.tokenizer):
             raise CheckpointError(
-                f"`{folder}` was trained with another tokenizer", "train anew with --resume never, or bring back the tokenizer"
+                f"`{folder}` was trained with another tokenizer: {saved.tokenizer.difference(self.tokenizer)}",
+                "train anew with --resume never, or bring back the tokenizer",
             )
 
     def _clean_up(self, everything: bool) -> None:
@@ -425,6 +409,39 @@ class Trainer:
             f"the loss became {loss} at step {self.step} on route {batch.routes[0]}; the batch's cuts are listed in `{report}`",
             "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
         )
+
+
+def losses_of(
+    model: SpeechToText,
+    batch: Batch,
+    features: torch.Tensor,
+    settings: TrainSettings,
+    precision: Precision,
+    blank_id: int,
+    label_smoothing: float | None = None,
+) -> Losses:
+    """Loss terms of a batch under given features (N,T,F), as training computes them.
+
+    Args:
+        blank_id: CTC's blank.
+        label_smoothing: If not as the settings say.
+    """
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=precision.dtype == "bf16"):
+        states, memory = model(features, batch.feature_lengths, batch.tokens_in, batch.encoder_expert, batch.decoder_expert)
+        logits = model.decoder.output(states)
+        ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
+    return combined_loss(
+        logits,
+        batch.targets,
+        ctc_logits,
+        memory.lengths,
+        batch.ctc_targets,
+        batch.ctc_lengths,
+        settings.label_smoothing if label_smoothing is None else label_smoothing,
+        settings.ctc_weight,
+        IGNORE_ID,
+        blank_id,
+    )
 
 
 def _by_task(loss_by_route: dict[str, float]) -> str:

@@ -1,0 +1,172 @@
+"""Reading a recipe: `smoe.yaml`, `--set`, and what a checkpoint to start from says; the result is one checked `Config`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config
+from smoe_cli.errors import ConfigError
+from smoe_cli.presets import PAPER_SCALE, SINGLE_TASK, apply_preset, known_preset
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML whose mappings name no key twice: the library would take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice}` is set twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
+"""What is left of a variable that the environment does not have."""
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read a recipe and apply `a.b=c` overrides; the preset fills in what the recipe leaves open.
+
+    Args:
+        path: The recipe, or None for `smoe.yaml` in the working folder.
+        overrides: `key.key=value`, the value read as YAML.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, or a setting is unknown or impossible.
+    """
+    path = path or Path(RECIPE_FILE)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no recipe `{path}`", "change into a recipe folder or name one with --config; a trained model alone is used with --checkpoint"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read recipe `{path}`: {error}", "a recipe is a YAML file") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe `{path}` holds no settings", "a recipe is a YAML mapping; see recipes/quickstart/smoe.yaml")
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, str(path), path.parent)
+
+
+def preset_config(preset: str, overrides: Iterable[str] = ()) -> Config:
+    """The settings of a preset at paper scale, which need no recipe.
+
+    Raises:
+        ConfigError: If the preset is unknown, or a setting is unknown or impossible.
+    """
+    tree = copy.deepcopy(PAPER_SCALE) | {"model": {"preset": known_preset(preset)}}
+    if preset == SINGLE_TASK:
+        tree["tasks"] = dict(list(tree["tasks"].items())[:1])
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, f"preset {preset}")
+
+
+def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> Config:
+    """Check a tree of settings; relative `data.root`, `exp_dir` and `train.init_from` start from `base`.
+
+    Raises:
+        ConfigError: Naming each setting that is unknown or impossible.
+    """
+    tree = dict(tree)
+    if base is not None:
+        exp_dir = os.path.expandvars(os.path.expanduser(str(tree.get("exp_dir") or "exp")))
+        if unset := UNSET_VARIABLE.search(exp_dir):
+            raise ConfigError(f"`{where}`: `exp_dir` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER")
+        tree["exp_dir"] = str(base / exp_dir)
+        data = tree.get("data") or {}
+        if isinstance(data, dict):
+            tree["data"] = data | {"root": _from(base, data.get("root") or ".")}
+        train = tree.get("train")
+        if isinstance(train, dict) and train.get("init_from"):
+            tree["train"] = train | {"init_from": _from(base, train["init_from"])}
+    _inherit(tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        raise ConfigError(f"`{where}`: " + "; ".join(problems), "docs/reference/config.md lists every setting") from None
+
+
+def _inherit(tree: dict[str, Any]) -> None:
+    """Let a recipe that starts from a checkpoint state only how its model differs: which experts there are, and what it sets itself.
+
+    Where that checkpoint is not there any more, the run's own ones say the same; without those, nothing is taken.
+    """
+    train, model, features = (tree.get(section) or {} for section in ("train", "model", "features"))
+    if not all(isinstance(section, dict) for section in (train, model, features)) or not train.get("init_from"):
+        return
+    own = Path(tree.get("exp_dir") or "exp") / MODEL
+    folders = [Path(train["init_from"]), own / FINAL, *sorted((own / CHECKPOINTS).glob("step-*"), reverse=True)]
+    path = next((folder / CHECKPOINT_CONFIG for folder in folders if (folder / CHECKPOINT_CONFIG).is_file()), None)
+    if path is None:
+        return
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`train.init_from`: cannot read `{path}`: {error}", "name a whole checkpoint") from error
+    if not isinstance(given, dict) or not all(isinstance(given.get(section), dict) for section in ("model", "features")):
+        raise ConfigError(
+            f"`train.init_from`: `{train['init_from']}` is no checkpoint of smoe", "convert it first: `smoe convert FOLDER --out MODEL`"
+        )
+    shape = {key: value for key, value in given["model"].items() if key != "preset" and not key.endswith(ROUTING_KEYS)}
+    tree["model"] = shape | apply_preset(model)
+    tree["features"] = {key: value for key, value in given["features"].items() if key != "cache_mb"} | features
+
+
+def _from(base: Path, folder: object) -> str:
+    return str(base / os.path.expanduser(os.path.expandvars(str(folder))))
+
+
+def _problem(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting `{key}`"
+    message = re.sub(r"^Value error, ", "", item["msg"])
+    return f"`{key}`: {message}" if key else message
+
+
+def data_root(config: Config) -> Path:
+    """The folder that corpora lie in; asked for only where they are read, so that a trained model does not need it.
+
+    Raises:
+        ConfigError: If `data.root` names an environment variable that is not set.
+    """
+    root = config.data.root or Path()
+    unset = UNSET_VARIABLE.search(str(root))
+    if unset and not root.exists():  # a folder's own name may hold a `$`
+        raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
+    return root
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"`--set {override}` is not of the form key.key=value", "for example --set train.max_steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"`--set {override}`: the value is not YAML: {error}", "quote the value") from error
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(
+                f"`--set {override}`: `{parent}` is a value, not a group of settings", "docs/reference/config.md lists every setting"
+            )
+        node = child
+    node[last] = value
