@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import io
-import zlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from lhotse import AudioSource, Recording
+from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
 from smoe_cli.errors import DataError
 from smoe_cli.records import write_atomically
 
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError, EOFError, zlib.error)
-"""What Lhotse and gzip raise on a damaged manifest."""
 LONGEST_RIFF = 0x7FFFFFFF
 TOLERANCE_S = 0.05
 """A table or a manifest may round; more than this and the audio is not the one that was listed."""
+LONGEST_S = 12 * 3600.0
+"""No recording of speech is longer; a small file can claim to be, and would take hours to decode."""
+BLOCK = 2**20
+"""Samples that are decoded at once, whatever a header claims."""
+FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
+"""Share of samples at full scale above which a recording counts as clipped: one in a thousand is heard as a crackle."""
+FAINT = 0.001
+"""Peak (-60 dBFS) below which speech is lost in the noise of 16 bits."""
 
 
 def describe(path: Path, recording_id: str) -> Recording:
@@ -27,7 +35,7 @@ def describe(path: Path, recording_id: str) -> Recording:
     Raises:
         DataError: If the file is missing, unreadable, empty or has several channels.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
         raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
     try:
         info = soundfile.info(str(path))
@@ -64,35 +72,121 @@ def _check_wav_length(path: Path, recording_id: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What reading a recording to its end showed.
+
+    Attributes:
+        problem: Why it cannot be used; None: it can.
+        notes: What to know of it all the same.
+        whole: Whether it was read; what is not as promised is not.
+    """
+
+    problem: DataError | None = None
+    notes: tuple[str, ...] = ()
+    whole: bool = False
+
+
+def listen(recording: Recording, before: Heard | None = None) -> Heard:
+    """Read a recording to its end, in blocks; nothing is raised, so that others can be read too.
+
+    What is found: a file that is missing, unreadable, broken off or not as promised; values that are not finite, or nothing
+    but zeros. To be noted: clipping, and a peak below -60 dBFS.
+
+    Args:
+        before: What was heard of the same files; they are then not read again, but only compared with what is promised.
+    """
+    named = {f"audio `{source.source}` (recording `{recording.id}`)": source for source in recording.sources}
+    try:
+        for where, source in named.items():
+            _check_promise(recording, source, where)
+    except DataError as error:
+        return Heard(error)
+    if before is not None:
+        return before
+    notes: list[str] = []
+    try:
+        for where, source in named.items():
+            notes += _listen(source, where)
+    except DataError as error:
+        return Heard(error, whole=True)
+    return Heard(notes=tuple(notes), whole=True)
+
+
 def check_readable(recording: Recording) -> None:
     """Read a recording to its end.
 
     Raises:
-        DataError: If it breaks off, or holds a value that is not finite, or nothing but zeros.
+        DataError: The problem that `listen` finds.
     """
-    for source in recording.sources:
-        where = f"audio `{source.source}` (recording `{recording.id}`)"
-        if source.type != "file":
-            raise DataError(
-                f"{where} is of type `{source.type}`: a manifest could run a program or reach the network that way",
-                "save the audio as a file and name that",
-            )
-        if not Path(source.source).is_file():
-            raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
-        try:
-            samples, rate = soundfile.read(source.source, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise DataError(f"{where} cannot be read to its end: {error}", "bring back the whole file, or remove it") from error
-        if recording.transforms is None and (len(samples) != recording.num_samples or rate != recording.sampling_rate):
-            raise DataError(
-                f"{where} breaks off: {len(samples)} samples at {rate} Hz "
-                f"where {recording.num_samples} at {recording.sampling_rate} Hz are promised",
-                "bring back the whole file, or remove it",
-            )
-        if not np.isfinite(samples).all():
-            raise DataError(f"{where} holds values that are not numbers", "convert it again from the original")
-        if not samples.any():
-            raise DataError(f"{where} is nothing but silence (all zeros)", "remove it, or bring back the right file")
+    if problem := listen(recording).problem:
+        raise problem
+
+
+def _check_promise(recording: Recording, source: AudioSource, where: str) -> None:
+    """Compare a file's header with what was promised, before anything is decoded.
+
+    Raises:
+        DataError: If it is no file, of another length or rate, or longer than any speech.
+    """
+    if source.type != "file":
+        raise DataError(
+            f"{where} is of type `{source.type}`: a manifest could run a program or reach the network that way",
+            "save the audio as a file and name that",
+        )
+    if not os.path.isfile(source.source):
+        raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
+    try:
+        info = soundfile.info(source.source)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{where} cannot be opened: {error}", "bring back the whole file, or remove it") from error
+    lasts_s = info.frames / info.samplerate
+    if lasts_s > LONGEST_S:
+        raise DataError(
+            f"{where} claims to last {lasts_s / 3600:,.0f} hours; at most {LONGEST_S / 3600:g} are read", "split it, or remove it"
+        )
+    if recording.transforms is None:
+        kept = (info.frames, info.samplerate) == (recording.num_samples, recording.sampling_rate)
+    elif all(isinstance(step, Resample) for step in recording.transforms):
+        kept = info.samplerate == recording.transforms[0].source_sampling_rate and abs(lasts_s - recording.duration) <= TOLERANCE_S
+    else:  # changes of speed and the like; the most that they are used for is a factor of two
+        kept = lasts_s <= 4 * recording.duration
+    if not kept:
+        raise DataError(
+            f"{where} {'breaks off' if lasts_s < recording.duration else 'is not as promised'}: {info.frames} samples at "
+            f"{info.samplerate} Hz where {recording.num_samples} at {recording.sampling_rate} Hz are promised",
+            "bring back the right file, whole, or remove it",
+        )
+
+
+def _listen(source: AudioSource, where: str) -> list[str]:
+    peak, frames, clipped, finite = 0.0, 0, 0, True
+    try:
+        with soundfile.SoundFile(source.source) as file:
+            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                size = np.abs(block)
+                frames += len(block)
+                clipped += int((size >= FULL_SCALE).any(axis=1).sum())
+                peak = max(peak, float(size.max()))
+                finite &= bool(np.isfinite(block).all())
+            promised, rate = file.frames, file.samplerate
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DataError(f"{where} cannot be read to its end: {error}", "bring back the whole file, or remove it") from error
+    if frames != promised:
+        raise DataError(
+            f"{where} breaks off: {frames} samples at {rate} Hz where its header promises {promised}",
+            "bring back the whole file, or remove it",
+        )
+    if not finite:
+        raise DataError(f"{where} holds values that are not numbers", "convert it again from the original")
+    if peak == 0:
+        raise DataError(f"{where} is nothing but silence (all zeros)", "remove it, or bring back the right file")
+    notes = []
+    if clipped > max(MOST_CLIPPED * frames, 1):
+        notes.append(f"{where} is clipped: {100 * clipped / frames:.1f} % of its samples are at full scale")
+    if peak < FAINT:
+        notes.append(f"{where} is nearly silent: its peak is {20 * np.log10(peak):.0f} dBFS")
+    return notes
 
 
 def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:

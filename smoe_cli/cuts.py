@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,11 +9,10 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from smoe_cli.audio import UNREADABLE
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance
 from smoe_cli.errors import DataError, RouteError
-from smoe_cli.records import write_atomically
+from smoe_cli.manifests import read_manifest, write_lines
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
 from smoe_cli.text import clean
@@ -204,6 +201,20 @@ def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
         raise RouteError(f"cut `{cut.id}`: {error.message}", "correct its tags in the manifest, or prepare it again") from None
 
 
+def contradiction(cut: MonoCut, route: Route) -> str | None:
+    """What the recording's own history says against its bandwidth tag.
+
+    Only wideband can be refuted: telephone speech may rightly be stored at any rate.
+    """
+    rates = [cut.recording.sampling_rate]
+    for transform in cut.recording.transforms or []:
+        step = transform if isinstance(transform, dict) else transform.to_dict()
+        rates += [rate for key, rate in step.get("kwargs", {}).items() if key.endswith("sampling_rate")]
+    if route.bandwidth is Bandwidth.WB and min(rates) <= NARROWBAND_HZ:
+        return f"tagged wideband, but its audio passes through {min(rates)} Hz: nothing above {min(rates) // 2} Hz is left"
+    return None
+
+
 def labels_of(cuts: Iterable[MonoCut], config: Config) -> dict[str, list[str]]:
     """Task that answers with a label -> the different right answers of its cuts, sorted."""
     found: dict[str, set[str]] = {}
@@ -220,37 +231,23 @@ def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
     Raises:
         DataError: If the folder cannot be written or the disk is full.
     """
-    packed = io.BytesIO()
-    with gzip.GzipFile("", "wb", compresslevel=6, fileobj=packed, mtime=0) as file:
-        for cut in cuts:
-            file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
-    write_atomically(path, packed.getvalue())
+    write_lines(path, ((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode() for cut in cuts))
 
 
 def open_manifest(path: Path) -> CutSet:
-    """Read a manifest into memory, whatever its tags; audio sources are checked, as they could run programs.
+    """Read a manifest into memory, whatever its tags.
 
     Raises:
         DataError: If the manifest is missing, damaged or empty, or a cut's audio is not a file.
     """
-    if not path.is_file():
-        raise DataError(f"no manifest `{path}`", "run `smoe prepare` first, or name an existing manifest")
-    try:
-        cuts = CutSet.from_cuts(CutSet.from_jsonl_lazy(path))
-    except UNREADABLE as error:
-        raise DataError(f"cannot read manifest `{path}`: {error}", "prepare it again with `smoe prepare`") from error
-    if not len(cuts):
+    cuts = []
+    for item in read_manifest(path):
+        if item.problem is not None:
+            raise item.problem
+        cuts.append(item.cut)
+    if not cuts:
         raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
-    for cut in cuts:
-        if not isinstance(cut, MonoCut) or cut.recording is None:
-            raise DataError(f"`{path}`: cut `{cut.id}` is not one channel of one recording", "prepare the manifest with `smoe prepare`")
-        for source in cut.recording.sources:
-            if source.type != "file":
-                raise DataError(
-                    f"`{path}`: cut `{cut.id}` takes its audio from a `{source.type}`, which could run a program or reach the network",
-                    "save the audio as a file and name that",
-                )
-    return cuts
+    return CutSet.from_cuts(cuts)
 
 
 def read_cuts(path: Path) -> CutSet:

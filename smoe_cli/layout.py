@@ -11,6 +11,7 @@ from smoe_cli.errors import CheckpointError, DataError
 
 WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
 """In every checkpoint: the weights, and the SHA-256 of each of its files."""
+VALIDATION = "validation.json"
 MODEL_DIGITS = 12
 """Digits of a model's digest: no two models of one experiment will share them."""
 
@@ -40,6 +41,10 @@ class Layout:
     @property
     def prepare_report(self) -> Path:
         return self.cuts_dir / "report.json"
+
+    @property
+    def validation(self) -> Path:
+        return self.cuts_dir / VALIDATION
 
     @property
     def tokenizer(self) -> Path:

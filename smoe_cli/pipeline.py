@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from smoe_cli.audit import AUDITED_UTTERANCES
-from smoe_cli.config import Config, DecodeSettings
+from smoe_cli.config import SPLITS, Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
-from smoe_cli.errors import ConfigError, DataError, RouteError
-from smoe_cli.layout import Layout, model_digest
+from smoe_cli.errors import CheckError, ConfigError, DataError, RouteError
+from smoe_cli.layout import VALIDATION, Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
     ConvertReport,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from smoe_cli.checkpoint import System
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
+    from smoe_cli.validation.report import ValidationReport
 
 
 class DecodeReport(Record):
@@ -70,6 +71,53 @@ def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int =
     mark(config, "prepare", whole=False)
     report = preparation.prepare(config, chosen, jobs, watcher or Silent())
     mark(config, "prepare", whole=set(chosen) == set(config.data.corpora))
+    return report
+
+
+def validate(
+    config: Config | None,
+    *,
+    cuts: Sequence[Path] = (),
+    fix: bool = False,
+    audio: bool = True,
+    within: Path | None = None,
+    jobs: int = 0,
+    out: Path | None = None,
+    watcher: Watcher | None = None,
+) -> ValidationReport:
+    """Are manifests fit to train on? See `smoe_cli.validation.validate`.
+
+    Args:
+        config: The recipe, whose tasks and limits hold; None: manifests are named.
+        cuts: Manifests; empty: those that the recipe has.
+        fix: Move cuts with errors to a manifest of rejects.
+        audio: Read every recording to its end.
+        within: Folder that all audio must lie in.
+        jobs: Recordings read at once; 0: one per core.
+        out: Folder for `validation.json`; None: the recipe's when its own manifests are checked, else it is not written.
+
+    Raises:
+        DataError: If a manifest is missing, unreadable or empty, or nothing in it is fit for use and `fix` is set.
+    """
+    from smoe_cli.preparation import usable_cores
+    from smoe_cli.validation import validate as validation
+    from smoe_cli.validation.mend import mend
+
+    layout = Layout.of(config) if config is not None and not cuts else None
+    paths = list(dict.fromkeys(cuts)) or [path for split in SPLITS if layout and (path := layout.cuts(split)).exists()]
+    if not paths:
+        raise DataError(f"no manifests in `{layout.cuts_dir if layout else '.'}`", "run `smoe prepare` first, or name manifests")
+    ears = validation.Ears(jobs or usable_cores() if audio else 0, within=within)
+    report, findings = validation.validate(paths, config, ears, watcher or Silent())
+    if fix and findings.unfit:
+        # Whoever takes cuts out wants them to stay out: `smoe run` would prepare again what is not as it left it.
+        as_left = layout is not None and config is not None and plan_step(config, "prepare").state == "up to date"
+        report = mend(report, findings, config, watcher or Silent())
+        if as_left and config is not None:
+            mark(config, "prepare")
+    target = out / VALIDATION if out is not None else layout.validation if layout is not None else None
+    if target is not None:
+        write_json(target, report)
     return report
 
 
@@ -355,9 +403,26 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
             steps.append(step.model_copy(update={"state": "done", "seconds": round(time.monotonic() - started, 1)}))
         else:
             steps.append(step.model_copy(update={"state": "skipped", "reason": "up to date"}))
+        if name == "prepare" and not dry_run:
+            _check_valid(Layout.of(config))
     layout = Layout.of(config)
     findings = len(read_audit(layout.audit / "audit.json").findings) if not dry_run else 0
     return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
+
+
+def _check_valid(layout: Layout) -> None:
+    """Refuse to train on manifests that were found unfit.
+
+    Raises:
+        CheckError: If their validation, where there is one, has errors.
+    """
+    from smoe_cli.validation.report import read_validation
+
+    if layout.validation.exists() and (errors := read_validation(layout.validation).errors):
+        raise CheckError(
+            f"the manifests have {errors:,} errors: `{layout.validation}`",
+            "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
+        )
 
 
 def slim(

@@ -3,55 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lhotse import MonoCut, Recording
+from lhotse import MonoCut
 from pydantic import Field
 
-from smoe_cli.audio import TOLERANCE_S, check_readable
+from smoe_cli.audio import Heard, listen
 from smoe_cli.config import SPLITS, Config, SynthCorpus
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
-from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, tags_of, write_cuts
+from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.recipe import data_root
-from smoe_cli.records import Record, write_json
-from smoe_cli.tags import Route
+from smoe_cli.records import Finding, Record, write_json
 from smoe_cli.text import clean
+from smoe_cli.validation.cut import check_span
+from smoe_cli.validation.report import Row
+from smoe_cli.validation.validate import Ears, promise_of, validate
 from smoe_cli.watch import Watcher
 
-SHOWN_PROBLEMS = 10
-
-
-class PrepareRow(Record):
-    """Cuts and audio of one split x task x language x bandwidth x tags on the recipe's own axes."""
-
-    split: str
-    task: str
-    lang: str
-    bandwidth: str
-    subset: str
-    tags: dict[str, str] = Field(default={}, description="Values on the recipe's own axes.")
-    cuts: int
-    hours: float
+SHOWN_PROBLEMS, SHOWN_CURES = 20, 3
 
 
 class PrepareReport(Record):
     """What `smoe prepare` wrote."""
 
     cuts_dir: Path
-    rows: list[PrepareRow]
+    rows: list[Row]
     utterances: dict[str, int] = Field(description="Split -> utterances.")
     synthetic: bool = Field(description="Whether a machine spoke any of it.")
     notes: list[str]
+    findings: list[Finding] = Field(default=[], description="What `smoe validate` has to say of the manifests.")
+
+
+@dataclass
+class _Gathered:
+    """What the corpora gave so far."""
+
+    cuts: dict[str, list[MonoCut]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    utterances: list[Utterance] = field(default_factory=list)
+    heard: list[str] = field(default_factory=list)
+    lacking: Counter[str] = field(default_factory=Counter)
+    assumed: Counter[str] = field(default_factory=Counter)
+    unserved: Counter[str] = field(default_factory=Counter)
+    ids: set[str] = field(default_factory=set)
+    splits: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: Watcher) -> PrepareReport:
-    """Read the recipe's corpora, check every utterance, write one manifest per split.
+    """Read the recipe's corpora, check every utterance, write one manifest per split, and validate these.
 
     Args:
         corpora: Names of corpora to take; None: all of the recipe.
@@ -59,82 +64,35 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
 
     Raises:
         ConfigError: If a named corpus is not in the recipe.
-        DataError: Naming what is damaged or contradictory; then no manifest is written.
+        DataError: Naming all that is damaged or contradictory in a corpus; then no manifest is written.
     """
     layout = Layout.of(config)
     jobs = jobs or usable_cores()
-    cuts: dict[str, list[MonoCut]] = {split: [] for split in SPLITS}
-    utterances: list[Utterance] = []
-    lacking: Counter[str] = Counter()
-    assumed: Counter[str] = Counter()
-    unserved: Counter[str] = Counter()
-    ids: set[str] = set()
-    seen: dict[str, str] = {}
     corpora = chosen_corpora(config, corpora)
+    gathered = _Gathered()
     for name in corpora:
         # What is synthesized lies in no folder of the user's.
         root = Path() if isinstance(config.data.corpora[name], SynthCorpus) else data_root(config)
         work = Work(name, root, layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
-        found = list(read_corpus(config.data.corpora[name], work))
-        if not found:
-            raise DataError(f"corpus `{name}` gives no utterance", f"check the filters under `data.corpora.{name}`")
-        for utterance in found:
-            check_utterance(utterance, name, config)
-        assumed[name] += sum(utterance.language_assumed for utterance in found)
-        _check_audio(found, name, config, jobs, watcher)
-        for utterance in found:
-            made = list(make_cuts(utterance, name, config))
-            key = f"{name}/{utterance.id}"
-            if key in seen:
-                where = (
-                    f"twice in split `{utterance.split}`"
-                    if seen[key] == utterance.split
-                    else f"in splits `{seen[key]}` and `{utterance.split}`"
-                )
-                raise DataError(f"utterance `{utterance.id}` of corpus `{name}` occurs {where}", "ids must be unique; rename or remove one")
-            seen[key] = utterance.split
-            clash = next((cut.id for cut in made if cut.id in ids), None)
-            if clash:
-                raise DataError(
-                    f"two utterances would both give the cut `{clash}`", "rename a corpus or an utterance, so that name and id differ"
-                )
-            ids.update(cut.id for cut in made)
-            if not made:
-                unserved[utterance.language] += 1
-            served = {(route.task, route.lang) for route in map(route_of, made)}
-            for task, lang in config.targets():
-                target = config.kind(task).target
-                if target == "translation" and lang != utterance.language and (task, lang) not in served:
-                    lacking[f"text for {task}/{lang}"] += 1
-                elif target == "label" and (task, lang) not in served:
-                    lacking[f"label `{config.label(task)}` for {task}"] += 1
-            cuts[utterance.split] += made
-        utterances += found
-    notes = [f"{count} utterances have no {what}; they serve the other tasks" for what, count in sorted(lacking.items())]
-    notes += [
-        f"nobody names the spoken language of {count} utterances of `{name}`: taken to be `{ASSUMED_LANGUAGE}`; "
-        f"say `data.corpora.{name}.language`"
-        for name, count in assumed.items()
-        if count
-    ]
-    notes += [f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(unserved.items())]
-    notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not cuts[split]]
-    notes += _unheard(config, cuts)
-    notes += _shared_speakers(utterances)
-    spoken = sum(utterance.synthetic for utterance in utterances)
-    notes += [f"synthetic speech: a machine spoke {spoken:,} of {len(utterances):,} utterances"] if spoken else []
+        _gather(gathered, config, work, watcher)
+    cuts = gathered.cuts
+    notes = _notes(config, gathered)
     _check_served(config, cuts, corpora)
     for split in SPLITS:
         if cuts[split]:
             write_cuts(layout.cuts(split), cuts[split])
         else:
             layout.cuts(split).unlink(missing_ok=True)
+    # The audio was read just now.
+    validation, _ = validate([layout.cuts(split) for split in SPLITS if cuts[split]], config, Ears(0, gathered.heard), watcher)
+    write_json(layout.validation, validation)
     report = PrepareReport(
         cuts_dir=layout.cuts_dir,
-        rows=_rows(cuts),
-        utterances=dict(Counter(utterance.split for utterance in utterances)),
-        synthetic=any(utterance.synthetic for utterance in utterances),
+        rows=validation.rows,
+        utterances=dict(Counter(utterance.split for utterance in gathered.utterances)),
+        synthetic=any(utterance.synthetic for utterance in gathered.utterances),
         notes=notes,
+        findings=validation.findings,
     )
     write_json(layout.prepare_report, report)
     return report
@@ -160,70 +118,119 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_audio(utterances: Sequence[Utterance], corpus: str, config: Config, jobs: int, watcher: Watcher) -> None:
-    """Read every recording to its end, once for all its utterances; all problems are collected before anything is said."""
-    recordings = {_content(utterance.recording): utterance.recording for utterance in utterances}
-    damages: dict[str, str] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        for content, damage in zip(recordings, pool.map(_damage, recordings.values()), strict=True):
-            damages[content] = damage
-            watcher.progress(f"{corpus}: audio checked", len(damages), len(recordings))
-    unfit = [problem for item in utterances if (problem := damages[_content(item.recording)] or _problem(item, config))]
-    if unfit:
-        problems = list(dict.fromkeys(unfit))
-        more = f"\n... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise DataError(
-            f"corpus `{corpus}`: {len(unfit)} of {len(utterances)} utterances are not fit for use:\n"
-            + "\n".join(problems[:SHOWN_PROBLEMS])
-            + more,
-            "mend or remove them; nothing was written",
-        )
+def _gather(gathered: _Gathered, config: Config, work: Work, watcher: Watcher) -> None:
+    """Read one corpus, and make the cuts of its utterances.
+
+    Raises:
+        DataError: With all that is wrong with it.
+    """
+    found = list(read_corpus(config.data.corpora[work.name], work))
+    if not found and not work.problems:
+        raise DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`")
+    read = len(found) + len(work.problems)
+    sound = [utterance for utterance in found if _passes(work, _check, utterance, work.name, config)]
+    heard = _listen(sound, work, watcher)
+    for utterance in sound:
+        problem = heard[promise_of(utterance.recording)].problem
+        if problem is not None:
+            work.unfit(problem)
+        else:
+            _passes(work, _serve, gathered, utterance, work.name, config)
+    if work.problems:
+        raise _refusal(work, read)
+    gathered.heard += [note for one in heard.values() for note in one.notes]
+    gathered.assumed[work.name] += sum(utterance.language_assumed for utterance in found)
+    gathered.utterances += found
 
 
-def _content(recording: Recording) -> str:
-    """The same for recordings that promise the same of the same files, whatever their ids."""
-    return str(recording.to_dict() | {"id": ""})
-
-
-def _damage(recording: Recording) -> str:
+def _passes(work: Work, check: Callable[..., None], *arguments: object) -> bool:
+    """Whether an utterance passes a check; if not, the problem is remembered."""
     try:
-        check_readable(recording)
+        check(*arguments)
     except DataError as error:
-        return error.message
-    return ""
+        work.unfit(error)
+        return False
+    return True
 
 
-def _problem(utterance: Utterance, config: Config) -> str:
-    """What makes an utterance of a sound recording unfit for use; empty: nothing."""
-    whole_s, start_s = utterance.recording.duration, utterance.start_s
-    duration_s = whole_s - start_s if utterance.duration_s is None else utterance.duration_s
-    if not 0 <= start_s < whole_s or start_s + duration_s > whole_s + TOLERANCE_S:
-        return (
-            f"utterance `{utterance.id}` goes from {start_s:.2f} to {start_s + duration_s:.2f} s, "
-            f"but audio `{utterance.recording.sources[0].source}` from 0 to {whole_s:.2f} s"
-        )
-    if not config.data.min_duration_s <= duration_s <= config.data.max_duration_s:
-        return f"utterance `{utterance.id}` lasts {duration_s:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`"
+def _serve(gathered: _Gathered, utterance: Utterance, corpus: str, config: Config) -> None:
+    """Add the cuts of one utterance.
+
+    Raises:
+        DataError: If another has its id, or would give the same cut.
+    """
+    made = list(make_cuts(utterance, corpus, config))
+    key = f"{corpus}/{utterance.id}"
+    if there := gathered.splits.get(key):
+        where = f"twice in split `{utterance.split}`" if there == utterance.split else f"in splits `{there}` and `{utterance.split}`"
+        raise DataError(f"utterance `{utterance.id}` of corpus `{corpus}` occurs {where}", "ids must be unique; rename or remove one")
+    gathered.splits[key] = utterance.split
+    if clash := next((cut.id for cut in made if cut.id in gathered.ids), None):
+        raise DataError(f"two utterances would both give the cut `{clash}`", "rename a corpus or an utterance, so that name and id differ")
+    gathered.ids.update(cut.id for cut in made)
+    if not made:
+        gathered.unserved[utterance.language] += 1
+    served = {(route.task, route.lang) for route in map(route_of, made)}
+    for task, lang in config.targets():
+        if config.kind(task).target == "label" and (task, lang) not in served:
+            gathered.lacking[f"label `{config.label(task)}` for {task}"] += 1
+    gathered.cuts[utterance.split] += made
+
+
+def _notes(config: Config, gathered: _Gathered) -> list[str]:
+    """What is no error, and not to be seen in the manifests."""
+    notes = [f"{count} utterances have no {what}; they serve the other tasks" for what, count in sorted(gathered.lacking.items())]
+    notes += [
+        f"nobody names the spoken language of {count} utterances of `{name}`: taken to be `{ASSUMED_LANGUAGE}`; "
+        f"say `data.corpora.{name}.language`"
+        for name, count in gathered.assumed.items()
+        if count
+    ]
+    notes += [
+        f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(gathered.unserved.items())
+    ]
+    notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
+    notes += _unheard(config, gathered.cuts)
+    spoken = sum(utterance.synthetic for utterance in gathered.utterances)
+    return notes + ([f"synthetic speech: a machine spoke {spoken:,} of {len(gathered.utterances):,} utterances"] if spoken else [])
+
+
+def _listen(utterances: Sequence[Utterance], work: Work, watcher: Watcher) -> dict[str, Heard]:
+    """Read every recording to its end, once for all its utterances; the key is what `promise_of` says."""
+    recordings = {promise_of(utterance.recording): utterance.recording for utterance in utterances}
+    heard: dict[str, Heard] = {}
+    with ThreadPoolExecutor(work.jobs) as pool:
+        for promise, one in zip(recordings, pool.map(listen, recordings.values()), strict=True):
+            heard[promise] = one
+            watcher.progress(f"{work.name}: audio checked", len(heard), len(recordings))
+    return heard
+
+
+def _check(utterance: Utterance, corpus: str, config: Config) -> None:
+    """Refuse an utterance that lacks a tag, leaves its recording, lasts too long or too short, or has a text that says nothing.
+
+    Raises:
+        DataError: If it is so.
+    """
+    check_utterance(utterance, corpus, config)
+    recording, what = utterance.recording, f"utterance `{utterance.id}`"
+    duration_s = recording.duration - utterance.start_s if utterance.duration_s is None else utterance.duration_s
+    check_span(what, recording.sources[0].source, (utterance.start_s, duration_s), recording.duration, config)
     texts = [
         *([utterance.transcript] if utterance.transcript.strip() else []),
         *(text for texts in utterance.translations.values() for text in texts),
     ]
     if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
-        return f"utterance `{utterance.id}` has a text that is empty, or only punctuation"
-    return ""
+        raise DataError(f"{what} has a text that is empty, or only punctuation", "correct it in the corpus, or remove it")
 
 
-def _shared_speakers(utterances: Sequence[Utterance]) -> list[str]:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for utterance in utterances:
-        if utterance.speaker:
-            splits[utterance.speaker].add(utterance.split)
-    shared = sorted(speaker for speaker, where in splits.items() if len(where) > 1)
-    return (
-        [f"{len(shared)} of {len(splits)} speakers are in more than one split: scores on them are not speaker-independent"]
-        if shared
-        else []
-    )
+def _refusal(work: Work, utterances: int) -> DataError:
+    """All that is wrong with a corpus at once, a line for each thing."""
+    said = {problem.message: problem.hint for problem in work.problems}
+    lines = [f"corpus `{work.name}`: {len(work.problems)} of {utterances} utterances are not fit for use:", *list(said)[:SHOWN_PROBLEMS]]
+    lines += [f"... and {len(said) - SHOWN_PROBLEMS} more"] if len(said) > SHOWN_PROBLEMS else []
+    cures = list(dict.fromkeys(said.values()))
+    return DataError("\n".join(lines), "; or ".join(cures[:SHOWN_CURES]) + "; nothing was written")
 
 
 def _check_served(config: Config, cuts: dict[str, list[MonoCut]], corpora: Sequence[str]) -> None:
@@ -260,27 +267,3 @@ def _unheard(config: Config, cuts: dict[str, list[MonoCut]]) -> list[str]:
             if new:
                 notes.append(f"labels of {task} in the {split} split that training never sees, and so can only be wrong: {', '.join(new)}")
     return notes
-
-
-def _rows(cuts: dict[str, list[MonoCut]]) -> list[PrepareRow]:
-    counts: Counter[tuple[Route, str, str]] = Counter()
-    hours: Counter[tuple[Route, str, str]] = Counter()
-    for split, some in cuts.items():
-        for cut in some:
-            key = (route_of(cut), split, tags_of(cut).subset)
-            counts[key] += 1
-            hours[key] += cut.duration / 3600
-    order = {split: position for position, split in enumerate(SPLITS)}
-    return [
-        PrepareRow(
-            split=split,
-            task=route.task,
-            lang=route.lang,
-            bandwidth=str(route.bandwidth),
-            subset=subset,
-            tags=dict(route.extra),
-            cuts=counts[route, split, subset],
-            hours=round(hours[route, split, subset], 4),
-        )
-        for route, split, subset in sorted(counts, key=lambda k: (order[k[1]], k[0].task, k[0].lang, str(k[0].bandwidth), k[2], k[0].extra))
-    ]

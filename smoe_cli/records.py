@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -146,12 +146,14 @@ class ScoreReport(Report):
 
 
 class Finding(Record):
-    """One thing an audit found wrong."""
+    """One thing that an audit or a validation found."""
 
     check: str
     where: str
     message: str
     hint: str
+    severity: Literal["error", "note"] = "error"
+    cuts: int = Field(default=1, description="How many cuts have it; `where` names the first.")
 
 
 class Served(Record):
@@ -245,8 +247,9 @@ class ConvertReport(Record):
     window_s: float | None = Field(description="Longest audio that it takes; null: any.")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: into a sibling, flushed to disk, then renamed.
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a whole file or nothing: the block fills a sibling, which is flushed to disk, then renamed.
 
     Raises:
         DataError: If the folder cannot be written or the disk is full.
@@ -255,7 +258,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -264,6 +267,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        DataError: As `whole_file`.
+    """
+    with whole_file(path) as file:
+        file.write(content)
 
 
 class GraphTensor(Record):

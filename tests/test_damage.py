@@ -23,7 +23,7 @@ from smoe_cli.recipe import load_config
 from tests.test_training import recipe, write_corpus
 
 ROOT = Path(__file__).parents[1]
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 TRAIN, TEST = Path("exp/cuts/cuts.train.jsonl.gz"), Path("exp/cuts/cuts.test.jsonl.gz")
 WEIGHTS = Path("exp/model/final/model.safetensors")
 
@@ -40,7 +40,8 @@ class Damage:
 
 def obey_permissions() -> None:
     """In a child: give up root's right to ignore them. Anyone else has no such right and cannot give it up."""
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def lock(folder: Path) -> None:
@@ -58,6 +59,25 @@ def replace_in_manifest(path: Path, old: str, new: str) -> None:
 
 def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
+
+
+def spoil(corpus: Path) -> None:
+    """Damage nine of its utterances, each in another way; a Windows editor then saved the table."""
+    samples = soundfile.info(corpus / "a5.flac").frames
+    (corpus / "a0.flac").unlink()
+    cut_off(corpus / "a1.flac")
+    (corpus / "a2.flac").write_bytes(b"")
+    frames = soundfile.info(corpus / "a3.flac").frames
+    soundfile.write(corpus / "a3.flac", np.ones((6 * frames, 2)) / 9, 96000)
+    (corpus / "a4.flac").write_bytes(b"RIFF" + (corpus / "a4.flac").read_bytes())
+    soundfile.write(corpus / "a5.flac", np.full(samples, np.nan), 16000, format="WAV", subtype="FLOAT")
+    table = corpus / "table.tsv"
+    lines = table.read_bytes().rstrip(b"\n").split(b"\n")
+    assert [line.split(b"\t")[0] for line in lines[1:11]] == [b"a%d" % number for number in range(10)]
+    lines[8] = lines[8].replace(b"eins", b"f\xfcnf")
+    lines[9] = lines[9].replace(b"a8\t", b"a6\t", 1)
+    lines[10] = lines[10].replace(b"one", b"o\tne")
+    table.write_bytes(b"\r\n".join(lines) + b"\r\n")
 
 
 def untranslate(table: Path) -> None:
@@ -80,13 +100,51 @@ DAMAGES = {
         lambda at: cut_off(at / "corpus" / "a1.flac"),
         "prepare",
         r"corpus `tones`: 1 of 30 utterances.*/a1.flac` \(recording `a1`\) (breaks off|cannot be read to its end)",
-        "mend or remove them; nothing was written",
+        "bring back the whole file, or remove it; nothing was written",
     ),
     "zero-length audio": Damage(
         lambda at: (at / "corpus" / "a1.flac").write_bytes(b""),
         "prepare",
         r"cannot open audio `corpus/a1.flac`",
         "convert it to FLAC or WAV",
+    ),
+    "every kind of damage at once": Damage(
+        lambda at: spoil(at / "corpus"),
+        "prepare",
+        r"""corpus `tones`: 9 of 30 utterances are not fit for use:
+`corpus/table.tsv` line 9 is not UTF-8: byte 0xfc at \d+
+`corpus/table.tsv` line 11 has 9 fields, the header 8
+no audio file `corpus/a0.flac` \(utterance `a0`\)
+cannot open audio `corpus/a2.flac` \(utterance `a2`\): [^\n]*
+audio `corpus/a3.flac` \(utterance `a3`\) has 2 channels; one is expected
+cannot open audio `corpus/a4.flac` \(utterance `a4`\): [^\n]*
+audio `[^\n]*/a1.flac` \(recording `a1`\) (breaks off|cannot be read to its end)[^\n]*
+audio `[^\n]*/a5.flac` \(recording `a5`\) holds values that are not numbers
+utterance `a6` of corpus `tones` occurs twice in split `train`""",
+        "nothing was written",
+    ),
+    "a file that may not be read": Damage(
+        lambda at: (at / "corpus" / "a1.flac").chmod(0),
+        "prepare",
+        r"corpus `tones`: 1 of 30 utterances.*cannot open audio `corpus/a1.flac`",
+        "nothing was written",
+    ),
+    "no manifest to validate": Damage(
+        lambda at: shutil.rmtree(at / "exp" / "cuts"), "validate", "no manifests in `exp/cuts`", "run `smoe prepare` first"
+    ),
+    "packed manifest that was cut off": Damage(
+        lambda at: (at / TRAIN).write_bytes((at / TRAIN).read_bytes()[:-100]),
+        "validate",
+        f"cannot read manifest `{TRAIN}`",
+        "bring back the whole file",
+    ),
+    "manifest that would run a program": Damage(
+        lambda at: replace_in_manifest(
+            at / TRAIN, '"type": "file", "channels": [0], "source": "', '"type": "command", "channels": [0], "source": "touch ran;'
+        ),
+        "tokenize",
+        f"`{TRAIN}` line 1: cut `tones-a1-transcribe-en-wb` takes audio from a source of type `command`",
+        "save the audio as a file",
     ),
     "unknown task in the recipe": Damage(
         lambda at: None,

@@ -127,7 +127,8 @@ def test_five_kinds_of_answer_go_the_whole_road(trained, system):
 
 
 def test_prepare_says_what_is_lacking(trained):
-    notes = "\n".join(json.loads(Layout.of(trained).prepare_report.read_text())["notes"])
+    report = json.loads(Layout.of(trained).prepare_report.read_text())
+    notes = "\n".join([*report["notes"], *(finding["message"] for finding in report["findings"])])
     assert "10 utterances have no label `wish` for intent; they serve the other tasks" in notes
     assert "10 utterances have no text for translate/fr; they serve the other tasks" in notes
     assert "no training cut has accent `in`" in notes

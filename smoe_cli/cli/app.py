@@ -21,6 +21,7 @@ from smoe_cli.cli.score import score
 from smoe_cli.cli.slim import slim
 from smoe_cli.cli.tokenize import tokenize
 from smoe_cli.cli.train import train
+from smoe_cli.cli.validate import validate
 from smoe_cli.cli.version import show_version
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, tokenize, train, decode, score, route_audit, run, convert, slim, export, params):
+for command in (prepare, validate, tokenize, train, decode, score, route_audit, run, convert, slim, export, params):
     # Typer keeps the line breaks of a docstring's paragraphs, which fit no terminal.
     text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
     app.command(command.__name__.replace("_", "-"), help=text, epilog=EPILOG)(command)

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json
 from smoe_cli.cli.plan import show_plan
+from smoe_cli.cli.validate import show_findings, show_rows
 from smoe_cli.cli.watcher import open_watcher
-from smoe_cli.tags import shown_tags
 
 
 def prepare(
@@ -35,7 +35,8 @@ def prepare(
     """Turn corpora into cut manifests that carry a task, a language and a bandwidth on every cut.
 
     Checks that each recording can be read to its end, has the length it claims, that ids are unique, and that every task and
-    language is served. An utterance with a problem is an error; what serves no task is counted in a note.
+    language is served. All that is wrong is said at once, and nothing is written then; what serves no task is counted in a note. The
+    manifests are validated at the end, as by `smoe validate`: errors that it finds exit with 1.
 
     `--corpus synth` makes synthetic speech, whatever the recipe holds.
 
@@ -58,13 +59,11 @@ def prepare(
         report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs)
     if as_json:
         print_json(report)
-        return
-    tagged = any(row.tags for row in report.rows)
-    rows = [
-        (row.split, row.task, row.lang, row.bandwidth, *([shown_tags(row.tags)] if tagged else []), row.subset, row.cuts, row.hours)
-        for row in report.rows
-    ]
-    print_table(("split", "task", "lang", "band", *(["tags"] if tagged else []), "subset", "cuts", "hours"), rows)
-    for note in report.notes:
-        print(f"note: {note}")
-    print(report.cuts_dir)
+    else:
+        show_rows(report.rows)
+        for note in report.notes:
+            print(f"note: {note}")
+        show_findings(report.findings)
+        print(report.cuts_dir)
+    if any(finding.severity == "error" for finding in report.findings):
+        raise typer.Exit(1)

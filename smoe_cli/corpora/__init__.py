@@ -20,16 +20,21 @@ READERS = {
 def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
     """Yield a corpus's utterances with the recipe's split names, and what its settings say of all of them.
 
+    What is wrong with one utterance, such as a split that is none of train, dev, test, goes to `work.unfit`.
+
     Raises:
-        DataError: For a damaged or missing source, or a split that is none of train, dev, test.
+        DataError: For a damaged or missing source.
     """
     for utterance in import_module(READERS[settings.type]).read(settings, work):
         split = settings.splits.get(utterance.split, utterance.split)
         if split is None:
             continue
         if split not in SPLITS:
-            raise DataError(
-                f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
-                f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: dev}}` (or train, test, null)",
+            work.unfit(
+                DataError(
+                    f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
+                    f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: dev}}` (or train, test, null)",
+                )
             )
+            continue
         yield utterance.placed(split, settings)

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from lhotse import CutSet, MonoCut
+from lhotse import MonoCut
 
-from smoe_cli.audio import UNREADABLE
 from smoe_cli.config import LhotseCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
+from smoe_cli.manifests import check_within, read_lines, read_manifest
 
 
 def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per cut; relative audio paths start from `work.root`, as those of the manifests do.
 
+    Features that cuts may have are not used, and refused in a corpus that is not trusted.
+
     Raises:
-        DataError: If a manifest is missing or damaged, or a cut has not exactly one supervision, or a field that is no text.
+        DataError: If a manifest is missing or damaged. A line that is no cut of one recording, has not exactly one supervision,
+            names audio that is no file, or has a field that is no text, goes to `work.unfit`.
     """
     for split, relative in settings.cuts.items():
         path = work.root / relative
         if not path.is_file():
             raise DataError(f"no cut manifest `{path}`", f"correct `data.corpora.{work.name}.cuts.{split}`")
-        try:
-            cuts = list(CutSet.from_jsonl_lazy(path))
-        except UNREADABLE as error:
-            raise DataError(f"cannot read cut manifest `{path}`: {error}", "it must be Lhotse cuts as JSON lines") from error
-        for done, cut in enumerate(cuts, start=1):
-            yield _utterance(cut, split, settings, work.root, str(path))
-            work.progress(done, len(cuts), f"{work.name}: {split} cuts")
+        if settings.untrusted:
+            check_within(path, work.root, f"`data.corpora.{work.name}.cuts.{split}`")
+        total = sum(1 for _ in read_lines(path))
+        for item in read_manifest(path, work.root if settings.untrusted else None, archives=not settings.untrusted):
+            try:
+                if item.cut is None:
+                    raise item.problem or AssertionError
+                utterance = _utterance(item.cut, split, settings, work, f"`{path}` line {item.number}")
+            except DataError as error:
+                work.unfit(error)
+                continue
+            yield utterance
+            work.progress(item.number, total, f"{work.name}: {split} cuts")
 
 
-def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, root: Path, where: str) -> Utterance:
-    if not isinstance(cut, MonoCut) or cut.recording is None:
-        raise DataError(
-            f"`{where}`: cut `{cut.id}` is not one channel of one recording", "export mixed or feature-only cuts to audio first"
-        )
+def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, work: Work, where: str) -> Utterance:
     if len(cut.supervisions) != 1:
         raise DataError(
-            f"`{where}`: cut `{cut.id}` has {len(cut.supervisions)} supervisions; exactly one is expected",
+            f"{where}: cut `{cut.id}` has {len(cut.supervisions)} supervisions; exactly one is expected",
             "trim the cuts to their supervisions (`lhotse cut trim-to-supervisions`)",
         )
     segment = cut.supervisions[0]
@@ -48,7 +52,7 @@ def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, root: Path, whe
     for lang, field in settings.translations.items():
         value = custom.get(field)
         if value is not None and not isinstance(value, (str, list)):
-            raise DataError(f"`{where}`: cut `{cut.id}`: `{field}` is neither a text nor a list of texts", "correct the manifest")
+            raise DataError(f"{where}: cut `{cut.id}`: `{field}` is neither a text nor a list of texts", "correct the manifest")
         if value:
             translations[lang] = [value] if isinstance(value, str) else [str(text) for text in value]
 
@@ -57,12 +61,12 @@ def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, root: Path, whe
         found = {name: custom[field] for name, field in fields.items() if custom.get(field) not in (None, "")}
         for name, value in found.items():
             if not isinstance(value, str):
-                raise DataError(f"`{where}`: cut `{cut.id}`: `{fields[name]}` is `{value}`, which is no text", "correct the manifest")
+                raise DataError(f"{where}: cut `{cut.id}`: `{fields[name]}` is `{value}`, which is no text", "correct the manifest")
         return found
 
     return Utterance(
         id=cut.id,
-        recording=cut.recording.with_path_prefix(root.resolve()),
+        recording=cut.recording.with_path_prefix(work.root.resolve()),
         split=split,
         speaker=segment.speaker or "",
         language=segment.language or "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
 from smoe_cli.config import TsvCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
+from smoe_cli.manifests import check_within
 
 REFERENCE_SEPARATOR = " ||| "
 
@@ -21,35 +23,47 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     """Yield the rows that the settings keep.
 
     Raises:
-        DataError: Naming table and line of a missing column, an empty field or audio that is not as listed.
+        DataError: If the table is missing or unreadable or lacks a column. A line with an empty or superfluous field, or audio
+            that is not as listed, goes to `work.unfit`.
     """
     table = work.root / settings.path
-    rows = list(_rows(table, settings))
-    for done, (line, row) in enumerate(rows, start=1):
-        where = f"`{table}` line {line}"
-        for column in ("id", "split"):
-            if not row[column].strip():
-                raise DataError(f"{where}: `{column}` is empty", "fill it in, or remove the line")
-        if settings.segments_column:
-            path = _join_segments(row, settings.segments_column, table.parent, work.audio_dir)
-        else:
-            path = table.parent / row["path"]
-        recording = describe(path, row["id"])
-        _compare(row, "sample_rate", recording.sampling_rate, 0.0, where)
-        _compare(row, "duration", recording.duration, TOLERANCE_S, where)
-        yield Utterance(
-            id=row["id"],
-            recording=recording,
-            split=row["split"],
-            speaker=row.get("speaker", ""),
-            language=row[settings.language_column].strip() if settings.language_column else "",
-            transcript=row["transcript"],
-            translations={lang: _references(row[column]) for lang, column in settings.translations.items() if row[column].strip()},
-            subset=row[settings.subset_column] if settings.subset_column else "",
-            tags=_filled(row, settings.tag_columns),
-            labels=_filled(row, settings.label_columns),
-        )
+    if settings.untrusted:
+        check_within(table, work.root, f"`data.corpora.{work.name}.path`")
+    rows = list(_rows(table, settings, work))
+    for done, (where, row) in enumerate(rows, start=1):
+        try:
+            utterance = _utterance(row, settings, work, table.parent, where)
+        except DataError as error:
+            work.unfit(error)
+            continue
+        yield utterance
         work.progress(done, len(rows), f"{work.name}: rows")
+
+
+def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Path, where: str) -> Utterance:
+    for column in ("id", "split"):
+        if not row[column].strip():
+            raise DataError(f"{where}: `{column}` is empty", "fill it in, or remove the line")
+    paths = [folder / part for part in (row[settings.segments_column].split() if settings.segments_column else [row["path"]])]
+    if settings.untrusted:
+        for path in paths:
+            check_within(path, work.root, where)
+    path = _join_segments(row, settings.segments_column, folder, work.audio_dir) if settings.segments_column else paths[0]
+    recording = describe(path, row["id"])
+    _compare(row, "sample_rate", recording.sampling_rate, 0.0, where)
+    _compare(row, "duration", recording.duration, TOLERANCE_S, where)
+    return Utterance(
+        id=row["id"],
+        recording=recording,
+        split=row["split"],
+        speaker=row.get("speaker", ""),
+        language=row[settings.language_column].strip() if settings.language_column else "",
+        transcript=row["transcript"],
+        translations={lang: _references(row[column]) for lang, column in settings.translations.items() if row[column].strip()},
+        subset=row[settings.subset_column] if settings.subset_column else "",
+        tags=_filled(row, settings.tag_columns),
+        labels=_filled(row, settings.label_columns),
+    )
 
 
 def _filled(row: dict[str, str], columns: dict[str, str]) -> dict[str, str]:
@@ -61,17 +75,17 @@ def _references(text: str) -> list[str]:
     return [part.strip() for part in text.split(REFERENCE_SEPARATOR) if part.strip()]
 
 
-def _rows(table: Path, settings: TsvCorpus) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of each row that `splits`, `where` and `minimum` keep."""
+def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
+    """(table and line, row) of each row that `splits`, `where` and `minimum` keep."""
     try:
-        lines = table.read_text(encoding="utf-8-sig").replace("\r\n", "\n").rstrip("\n").split("\n")
+        lines = table.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+        header = lines[0].decode().split("\t")
     except FileNotFoundError:
         raise DataError(
             f"no table `{table}`", "set `data.root` to the folder that holds the corpus, for example --set data.root=FOLDER"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read table `{table}`: {error}", "it must be UTF-8 text, tab-separated") from error
-    header = lines[0].split("\t") if lines else []
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
     texts = (settings.translations, settings.tag_columns, settings.label_columns)
     named = (settings.language_column, settings.subset_column, *(column for some in texts for column in some.values()))
@@ -86,18 +100,29 @@ def _rows(table: Path, settings: TsvCorpus) -> Iterator[tuple[int, dict[str, str
             "name the columns in the recipe as the table does",
         )
     for number, line in enumerate(lines[1:], start=2):
-        fields = line.split("\t")
-        if len(fields) != len(header):
-            raise DataError(
-                f"`{table}` line {number} has {len(fields)} fields, the header {len(header)}", "remove stray tabs or line breaks"
+        where = f"`{table}` line {number}"
+        try:
+            row = _row(line, header, where)
+            kept = (
+                settings.splits.get(row["split"], row["split"]) is not None
+                and all(row[column] in kept for column, kept in settings.where.items())
+                and all(_number(row[column], f"{where}: `{column}`") >= least for column, least in settings.minimum.items())
             )
-        row = dict(zip(header, fields, strict=True))
-        if (
-            settings.splits.get(row["split"], row["split"]) is not None
-            and all(row[column] in kept for column, kept in settings.where.items())
-            and all(_number(row[column], f"`{table}` line {number}: `{column}`") >= least for column, least in settings.minimum.items())
-        ):
-            yield number, row
+        except DataError as error:
+            work.unfit(error)
+            continue
+        if kept:
+            yield where, row
+
+
+def _row(line: bytes, header: list[str], where: str) -> dict[str, str]:
+    try:
+        fields = line.decode().split("\t")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}", "convert the table to UTF-8") from error
+    if len(fields) != len(header):
+        raise DataError(f"{where} has {len(fields)} fields, the header {len(header)}", "remove stray tabs or line breaks")
+    return dict(zip(header, fields, strict=True))
 
 
 def _number(text: str, where: str) -> float:
@@ -113,20 +138,20 @@ def _compare(row: dict[str, str], column: str, found: float, tolerance: float, w
         raise DataError(f"{where}: `{column}` says {listed}, the audio has {found:g}", "correct the table, or bring back the right file")
 
 
-def _join_segments(row: dict[str, str], column: str, source_dir: Path, audio_dir: Path) -> Path:
+def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Path) -> Path:
     """Join recordings with `gaps_ms` of faint noise (about -80 dBFS) before, between and after them.
 
     The noise is drawn from the id, so the same row always gives the same samples.
     """
     for part in ("id", "split"):
-        if Path(row[part]).name != row[part]:
-            raise DataError(f"utterance `{row['id']}`: `{part}` names the joined file, and `{row[part]}` cannot", "leave out `/`")
+        if Path(row[part]).name != row[part] or row[part] == "..":
+            raise DataError(f"utterance `{row['id']}`: `{part}` names the joined file, and `{row[part]}` cannot", "leave out `/` and `..`")
     # The name tells what it was joined from: a corrected row does not find the old audio.
-    made_from = zlib.crc32(f"{source_dir.resolve()}\t{row[column]}\t{row['gaps_ms']}".encode())
+    made_from = zlib.crc32(f"{folder.resolve()}\t{row[column]}\t{row['gaps_ms']}".encode())
     target = audio_dir / row["split"] / f"{row['id']}.{made_from:08x}.flac"
     if target.is_file():
         return target
-    paths = [source_dir / part for part in row[column].split()]
+    paths = [folder / part for part in row[column].split()]
     gaps_ms = [round(_number(gap, f"utterance `{row['id']}`: `gaps_ms`")) for gap in row["gaps_ms"].split()]
     if len(gaps_ms) != len(paths) + 1:
         raise DataError(

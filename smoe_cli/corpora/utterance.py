@@ -9,6 +9,7 @@ from pathlib import Path
 from lhotse import Recording
 
 from smoe_cli.config import CorpusSettings
+from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
 
 ASSUMED_LANGUAGE = "en"
@@ -78,6 +79,7 @@ class Work:
         audio_dir: Folder for audio that the corpus must make (synthesis, joined segments).
         jobs: Processes that may run at once.
         progress: Called with (done, total, what) as work goes on.
+        problems: What is wrong with single utterances, which are then not yielded.
     """
 
     name: str
@@ -85,3 +87,8 @@ class Work:
     audio_dir: Path
     jobs: int = 1
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    problems: list[DataError] = field(default_factory=list)
+
+    def unfit(self, problem: DataError) -> None:
+        """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing."""
+        self.problems.append(problem)

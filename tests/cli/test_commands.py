@@ -7,14 +7,15 @@ import pytest
 
 from smoe_cli import pipeline
 from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
-from smoe_cli.preparation import PrepareReport, PrepareRow
+from smoe_cli.preparation import PrepareReport
 from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
 from smoe_cli.steps import STEPS, Step
 from smoe_cli.training import TrainReport
+from smoe_cli.validation.report import Lasting, Reject, Row, ValidationReport
 
 PREPARED = PrepareReport(
     cuts_dir=Path("exp/cuts"),
-    rows=[PrepareRow(split="train", task="translate", lang="de", bandwidth="nb", subset="", cuts=1200, hours=1.5)],
+    rows=[Row(split="train", task="translate", lang="de", bandwidth="nb", subset="", cuts=1200, hours=1.5)],
     utterances={"train": 1200},
     synthetic=True,
     notes=["3 cuts sound narrower than their tag says"],
@@ -96,6 +97,22 @@ def audited(*findings: Finding) -> AuditReport:
     )
 
 
+def validated(errors: int = 0, notes: int = 0) -> ValidationReport:
+    """A report with a few errors and notes of one check each."""
+    found = [Finding(check="text", where=f"line {n}", message="has an empty text", hint="correct it") for n in range(errors)]
+    found += [Finding(check="ratio", where=f"line {n}", message="is far off", hint="listen", severity="note") for n in range(notes)]
+    return ValidationReport(
+        manifests=[Path("cuts.train.jsonl.gz")],
+        cuts=1200,
+        recordings_read=600,
+        rows=PREPARED.rows,
+        durations=[Lasting(from_s=1.0, to_s=2.0, cuts=800), Lasting(from_s=2.0, to_s=3.0, cuts=400)],
+        errors=errors,
+        notes=notes,
+        findings=found,
+    )
+
+
 def ran(findings: int) -> RunReport:
     steps = [Step(name="prepare", state="skipped", reason="up to date"), Step(name="train", state="done", seconds=151.5)]
     return RunReport(steps=steps, findings=findings, report=Path("exp/scores/report.html"), audit=Path("exp/audit/audit.html"))
@@ -103,6 +120,7 @@ def ran(findings: int) -> RunReport:
 
 REPORTS = {
     "prepare": ("prepare", PREPARED),
+    "validate": ("validate", validated()),
     "tokenize": ("tokenize", TOKENIZED),
     "train": ("train", TRAINED),
     "score": ("score", SCORED),
@@ -442,3 +460,53 @@ def test_a_checkpoint_to_start_from_is_named_from_the_working_folder(smoe, repla
     assert smoe("tokenize", "--from", "a: model").exit_code == 0
     assert [fake.call_args.args[0].train.init_from for fake in (train, tokenize)] == [tmp_path / "a: model"] * 2
     assert smoe("train", "--init-from", "nowhere").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("errors", "notes", "words", "code"), [(0, 0, (), 0), (0, 3, (), 0), (0, 3, ("--strict",), 1), (2, 0, (), 1), (2, 0, ("--json",), 1)]
+)
+def test_validate_exits_with_1_for_errors_and_if_strict_for_notes(smoe, replace, errors, notes, words, code):
+    replace("validate", validated(errors, notes))
+    assert smoe("validate", *words).exit_code == code
+
+
+def test_validate_shows_the_first_findings_of_a_check_and_counts_the_others(smoe, replace):
+    replace("validate", validated(errors=12, notes=1))
+    shown = smoe("validate").stdout
+    assert shown.count("error: text: line ") == 10
+    assert "error: text: ... and 2 more, all of them in the report" in shown
+    assert shown.count("hint: text: correct it") == 1
+    assert "1 to 2" in shown and "█" * 40 in shown and "█" * 41 not in shown
+    assert shown.endswith("FAILED: 12 errors, 1 notes in 1,200 cuts, 600 recordings read\n")
+
+
+def test_validate_hands_on_its_options_and_says_what_it_took_out(smoe, replace, recipe, tmp_path):
+    recipe.unlink()
+    (tmp_path / "cuts.train.jsonl.gz").touch()
+    taken = validated().model_copy(
+        update={
+            "rejects": [Reject(manifest=Path("cuts.train.jsonl.gz"), cuts=2, rejected=Path("rejected.train.jsonl.gz"))],
+            "mended": validated(errors=2).findings,
+        }
+    )
+    fake = replace("validate", taken)
+    result = smoe("validate", "cuts.train.jsonl.gz", "--fix", "--no-audio", "--within", ".", "-j", "2")
+    assert result.exit_code == 0
+    assert "rejected: text: line 0: has an empty text" in result.stdout
+    assert "2 cuts moved from cuts.train.jsonl.gz to rejected.train.jsonl.gz" in result.stdout
+    asked = fake.call_args.kwargs
+    assert (asked["cuts"], asked["fix"], asked["audio"], asked["within"], asked["jobs"]) == (
+        [Path("cuts.train.jsonl.gz")],
+        True,
+        False,
+        Path(),
+        2,
+    )
+    assert fake.call_args.args == (None,)
+
+
+def test_prepare_exits_with_1_for_errors_of_its_manifests(smoe, replace):
+    replace("prepare", PREPARED.model_copy(update={"findings": validated(errors=1, notes=1).findings}))
+    result = smoe("prepare")
+    assert result.exit_code == 1
+    assert "error: text: line 0: has an empty text" in result.stdout and "note: ratio: " in result.stdout

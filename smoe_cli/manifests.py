@@ -1,0 +1,215 @@
+"""Reading cut manifests as a stream. A manifest is data: reading it runs nothing, reaches nothing and fills no memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lhotse import MonoCut
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+
+from smoe_cli.errors import DataError
+from smoe_cli.records import whole_file
+
+SUFFIXES = (".jsonl", ".jsonl.gz")
+LONGEST_LINE = 4 * 2**20
+"""Bytes of one cut: a thousand times what one takes."""
+MOST_EXPANSION, SMALL = 200, 64 * 2**20
+"""How many times as large as its file a manifest may become, once it is larger than `SMALL` bytes: ours grow 15 to 40 times,
+gzip can make it a thousand."""
+NOT_A_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
+"""What Lhotse would take for an address or a program where a path is expected."""
+LHOTSE_RAISES = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
+"""What Lhotse raises on an object of a wrong shape."""
+HINT = "prepare the manifest with `smoe prepare`"
+
+
+class _Supervision(BaseModel):
+    text: str | None = None
+    language: str | None = None
+    speaker: str | None = None
+    custom: dict[str, Any] | None = None
+
+
+class _Recording(BaseModel):
+    id: str
+    sources: list[Any] = Field(min_length=1)
+    sampling_rate: int = Field(gt=0)
+    num_samples: int = Field(gt=0)
+    duration: FiniteFloat = Field(gt=0)
+
+
+class _Cut(BaseModel):
+    """What is relied on of a cut. Lhotse's own classes take any value for any field."""
+
+    id: str = Field(min_length=1)
+    start: FiniteFloat
+    duration: FiniteFloat = Field(gt=0)
+    channel: int
+    supervisions: list[_Supervision]
+    recording: _Recording
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a manifest: a cut, or what is wrong with it.
+
+    Attributes:
+        number: Of the line, from 1.
+        raw: The line as it is, its end included.
+        cut: None where the line holds no cut that may be used.
+        problem: What is wrong; None where there is a cut.
+    """
+
+    number: int
+    raw: bytes
+    cut: MonoCut | None
+    problem: DataError | None
+
+
+def read_manifest(path: Path, within: Path | None = None, archives: bool = False) -> Iterator[Item]:
+    """Yield a manifest's lines one by one; no audio is opened.
+
+    Args:
+        path: `.jsonl` or `.jsonl.gz`, one cut a line.
+        within: Folder that audio must lie in, symbolic links followed, because the manifest is not trusted; None: anywhere.
+        archives: Whether cuts may name archives of features and arrays. They are never opened.
+
+    Raises:
+        DataError: If the manifest is missing or unreadable, or would fill the memory. What is wrong with one line is in its item.
+    """
+    for number, raw in read_lines(path):
+        cut, problem = None, None
+        try:
+            cut = _parse(raw, f"`{path}` line {number}", within, archives)
+        except DataError as error:
+            problem = error
+        yield Item(number, raw, cut, problem)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (number from 1, line with its end).
+
+    Raises:
+        DataError: As `read_manifest`.
+    """
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"`{path}` is no manifest: its name ends in neither {' nor '.join(SUFFIXES)}", "name Lhotse cuts as JSON lines")
+    if not os.path.isfile(path):
+        raise DataError(f"no manifest `{path}`", "run `smoe prepare` first, or name an existing manifest")
+    read = 0
+    try:
+        limit = max(SMALL, MOST_EXPANSION * path.stat().st_size)
+        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                read += len(line)
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"`{path}` line {number} is longer than {LONGEST_LINE:,} bytes: no cut is", "audio and arrays belong into files"
+                    )
+                if read > limit:
+                    raise DataError(
+                        f"`{path}` unpacks to more than {limit:,} bytes from {path.stat().st_size:,}, which no manifest of cuts does",
+                        "unpack it yourself if you trust it, and name the unpacked file",
+                    )
+                yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read manifest `{path}`: {error}", "bring back the whole file, or prepare it again") from error
+
+
+def _parse(raw: bytes, where: str, within: Path | None, archives: bool) -> MonoCut:
+    try:
+        tree = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}", "one cut a line; correct or remove the line") from error
+    if not isinstance(tree, dict):
+        raise DataError(f"{where} is no JSON object", "one cut a line; correct or remove the line")
+    if isinstance(tree.get("id"), str):
+        where = f"{where}: cut `{tree['id']}`"
+    if tree.get("type", "MonoCut") not in ("MonoCut", "Cut") or tree.get("recording") is None:
+        raise DataError(f"{where} is not one channel of one recording", "export mixed or feature-only cuts to audio first")
+    _check_sources(tree, where, within, archives)
+    try:
+        _Cut.model_validate(tree, strict=True)
+        return MonoCut.from_dict(tree)
+    except ValidationError as error:
+        wrong = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg'].lower()}" for item in error.errors())
+        raise DataError(f"{where} is no sound cut: {wrong}", "correct or remove the line") from None
+    except LHOTSE_RAISES as error:
+        raise DataError(f"{where} is no cut of Lhotse: {type(error).__name__}: {error}", "correct or remove the line") from error
+
+
+def _check_sources(tree: dict[str, Any], where: str, within: Path | None, archives: bool) -> None:
+    """Look at every source of audio, however deep: a transform, too, may have a recording, and Lhotse would open it.
+
+    Raises:
+        DataError: If one is no file, or lies outside `within`; or if there is an archive of arrays.
+    """
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        if not isinstance(node, dict):
+            continue
+        if not archives and "storage_type" in node:
+            raise DataError(
+                f"{where} names an archive of arrays, `{node.get('storage_path')}`", "leave features out; smoe computes its own"
+            )
+        sources = node.get("sources", [])
+        for source in sources if isinstance(sources, list) else [sources]:
+            _check_source(source, where, within)
+        waiting += node.values()
+
+
+def _check_source(source: object, where: str, within: Path | None) -> None:
+    kind, named = (source.get("type"), source.get("source")) if isinstance(source, dict) else (None, None)
+    if kind != "file" or not isinstance(named, str) or NOT_A_PATH.match(named):
+        raise DataError(
+            f"{where} takes audio from a source of type `{kind}`{f', `{named}`' if kind == 'file' else ''}: "
+            "it could run a program or reach the network",
+            "save the audio as a file and name that",
+        )
+    if within is not None:
+        check_within(Path(within, named), within, where)
+
+
+def check_within(path: Path, folder: Path, where: str) -> None:
+    """Refuse a path that leaves a folder, by `..`, by its own root or by a symbolic link.
+
+    Raises:
+        DataError: If it does.
+    """
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
+        inside = False
+    if not inside:
+        raise DataError(
+            f"{where}: `{path}` leads out of `{folder}`, and what is marked untrusted may not",
+            "bring the file into that folder; if you know whose manifest this is, take away `untrusted`",
+        )
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a manifest, packed if its name ends in `.gz`, whole or not at all; the same lines always give the same bytes.
+
+    Raises:
+        DataError: If the folder cannot be written or the disk is full.
+    """
+    with whole_file(path) as file:
+        if not path.name.endswith(".gz"):
+            file.writelines(lines)
+            return
+        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+            for line in lines:
+                packed.write(line)

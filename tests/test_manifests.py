@@ -1,0 +1,221 @@
+"""Manifests of others are data: reading one runs nothing, reaches nothing, leaves no folder and fills no memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import MonoCut, Recording, SupervisionSegment
+
+from smoe_cli import manifests, pipeline
+from smoe_cli.audio import listen
+from smoe_cli.cuts import open_manifest
+from smoe_cli.errors import DataError
+from smoe_cli.manifests import read_manifest
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A corpus folder with one tone."""
+    (tmp_path / "corpus").mkdir()
+    soundfile.write(tmp_path / "corpus" / "a.flac", 0.3 * np.sin(np.arange(16000) / 5), 16000)
+    return tmp_path / "corpus"
+
+
+def entry(folder: Path, **recording: object) -> dict:
+    """One cut as a manifest has it, its audio named relative to the folder."""
+    sound = Recording.from_file(folder / "a.flac", recording_id="r")
+    segment = SupervisionSegment("c", "r", 0, sound.duration, text="one", language="en", custom={"german": "eins"})
+    tree = MonoCut("c", 0, sound.duration, 0, supervisions=[segment], recording=sound).to_dict()
+    tree["recording"]["sources"][0]["source"] = "a.flac"
+    tree["recording"] |= recording
+    return tree
+
+
+def config_of(folder: Path, tree: dict, untrusted: bool = False):
+    (folder / "cuts.jsonl").write_text(json.dumps(tree) + "\n", encoding="utf-8")
+    corpus = {"type": "lhotse", "cuts": {"train": "cuts.jsonl"}, "translations": {"de": "german"}, "untrusted": untrusted}
+    return tiny_config(folder.parent / "exp", data={"root": str(folder), "corpora": {"theirs": corpus}})
+
+
+def source(kind: str, named: str) -> list[dict]:
+    return [{"type": kind, "channels": [0], "source": named}]
+
+
+def reverb(kind: str, named: str) -> dict:
+    """A transform that Lhotse would load audio for."""
+    impulse = {"id": "i", "sources": source(kind, named), "sampling_rate": 16000, "num_samples": 9, "duration": 0.1, "channel_ids": [0]}
+    return {"transforms": [{"name": "ReverbWithImpulseResponse", "kwargs": {"rir": impulse}}]}
+
+
+ATTACKS = {
+    "a program": lambda marker: {"sources": source("command", f"touch {marker}; cat a.flac")},
+    "an address": lambda marker: {"sources": source("url", "http://127.0.0.1:9/a.flac")},
+    "an address that calls itself a file": lambda marker: {"sources": source("file", "http://127.0.0.1:9/a.flac")},
+    "a program that calls itself a file": lambda marker: {"sources": source("file", f"pipe:touch {marker}")},
+    "audio inside the manifest": lambda marker: {"sources": source("memory", "fLaC")},
+    "no kind at all": lambda marker: {"sources": [{"source": "a.flac", "channels": [0]}]},
+    "a program in a transform": lambda marker: reverb("command", f"touch {marker}"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_source_that_is_no_file_is_refused_wherever_it_is_read_and_never_opened(folder, tmp_path, attack):
+    marker = tmp_path / "it-ran"
+    config = config_of(folder, entry(folder, **ATTACKS[attack](marker)))
+    with pytest.raises(DataError, match="line 1: cut `c` takes audio from a source of type"):
+        pipeline.prepare(config)
+    with pytest.raises(DataError, match="could run a program or reach the network"):
+        open_manifest(folder / "cuts.jsonl")
+    (finding,) = pipeline.validate(None, cuts=[folder / "cuts.jsonl"]).findings
+    assert (finding.check, finding.severity) == ("manifest", "error")
+    assert not marker.exists()
+    assert not (tmp_path / "exp").exists()
+
+
+def test_without_the_check_that_program_would_have_run(folder, tmp_path):
+    """The attack of the tests above is a real one."""
+    tree = entry(folder, sources=source("command", f"touch {tmp_path / 'it-ran'}; cat {folder / 'a.flac'}"))
+    MonoCut.from_dict(tree).load_audio()
+    assert (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "a link", "a zero byte", "a folder that is a link"])
+def test_audio_of_an_untrusted_corpus_may_not_leave_its_folder(folder, tmp_path, way):
+    secret = tmp_path / "secret.flac"
+    (folder / "a.flac").rename(secret)
+    (folder / "a.flac").symlink_to(secret)
+    (folder / "out").symlink_to(tmp_path)
+    named = {"..": "../secret.flac", "absolute": str(secret), "a link": "a.flac", "a zero byte": "a\0.flac"}.get(way, "out/secret.flac")
+    tree = entry(folder, sources=source("file", named))
+    with pytest.raises(DataError, match=r"leads out of `.*corpus`, and what is marked untrusted may not"):
+        pipeline.prepare(config_of(folder, tree, untrusted=True))
+    (finding,) = pipeline.validate(None, cuts=[folder / "cuts.jsonl"], within=folder).findings
+    assert "leads out of" in finding.message
+    if "\0" not in named:
+        pipeline.prepare(config_of(folder, tree))
+
+
+def test_an_untrusted_corpus_that_stays_in_its_folder_is_prepared(folder):
+    report = pipeline.prepare(config_of(folder, entry(folder), untrusted=True))
+    assert sum(row.cuts for row in report.rows) == 2
+
+
+def test_rows_of_an_untrusted_table_may_not_leave_the_folder_either(folder, tmp_path):
+    (folder / "a.flac").rename(tmp_path / "a.flac")
+    (folder / "t.tsv").write_text("id\tpath\tsplit\ttranscript\tde\na\t../a.flac\ttrain\tone\teins\n", encoding="utf-8")
+    corpus = {"type": "tsv", "path": "t.tsv", "translations": {"de": "de"}, "untrusted": True}
+    with pytest.raises(DataError, match=r"t.tsv` line 2: `.*a.flac` leads out of"):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(folder), "corpora": {"theirs": corpus}}))
+
+
+def test_archives_of_features_are_refused_of_strangers_and_never_opened_of_friends(folder):
+    tree = entry(folder)
+    tree["features"] = {
+        "type": "fbank",
+        "num_frames": 100,
+        "num_features": 80,
+        "frame_shift": 0.01,
+        "sampling_rate": 16000,
+        "start": 0,
+        "duration": 1.0,
+        "storage_type": "numpy_files",
+        "storage_path": "nowhere",
+        "storage_key": "evil.pkl",
+        "channels": 0,
+    }
+    with pytest.raises(DataError, match="names an archive of arrays, `nowhere`"):
+        pipeline.prepare(config_of(folder, tree, untrusted=True))
+    with pytest.raises(DataError, match="names an archive of arrays"):
+        open_manifest(folder / "cuts.jsonl")
+    pipeline.prepare(config_of(folder, tree))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"type": "MonoCut", "id": "c"' + b" " * 5_000_000 + b"}\n", "line 1 is longer than 4,194,304 bytes"),
+        (b'{"id": "c", "x": "' + b"x" * 1_000_000 + b'"}\n', "unpacks to more than 67,108,864 bytes"),
+    ],
+    ids=["one line", "many lines"],
+)
+def test_a_packed_manifest_that_would_fill_the_memory_is_refused(tmp_path, content, said):
+    path = tmp_path / "cuts.train.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(80_000_000 // len(content)):
+            file.write(content)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=said) as caught:
+        for _ in read_manifest(path):
+            pass
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"no json\n", "line 1 is not JSON"),
+        (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+        (b"\xff\xfe\n", "line 1 is not JSON"),
+        (b"3\n", "line 1 is no JSON object"),
+        (b'{"id": "c", "type": "MixedCut"}\n', "cut `c` is not one channel of one recording"),
+        (b'{"id": "c", "recording": {}}\n', "line 1: cut `c` is no sound cut: `start`: field required"),
+    ],
+)
+def test_a_line_that_is_no_cut_is_named_by_its_number(tmp_path, raw, said):
+    (tmp_path / "cuts.jsonl").write_bytes(raw)
+    (item,) = read_manifest(tmp_path / "cuts.jsonl")
+    assert item.cut is None and said in item.problem.message and item.problem.hint
+
+
+@pytest.mark.parametrize("field", ["start", "duration", "channel", "id"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "x" * 0, [], {}])
+def test_a_field_of_a_wrong_shape_is_refused_before_anything_is_computed_with_it(folder, field, value):
+    (folder / "cuts.jsonl").write_text(json.dumps(entry(folder) | {field: value}), encoding="utf-8")
+    (item,) = read_manifest(folder / "cuts.jsonl")
+    assert f"is no sound cut: `{field}`" in item.problem.message
+
+
+def test_manifests_of_other_formats_are_not_guessed_at(tmp_path):
+    (tmp_path / "cuts.pkl").touch()
+    with pytest.raises(DataError, match="is no manifest"):
+        open_manifest(tmp_path / "cuts.pkl")
+
+
+def test_a_header_that_claims_hours_is_believed_by_nobody(folder, monkeypatch):
+    """The first bytes of a FLAC file say how many samples follow: 36 bits, at the end of its description."""
+    raw = bytearray((folder / "a.flac").read_bytes())
+    raw[21] |= 0x0F  # the upper four bits of the number of samples
+    (folder / "a.flac").write_bytes(raw)
+    claimed = soundfile.info(folder / "a.flac")
+    assert claimed.frames / claimed.samplerate > 12 * 3600
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("it was decoded"))
+    recording = Recording.from_dict(entry(folder)["recording"] | {"sources": source("file", str(folder / "a.flac"))})
+    assert "claims to last" in listen(recording).problem.message
+    (folder / "t.tsv").write_text("id\tpath\tsplit\ttranscript\tde\na\ta.flac\ttrain\tone\teins\n", encoding="utf-8")
+    corpus = {"type": "tsv", "path": "t.tsv", "translations": {"de": "de"}}
+    with pytest.raises(DataError, match="utterance `a` lasts"):
+        pipeline.prepare(tiny_config(folder.parent / "exp", data={"root": str(folder), "corpora": {"theirs": corpus}}))
+
+
+def test_audio_that_is_longer_than_its_manifest_says_is_not_decoded(folder, monkeypatch):
+    tree = entry(folder, num_samples=1600, duration=0.1, sources=source("file", str(folder / "a.flac")))
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("it was decoded"))
+    recording = Recording.from_dict(tree["recording"])
+    for promised in (recording, recording.resample(8000), recording.perturb_speed(1.1)):
+        assert "16000 samples at 16000 Hz where" in listen(promised).problem.message
+
+
+def test_a_manifest_is_read_line_by_line(folder, monkeypatch):
+    """The second line is not looked at before the first one was handed out."""
+    seen = []
+    parse = manifests._parse
+    monkeypatch.setattr(manifests, "_parse", lambda raw, *rest: (seen.append(raw), parse(raw, *rest))[1])
+    (folder / "cuts.jsonl").write_text(2 * (json.dumps(entry(folder)) + "\n"), encoding="utf-8")
+    next(read_manifest(folder / "cuts.jsonl"))
+    assert len(seen) == 1
