@@ -262,7 +262,7 @@ def test_a_manifest_with_damaged_bytes_is_refused(config):
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
     path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot read manifest"):
+    with pytest.raises(DataError, match=r"cannot read|is not JSON"):
         pipeline.tokenize(config)
 
 
