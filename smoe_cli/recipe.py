@@ -45,6 +45,7 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     """
     path = path or Path(RECIPE_FILE)
     try:
+        # As safe as `safe_load`: the loader is a SafeLoader.
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
     except FileNotFoundError:
         raise ConfigError(

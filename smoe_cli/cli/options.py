@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -62,26 +62,15 @@ Band = Annotated[
     Bandwidth | None,
     typer.Option("--bandwidth", help="`nb`: telephone speech, `wb`: 16 kHz or more.", show_default="as the data is tagged"),
 ]
-RouteTags = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tag",
-        metavar="AXIS=VALUE",
-        help="Value on an axis of the recipe's own, e.g. `accent=us`; repeatable.",
-        autocompletion=complete.tag,
-        show_default="as the data is tagged",
-    ),
-]
-RouteTag = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tag",
-        metavar="AXIS=VALUE",
-        help="Value on an axis of the recipe's own, e.g. `accent=us`; repeatable.",
-        autocompletion=complete.tag,
-        show_default="the only one",
-    ),
-]
+
+
+def _tag(default: str) -> Any:
+    help_text = "Value on an axis of the recipe's own, e.g. `accent=us`; repeatable."
+    return typer.Option("--tag", metavar="AXIS=VALUE", help=help_text, autocompletion=complete.tag, show_default=default)
+
+
+RouteTags = Annotated[list[str] | None, _tag("as the data is tagged")]
+RouteTag = Annotated[list[str] | None, _tag("the only one")]
 Preset = Annotated[
     str | None,
     typer.Option(
