@@ -23,7 +23,7 @@ from torch import Tensor
 
 from smoe_cli.config import CHECKPOINT_CONFIG, FRAMES_PER_S, Config, FeatureSettings, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
-from smoe_cli.layout import DIGESTS, WEIGHTS, model_digest
+from smoe_cli.layout import DIGESTS, EXPORT_CARD, WEIGHTS, model_digest
 from smoe_cli.model.experts import SHARED
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.records import Origin, file_digest, whole_folder, write_text_atomically
@@ -257,18 +257,23 @@ def load_position(folder: Path) -> Position:
         ) from error
 
 
+def _what_else(folder: Path) -> str:
+    """What to do about a folder that is no checkpoint."""
+    if (folder / EXPORT_CARD).is_file():
+        return "it is an exported model, which `smoe_cli.decoding.onnx.OnnxModel` runs; name the checkpoint that it was made from"
+    if (folder / CONFIG).is_file() and not (folder / PLAN).exists():
+        return f"if it is a model of transformers: `smoe convert {folder} --out MODEL`"
+    inside = next((path for path in (folder / "final", folder / "model" / "final") if path.is_dir()), None)
+    return f"name `{inside}`" if inside else "name a folder that `smoe train` wrote, for example exp/model/final"
+
+
 def _verify(folder: Path, tensors: bool) -> None:
     """Every file is as it was written: a torn or flipped byte is found before anything is computed."""
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        inside = next((path for path in (folder / "final", folder / "model" / "final") if path.is_dir()), None)
-        foreign = (folder / CONFIG).is_file() and not (folder / PLAN).exists()
-        cure = f"name `{inside}`" if inside else "name a folder that `smoe train` wrote, for example exp/model/final"
-        raise CheckpointError(
-            f"`{folder}` is no checkpoint or an incomplete one: {error}",
-            f"if it is a model of transformers: `smoe convert {folder} --out MODEL`" if foreign else cure,
-        ) from error
+        why = f"it has no `{DIGESTS}`" if isinstance(error, FileNotFoundError) else str(error)
+        raise CheckpointError(f"`{folder}` is no checkpoint or an incomplete one: {why}", _what_else(folder)) from error
     for name, digest in digests.items():
         path = folder / name
         if name in (WEIGHTS, TRAINING_TENSORS) and not tensors:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from smoe_cli.errors import RouteError
 from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
 from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
+from smoe_cli.text import TextPolicy
 
 RECIPE_FILE, CHECKPOINT_CONFIG = "smoe.yaml", "config.json"
 MODEL, FINAL, CHECKPOINTS = "model", "final", "checkpoints"
@@ -61,7 +62,7 @@ class TsvCorpus(CorpusSettings):
     """A tab-separated table: id, path, split, speaker, sample_rate, duration, transcript, one column per target language."""
 
     type: Literal["tsv"] = "tsv"
-    path: Path = Field(description="The table: UTF-8, one header line, no quoting; audio paths are relative to it.")
+    path: Path = Field(description="The table: UTF-8, one header line, no quoting; audio paths start from its folder, unless absolute.")
     translations: dict[str, str] = Field({}, description="Target language -> column; several references by ` ||| `.")
     language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
     subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
@@ -105,9 +106,11 @@ class DataSettings(Settings):
     )
     corpora: dict[str, Corpus] = Field({"synth": SynthCorpus()}, description="Name -> corpus.")
     nb_downsample: bool = Field(False, description="Add a narrowband twin (8 kHz and back) of every wideband utterance.")
-    lowercase: bool = Field(False, description="Lower-case all text, what is trained on and the references alike.")
+    lowercase: bool = Field(
+        False, description="Lower-case all text: what is trained on, the references, and hypotheses before they are scored."
+    )
     strip_punctuation: bool = Field(
-        False, description="Remove punctuation except inside words (`it's`, `rendez-vous`), in training text and references alike."
+        False, description="Remove punctuation except inside words (`it's`, `rendez-vous`), wherever `lowercase` would lower-case."
     )
     min_duration_s: float = Field(0.1, gt=0, description="Shorter recordings are errors.")
     max_duration_s: float = Field(30.0, gt=0, description="Longer recordings are errors.")
@@ -125,6 +128,8 @@ class TaskSettings(Settings):
         description=f"Languages of the written text; not for kinds that answer with a label, whose routes say `{ANY}` instead.",
     )
     label: str = Field("", description="Kind `classify`: which label of the utterances is the answer; by default the task's own name.")
+    lowercase: bool | None = Field(None, description="Whether its texts are lower-cased; null: as `data.lowercase` says.")
+    strip_punctuation: bool | None = Field(None, description="Whether its texts lose punctuation; null: as `data.strip_punctuation` says.")
 
 
 class TokenizerSettings(Settings):
@@ -371,6 +376,8 @@ class Config(Settings):
                 raise ValueError(f"task `{name}`: `{ANY}` stands for the language of tasks that answer with a label; rename the language")
             if len(set(task.languages)) != len(task.languages):
                 raise ValueError(f"task `{name}` names a language twice: {', '.join(task.languages)}")
+            if kind.closed and not (task.lowercase is None and task.strip_punctuation is None):
+                raise ValueError(f"task `{name}` answers with a label, which stays as it is written: leave out case and punctuation")
             if task.label and kind.target != "label":
                 raise ValueError(f"task `{name}`: only kind `classify` has a `label`; leave it out")
         if self.model.preset == SINGLE_TASK and len(self.targets()) > 1:
@@ -424,6 +431,18 @@ class Config(Settings):
     def label(self, task: str) -> str:
         """Which label of the utterances a task of kind `classify` asks for."""
         return self.tasks[task].label or task
+
+    def text_policy(self, task: str | None = None) -> TextPolicy:
+        """What is done to the texts that a task writes; without a task, to those whose task says nothing of its own."""
+        own = TaskSettings() if task is None else self.tasks[task]
+        return TextPolicy(
+            lowercase=self.data.lowercase if own.lowercase is None else own.lowercase,
+            strip_punctuation=self.data.strip_punctuation if own.strip_punctuation is None else own.strip_punctuation,
+        )
+
+    def transcript_policy(self, task: str) -> TextPolicy:
+        """What is done to the transcripts of a task's utterances: its own policy, or that of the first task that transcribes."""
+        return self.text_policy(next((name for name in (task, *self.tasks) if self.kind(name).target == "transcript"), None))
 
     def languages(self, task: str) -> list[str]:
         """What stands for the language in a task's routes: its target languages, or `any` where the answer is a label."""

@@ -15,7 +15,6 @@ from smoe_cli.errors import DataError, RouteError
 from smoe_cli.manifests import read_manifest, write_lines
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
-from smoe_cli.text import clean
 
 NARROWBAND_HZ = 8000
 WIDEBAND_HZ = 16000
@@ -85,7 +84,7 @@ def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
     Raises:
         DataError: Naming the utterance and what it lacks; nothing is guessed.
     """
-    where = f"utterance `{utterance.id}` of corpus `{corpus}`"
+    where = f"{utterance.source and utterance.source + ': '}utterance `{utterance.id}` of corpus `{corpus}`"
     for task, lang in config.targets():
         target = config.kind(task).target
         if target == "transcript" and lang == utterance.language and not utterance.transcript.strip():
@@ -96,23 +95,24 @@ def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
             raise DataError(
                 f"{where}: nobody named its language, and task `{task}` is to learn it", f"name it: `data.corpora.{corpus}.language`"
             )
+    wrong: dict[str, str] = {}
     for axis, values in config.axes.items():
         found = utterance.tags.get(axis)
-        if found not in values:
-            says = "no value" if found is None else f"the unknown value `{found}`"
-            raise DataError(
-                f"{where} has {says} on axis `{axis}`; known: {', '.join(values)}",
-                f"correct it, or add it to `axes.{axis}`"
-                if found is not None
-                else f"name the value for all of the corpus (`data.corpora.{corpus}.tags: {{{axis}: VALUE}}`), or where to find it "
-                "(`tag_columns` of a table, `tag_fields` of Lhotse manifests)",
+        if found is None:
+            wrong[f"no value on axis `{axis}`; known: {', '.join(values)}"] = (
+                f"name the value for all of the corpus (`data.corpora.{corpus}.tags: {{{axis}: VALUE}}`), or where to find it "
+                "(`tag_columns` of a table, `tag_fields` of Lhotse manifests)"
             )
+        elif found not in values:
+            cure = f"write it `{found.lower()}`" if found.lower() in values else f"correct it, or add it to `axes.{axis}`"
+            wrong[f"the unknown value `{found}` on axis `{axis}`; known: {', '.join(values)}"] = cure
+    if wrong:
+        raise DataError(f"{where} has {'; and '.join(wrong)}", "; ".join(wrong.values()))
 
 
 def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[tuple[Route, str, list[str]]]:
     """(route, text to train on, all right answers) for every task the utterance can serve."""
     extra = tuple((axis, utterance.tags[axis]) for axis in config.axes)
-    policy = config.data.lowercase, config.data.strip_punctuation
     for task, lang in config.targets():
         right: list[str] = []
         kind = config.kind(task)
@@ -126,7 +126,7 @@ def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[
             right = [label]
         if right:
             # A label is a name, not text: it stays as it is written.
-            right = right if kind.closed else [clean(text, *policy) for text in right]
+            right = right if kind.closed else [config.text_policy(task).clean(text) for text in right]
             yield Route(task, lang, band, extra), right[0], right
 
 
@@ -137,7 +137,7 @@ def _cut(utterance: Utterance, corpus: str, route: Route, target: str, reference
         task=route.task,
         bandwidth=str(route.bandwidth),
         source_lang=utterance.language,
-        transcript=clean(utterance.transcript, config.data.lowercase, config.data.strip_punctuation),
+        transcript=config.transcript_policy(route.task).clean(utterance.transcript),
         references=references,
         subset=utterance.subset,
         synthetic=utterance.synthetic,

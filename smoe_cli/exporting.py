@@ -15,9 +15,10 @@ from torch import Tensor
 
 from smoe_cli import __version__, checkpoint, slimming
 from smoe_cli.checkpoint import System
-from smoe_cli.decoding.onnx import CARD, OnnxModel, read_card
+from smoe_cli.decoding.onnx import OnnxModel, read_card
 from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError
 from smoe_cli.features import FrontEnd
+from smoe_cli.layout import EXPORT_CARD
 from smoe_cli.model.graphs import export_encoder, export_step, one_expert_only, quiet
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Export, ExportCheck, Graph, GraphTensor, file_digest, whole_folder, write_json
@@ -136,7 +137,7 @@ def _write_card(folder: Path, system: System, digest: str, route: Route, bytes_f
         opset=next(entry.version for entry in model.opset_import if not entry.domain),
         versions={"smoe": __version__} | {name: metadata.version(name) for name in ("torch", *PACKAGES)},
     )
-    write_json(folder / CARD, card)
+    write_json(folder / EXPORT_CARD, card)
     return card
 
 
@@ -190,7 +191,7 @@ def _checked(folder: Path, system: System, card: Export, watcher: Watcher) -> Ex
             "nothing was written; " + ("try other versions of torch, onnxscript and onnxruntime" if exact else "export without --int8"),
         )
     card = card.model_copy(update={"check": result})
-    write_json(folder / CARD, card)
+    write_json(folder / EXPORT_CARD, card)
     return card
 
 

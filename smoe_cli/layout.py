@@ -11,6 +11,8 @@ from smoe_cli.errors import CheckpointError, DataError
 
 WEIGHTS, DIGESTS = "model.safetensors", "digests.json"
 """In every checkpoint: the weights, and the SHA-256 of each of its files."""
+EXPORT_CARD = "export.json"
+"""In every exported model: what it is."""
 VALIDATION = "validation.json"
 MODEL_DIGITS = 12
 """Digits of a model's digest: no two models of one experiment will share them."""

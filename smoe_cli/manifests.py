@@ -135,6 +135,8 @@ def _parse(raw: bytes, where: str, within: Path | None, archives: bool) -> MonoC
         raise DataError(f"{where} is no JSON object", "one cut a line; correct or remove the line")
     if isinstance(tree.get("id"), str):
         where = f"{where}: cut `{tree['id']}`"
+    if "text" in tree and "references" in tree:
+        raise DataError(f"{where} is a hypothesis, no cut", "`smoe score` reads hypotheses; name the manifest that was decoded")
     if tree.get("type", "MonoCut") not in ("MonoCut", "Cut") or tree.get("recording") is None:
         raise DataError(f"{where} is not one channel of one recording", "export mixed or feature-only cuts to audio first")
     _check_sources(tree, where, within, archives)

@@ -34,7 +34,6 @@ from smoe_cli.records import (
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
 from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
-from smoe_cli.text import clean, policy
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
@@ -288,12 +287,22 @@ def score(
             )
         return TASK_KINDS[kind].metrics
 
-    if config is not None:
+    def norm_of(task: str) -> str:
+        return config.text_policy(task).signature if config is not None and _has_text(config, task) else "none"
+
+    if config is None:
+        watcher.log("without a recipe, texts are compared as they come: case and punctuation count")
+    else:
         # References were cleaned when they were prepared; a model that was not trained on such text writes otherwise.
         sources = {path: [_by_policy(item, config) for item in group] for path, group in sources.items()}
-    result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of)
+    result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of, norm_of)
     if config is not None:
-        result = result.model_copy(update={"text": policy(config.data.lowercase, config.data.strip_punctuation)})
+        tasks = dict.fromkeys(part.task for part in result.slices if _has_text(config, part.task))
+        said = {task: str(config.text_policy(task)) for task in tasks}
+        alike = len(set(said.values())) == 1
+        result = result.model_copy(
+            update={"text": "; ".join(set(said.values()) if alike else (f"{task}: {policy}" for task, policy in said.items()))}
+        )
     if len(result.decoding) > 1:
         watcher.log(f"warning: not all of these were decoded with the same settings: {'; '.join(result.decoding)}")
     if layout is not None and not hypotheses and layout.final.is_dir() and model_digest(layout.final) != result.model:
@@ -308,11 +317,17 @@ def score(
     return result
 
 
+def _has_text(config: Config, task: str) -> bool:
+    """Whether a task writes text, which has case and punctuation; a label has none, and stays as it is."""
+    return task in config.tasks and not config.kind(task).closed
+
+
 def _by_policy(hypothesis: Hypothesis, config: Config) -> Hypothesis:
-    """A hypothesis with the recipe's case and punctuation; a label is no text, and stays as it is."""
-    if hypothesis.task in config.tasks and config.kind(hypothesis.task).closed:
+    """A hypothesis and its references with the case and punctuation that the recipe has for its task."""
+    if not _has_text(config, hypothesis.task):
         return hypothesis
-    return hypothesis.model_copy(update={"text": clean(hypothesis.text, config.data.lowercase, config.data.strip_punctuation)})
+    clean = config.text_policy(hypothesis.task).clean
+    return hypothesis.model_copy(update={"text": clean(hypothesis.text), "references": [clean(text) for text in hypothesis.references]})
 
 
 def route_audit(

@@ -21,7 +21,6 @@ from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.recipe import data_root
 from smoe_cli.records import Finding, Record, write_json
-from smoe_cli.text import clean
 from smoe_cli.validation.cut import check_span
 from smoe_cli.validation.report import Row
 from smoe_cli.validation.validate import Ears, promise_of, validate
@@ -220,7 +219,7 @@ def _check(utterance: Utterance, corpus: str, config: Config) -> None:
         *([utterance.transcript] if utterance.transcript.strip() else []),
         *(text for texts in utterance.translations.values() for text in texts),
     ]
-    if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
+    if not all(policy.clean(text) for policy in {config.text_policy(task) for task in config.tasks} for text in texts):
         raise DataError(f"{what} has a text that is empty, or only punctuation", "correct it in the corpus, or remove it")
 
 

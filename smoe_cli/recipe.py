@@ -6,16 +6,18 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config
+from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config, Corpus, Settings
 from smoe_cli.errors import ConfigError
 from smoe_cli.presets import PAPER_SCALE, SINGLE_TASK, apply_preset, known_preset
+
+S = TypeVar("S", bound=Settings)
 
 
 class _EachKeyOnce(yaml.SafeLoader):
@@ -93,11 +95,26 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         if isinstance(train, dict) and train.get("init_from"):
             tree["train"] = train | {"init_from": _from(base, train["init_from"])}
     _inherit(tree)
+    return parse_settings(Config, tree, where=f"`{where}`: ")
+
+
+def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", where: str = "") -> S:
+    """Check one group of settings.
+
+    Args:
+        kind: The group.
+        tree: Setting -> value.
+        group: What the settings' names begin with in a recipe, e.g. `decode.`.
+        where: What the message begins with.
+
+    Raises:
+        ConfigError: Naming each setting that is unknown or impossible.
+    """
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
-        raise ConfigError(f"`{where}`: " + "; ".join(problems), "docs/reference/config.md lists every setting") from None
+        problems = [_problem(item, group) for item in error.errors()]
+        raise ConfigError(where + "; ".join(problems), "docs/reference/config.md lists every setting") from None
 
 
 def _inherit(tree: dict[str, Any]) -> None:
@@ -130,10 +147,13 @@ def _from(base: Path, folder: object) -> str:
     return str(base / os.path.expanduser(os.path.expandvars(str(folder))))
 
 
-def _problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+def _problem(item: Any, group: str) -> str:
+    key = ".".join([*group.split(".")[:-1], *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
         return f"unknown setting `{key}`"
+    if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        known = get_args(get_args(Corpus)[0])
+        return f"`{key}.type` says which kind of corpus it is: {', '.join(kind.model_fields['type'].default for kind in known)}"
     message = re.sub(r"^Value error, ", "", item["msg"])
     return f"`{key}`: {message}" if key else message
 

@@ -180,6 +180,7 @@ class Swap(Record):
     right_value: float = Field(description="With the planned expert.")
     unit: str
     utterances: int = Field(ge=0)
+    p_value: float = Field(1.0, ge=0, le=1, description="How often chance favours the wrong expert as much; 1 where it is no better.")
 
 
 class AuditReport(Report):

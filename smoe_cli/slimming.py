@@ -64,7 +64,8 @@ def choose_route(plan: RoutingPlan, choice: Choice) -> Route:
     found = [route for route in routes if choice.has(route)]
     if len(found) == 1:
         return found[0]
-    raise RouteError(f"a model of one route is wanted, and `{choice}` is {len(found)}: {', '.join(map(str, found))}", HOW_TO_CHOOSE)
+    which = f"{len(found)} routes are `{choice}`" if any(choice) else f"the model has {len(found)} routes"
+    raise RouteError(f"a model of one route is wanted, and {which}: {', '.join(map(str, found))}", HOW_TO_CHOOSE)
 
 
 def one_route(whole: System, route: Route) -> System:

@@ -98,7 +98,7 @@ STEPS: dict[str, _Definition] = {
         lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
     ),
     "score": _Definition(
-        lambda c: [c.name, _tasks(c), c.data.lowercase, c.data.strip_punctuation],
+        lambda c: [c.name, _tasks(c), {task: c.text_policy(task).signature for task in c.tasks}],
         lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
         lambda c, at: [at.scores / "scores.json", at.scores / "report.html"],
     ),
@@ -148,7 +148,7 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
         before = json.loads(layout.stamp(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         missing = [path for path in writes if not path.exists()]
-        return f"`{missing[0]}` does not exist" if missing else "it was not finished before"
+        return f"`{missing[0]}` does not exist" if missing else "it was stopped, or did only a part of its work, the last time"
     if before.get("settings") != now["settings"]:
         return "its settings changed"
     if before.get("version") != now["version"]:

@@ -227,5 +227,11 @@ def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
         RouteError: With the list of the routes there are.
     """
     routes = list(routes)
+    own = [axis for axis in routes[0].tags if axis not in AXES]
+    if unknown := [axis for axis, _ in choice.tags if axis not in own]:
+        raise RouteError(
+            f"`{unknown[0]}` is no axis of {whose}; {'its axes for --tag: ' + ', '.join(own) if own else 'it has none for --tag'}",
+            "correct the name" if own else "leave --tag out",
+        )
     if not any(choice.has(route) for route in routes):
         raise RouteError(f"{whose} has no route `{choice}`; it has: {', '.join(str(route) for route in routes)}", HOW_TO_CHOOSE)

@@ -50,9 +50,11 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
     changed: list[str] = []
     longest = max(len(tokenizer.guiding_ids(route)) for route in config.routes())
     for (key, lang), text in texts.items():
-        words[lang] = words.get(lang, 0) + len(text.split())
         ids = tokenizer.encode(text)
-        tokens[lang] = tokens.get(lang, 0) + len(ids)
+        # A label is a name, of no language.
+        if lang != ANY:
+            words[lang] = words.get(lang, 0) + len(text.split())
+            tokens[lang] = tokens.get(lang, 0) + len(ids)
         if tokenizer.decode(ids) != text:
             if tokenizer.exact:
                 raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
@@ -67,13 +69,14 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
             f"{len(changed):,} of {len(texts):,} texts do not come back as they were, and the model cannot learn to write them so: "
             f"{changed[0]!r} becomes {tokenizer.decode(tokenizer.encode(changed[0]))!r}; `data.lowercase` may be what is missing"
         )
-    how = f"learned {tokenizer.vocab_size} pieces from {len(texts)} sentences"
-    watcher.log(how if source is None else f"took the {tokenizer.vocab_size} pieces of `{source}`")
+    sentences = sum(lang != ANY for _, lang in texts)
+    how = f"learned {tokenizer.vocab_size:,} pieces from {sentences:,} sentences"
+    watcher.log(how if source is None else f"took the {tokenizer.vocab_size:,} pieces of `{source}`")
     return TokenizerReport(
         path=layout.tokenizer,
         kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
-        sentences=len(texts),
+        sentences=sentences,
         guiding_tokens=list(tokenizer.guiding_tokens),
         fertility={lang: round(tokens[lang] / max(1, words[lang]), 3) for lang in sorted(words)},
     )

@@ -302,6 +302,8 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_only_an_earlier_conversion_is_replaced(tmp_path):
     folder, _ = whisper_folder(tmp_path / "theirs")
     first = pipeline.convert(folder, out=tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="is a checkpoint of smoe already"):
+        pipeline.convert(tmp_path / "ours", out=tmp_path / "again")
     assert pipeline.convert(folder, out=tmp_path / "ours").model == first.model
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

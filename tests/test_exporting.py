@@ -194,8 +194,12 @@ def test_nothing_but_an_earlier_export_is_replaced(whole, tmp_path):
 
 
 def test_a_route_that_is_not_one_is_refused_with_the_list(whole, tmp_path):
-    with pytest.raises(RouteError, match=r"`translate/\*/\*` is 2: translate/de/nb, translate/de/wb"):
+    with pytest.raises(RouteError, match=r"2 routes are `translate/\*/\*`: translate/de/nb, translate/de/wb"):
         pipeline.export(whole, out=tmp_path / "phone", task="translate")
+    with pytest.raises(RouteError, match="the model has 4 routes: "):
+        pipeline.export(whole, out=tmp_path / "phone")
+    with pytest.raises(RouteError, match="`accent` is no axis of the model; it has none for --tag"):
+        pipeline.export(whole, out=tmp_path / "phone", tags={"accent": "us"})
 
 
 @pytest.mark.parametrize("package", exporting.PACKAGES)
@@ -209,6 +213,13 @@ def test_without_the_extra_the_command_says_how_to_get_it(whole, tmp_path, monke
 def test_a_folder_without_a_card_is_no_exported_model(whole):
     with pytest.raises(CheckpointError, match="holds no exported model"):
         OnnxModel(whole)
+
+
+def test_an_exported_model_is_no_checkpoint_and_is_called_what_it_is(exported):
+    *_, folder, _ = exported
+    with pytest.raises(CheckpointError, match=r"is no checkpoint or an incomplete one: it has no `digests\.json`") as caught:
+        checkpoint.load(folder)
+    assert caught.value.hint.startswith("it is an exported model")
 
 
 def test_the_runner_needs_no_torch(exported):

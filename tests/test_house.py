@@ -17,10 +17,10 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "rec
 
 LEVELS = [
     ["errors"],
-    ["tags", "presets"],
+    ["tags", "presets", "text"],
     ["config"],
     ["recipe"],
-    ["routing", "records", "watch", "html", "layout", "text", "steps"],
+    ["routing", "records", "watch", "html", "layout", "steps"],
     ["manifests", "audio", "features", "tokenizer", "model", "loss", "corpora"],
     ["cuts", "checkpoint"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],

@@ -219,3 +219,10 @@ def test_a_manifest_is_read_line_by_line(folder, monkeypatch):
     (folder / "cuts.jsonl").write_text(2 * (json.dumps(entry(folder)) + "\n"), encoding="utf-8")
     next(read_manifest(folder / "cuts.jsonl"))
     assert len(seen) == 1
+
+
+def test_hypotheses_are_no_manifest_and_are_called_what_they_are(tmp_path):
+    (tmp_path / "h.jsonl").write_text('{"id": "a", "task": "transcribe", "text": "one", "references": ["one"]}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 1: cut `a` is a hypothesis, no cut") as caught:
+        open_manifest(tmp_path / "h.jsonl")
+    assert "smoe score" in caught.value.hint

@@ -277,6 +277,11 @@ def test_a_transcript_may_be_missing_only_where_no_task_writes_it_down(tmp_path)
     ("old", "new", "problem"),
     [
         ("\ten\tuk\t", "\ten\taustralian\t", "utterance `one5` of corpus `tones` has the unknown value `australian` on axis `accent`"),
+        (
+            "\ten\tuk\t",
+            "\ten\tUK\t",
+            r"(?s)table.tsv` line \d+: utterance `one5` .* unknown value `UK` on axis `accent`; .*: write it `uk`",
+        ),
         ("\ten\tuk\t", "\ten\t\t", "utterance `one5` of corpus `tones` has no value on axis `accent`; known: us, uk, in"),
     ],
 )
@@ -346,7 +351,7 @@ def test_a_choice_of_tags_decodes_their_cuts_alone(trained, tmp_path):
 
 
 def test_a_slim_model_of_a_tagged_label_route_answers_as_the_whole_one(trained, system, tmp_path):
-    with pytest.raises(RouteError, match=r"`identify/\*/wb` is 2: identify/any/wb/accent=us, identify/any/wb/accent=uk"):
+    with pytest.raises(RouteError, match=r"2 routes are `identify/\*/wb`: identify/any/wb/accent=us, identify/any/wb/accent=uk"):
         pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb")
     report = pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb", tags={"accent": "uk"})
     assert report.route == "identify/any/wb/accent=uk"

@@ -221,7 +221,7 @@ def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatc
     monkeypatch.setattr("smoe_cli.preparation.read_corpus", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config)
-    assert plan_step(config, "prepare").reason == "it was not finished before"
+    assert plan_step(config, "prepare").reason == "it was stopped, or did only a part of its work, the last time"
 
 
 def test_a_part_of_a_step_does_not_count_as_the_step(config):

@@ -9,7 +9,7 @@ from lhotse import MonoCut
 
 from smoe_cli.audit.execution import observe_experts
 from smoe_cli.audit.supervision import check_manifest
-from smoe_cli.audit.swap import swap_test
+from smoe_cli.audit.swap import swap_test, utterances_needed
 from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
 from smoe_cli.cuts import tags_of
@@ -41,6 +41,9 @@ def audit(system: System, settings: DecodeSettings, manifest: Path, utterances: 
         chosen = {route: _from_every_subset(cuts, utterances) for route, cuts in groups.items()}
         swaps, harmless = swap_test(Decoder(system, settings, cache_mb=FEATURE_CACHE_MB), chosen, watcher)
         findings += harmless
+        needed = utterances_needed(len(swaps))
+        if few := [f"{route} ({len(cuts)})" for route, cuts in chosen.items() if swaps and len(cuts) < needed]:
+            watcher.log(f"warning: too few cuts for a swap to be told from chance; it takes {needed}: {', '.join(few)}")
     return AuditReport(
         system=system.config.name,
         checkpoint=str(system.folder),

@@ -208,15 +208,17 @@ def _swaps(swaps: Sequence[Swap]) -> str:
             html.value_text(swap.right_value, swap.unit),
             html.value_text(swap.value, swap.unit),
             _effect(swap),
+            "" if swap.p_value == 1.0 else f"{swap.p_value:.2g}",
             f"{swap.utterances:,}",
         ]
         for swap in swaps
     ]
-    header = ["Route", "Stack", "Right expert", "Used instead", "Metric", "Right", "Wrong", "Change", "Utterances"]
+    header = ["Route", "Stack", "Right expert", "Used instead", "Metric", "Right", "Wrong", "Change", "p", "Utterances"]
     metrics = [(find_metric(name), maximum) for name, maximum in maxima.items()]
     scales = "; ".join(html.scale_text(metric.label, maximum, metric.lower_is_better) for metric, maximum in metrics)
     lead = f"Every route decoded again by the experts of other tags. Where that does no harm, the experts did not specialise. {scales}."
-    body = html.grid(panels) + html.panel(html.table(header, rows, numeric={5, 6, 7, 8}))
+    lead += " p: how often chance favours the wrong expert as much, where it is better; small p over all swaps are findings."
+    body = html.grid(panels) + html.panel(html.table(header, rows, numeric={5, 6, 7, 8, 9}))
     return html.section("swaps", "What a wrong expert costs", lead, body)
 
 

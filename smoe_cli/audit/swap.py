@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -14,14 +15,19 @@ from smoe_cli.scoring.metrics import Metric, find_metric
 from smoe_cli.tags import Route
 from smoe_cli.watch import Watcher
 
-RESAMPLES, CERTAINTY = 200, 0.95
 SEED = 0
+FEWEST_ROUNDS = 1000
+"""Of the randomisation test; more where many swaps ask for smaller chances than so few can show."""
+CHANCE = 0.05
+"""How likely one finding or more may be where no wrong expert is better: over all swaps of an audit together."""
 
 
 def swap_test(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watcher: Watcher) -> tuple[list[Swap], list[Finding]]:
     """Every wrong expert of every routed stack on every route, and a finding where a wrong one is clearly better.
 
-    "Clearly": in at least 95 % of bootstrap resamples of the utterances (paired; Koehn 2004, W04-3250).
+    "Clearly": by a paired randomisation test over utterances (Riezler and Maxwell 2005, W05-0908), corrected for the number of
+    swaps (Holm 1979), so that all of them together raise a false alarm in at most 5 % of audits. With few utterances nothing can be
+    clear: `utterances_needed` says how many it takes.
     """
     plan = decoder.system.plan
     tests = [
@@ -31,9 +37,9 @@ def swap_test(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watch
         for index in range(len(stack_plan.experts))
         if index != stack_plan.index(route)
     ]
+    rounds = max(FEWEST_ROUNDS, math.ceil(2 * len(tests) / CHANCE))
     right = {route: _decoded(decoder, cuts) for route, cuts in groups.items()}
     swaps: list[Swap] = []
-    findings: list[Finding] = []
     for done, (stack, route, index) in enumerate(tests, start=1):
         stack_plan = plan.encoder if stack == "encoder" else plan.decoder
         metric = find_metric(decoder.system.config.kind(route.task).metrics[0])
@@ -49,20 +55,37 @@ def swap_test(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watch
             right_value=right_score.value,
             unit=score.unit,
             utterances=len(wrong),
+            p_value=_chance(metric, wrong, right[route], rounds),
         )
         swaps.append(swap)
-        if _clearly_better(metric, wrong, right[route]):
-            findings.append(
-                Finding(
-                    check="swap",
-                    where=f"{stack}, route {route}",
-                    message=f"the wrong expert `{swap.used}` does better than `{swap.right}`: "
-                    f"{metric.label} {swap.value:.1f} against {swap.right_value:.1f}",
-                    hint="its own expert has seen too little data, or the tags it was trained on are wrong",
-                )
-            )
         watcher.progress("experts swapped", done, len(tests))
-    return swaps, findings
+    return swaps, [_finding(swap) for swap in _beyond_chance(swaps)]
+
+
+def utterances_needed(swaps: int) -> int:
+    """Utterances per route from which a wrong expert that is better on each of them can be told from chance."""
+    return math.ceil(math.log2(max(1, swaps) / CHANCE))
+
+
+def _beyond_chance(swaps: Sequence[Swap]) -> list[Swap]:
+    """Holm's procedure: the swaps whose differences chance does not explain, in the order given."""
+    found: list[Swap] = []
+    for rank, swap in enumerate(sorted(swaps, key=lambda swap: swap.p_value)):
+        if swap.p_value > CHANCE / (len(swaps) - rank):
+            break
+        found.append(swap)
+    return [swap for swap in swaps if swap in found]
+
+
+def _finding(swap: Swap) -> Finding:
+    label = find_metric(swap.metric).label
+    return Finding(
+        check="swap",
+        where=f"{swap.stack}, route {swap.route}",
+        message=f"the wrong expert `{swap.used}` does better than `{swap.right}`: {label} {swap.value:.1f} against {swap.right_value:.1f} "
+        f"on {swap.utterances} cuts (p = {swap.p_value:.2g})",
+        hint="its own expert has seen too little data, or the tags it was trained on are wrong",
+    )
 
 
 def _decoded(decoder: Decoder, cuts: Sequence[MonoCut]) -> list[Hypothesis]:
@@ -70,16 +93,23 @@ def _decoded(decoder: Decoder, cuts: Sequence[MonoCut]) -> list[Hypothesis]:
     return [found for batch_cuts in decoder.batches(cuts) for found in decoder.decode_batch(decoder.collator(batch_cuts))]
 
 
-def _clearly_better(metric: Metric, wrong: Sequence[Hypothesis], right: Sequence[Hypothesis]) -> bool:
-    """Whether the wrong expert wins on the whole and on nearly every resample of the utterances."""
+def _chance(metric: Metric, wrong: Sequence[Hypothesis], right: Sequence[Hypothesis], rounds: int) -> float:
+    """How often chance alone would favour the wrong expert as much: hypotheses change sides at random, utterance by utterance.
 
-    def wins(indices: Sequence[int]) -> bool:
-        a, b = metric([wrong[i] for i in indices]).value, metric([right[i] for i in indices]).value
-        return a < b if metric.lower_is_better else a > b
+    1 where the wrong expert is no better. Stops early where it is clear that chance does it often.
+    """
 
-    everything = range(len(right))
-    if not wins(everything):
-        return False
-    generator = random.Random(SEED)
-    won = sum(wins(generator.choices(everything, k=len(everything))) for _ in range(RESAMPLES))
-    return won >= CERTAINTY * RESAMPLES
+    def gain(a: Sequence[Hypothesis], b: Sequence[Hypothesis]) -> float:
+        difference = metric(b).value - metric(a).value
+        return difference if metric.lower_is_better else -difference
+
+    observed = gain(wrong, right)
+    if observed <= 0.0:
+        return 1.0
+    generator, done, reached = random.Random(SEED), 0, 0
+    while done < rounds and reached <= 2 * CHANCE * rounds:
+        done += 1
+        pairs = [(b, a) if generator.random() < 0.5 else (a, b) for a, b in zip(wrong, right, strict=True)]
+        # Sums of floats in another order may differ in the last digit.
+        reached += gain([a for a, _ in pairs], [b for _, b in pairs]) >= observed - 1e-9
+    return (reached + 1) / (done + 1)

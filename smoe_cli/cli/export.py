@@ -54,5 +54,5 @@ def export(
     found = report.check
     spread = f", {found.relative_difference:.1%} of their spread" if int8 else ""
     same = f"same token in {found.same_token:.1%} of {found.tokens:,} steps on noise"
-    print(f"against torch: logits differ by {found.max_difference:.1g} at most{spread}; {same}")
+    print(f"against torch: logits differ by {found.max_difference:.2g} at most{spread}; {same}")
     print(out)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from smoe_cli.cli import complete
+from smoe_cli.presets import PRESETS
 from smoe_cli.tags import Bandwidth
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Model variant, at paper scale: no recipe is read.",
+        help=f"Model variant, at paper scale: no recipe is read. One of {', '.join(PRESETS)}.",
         autocompletion=complete.preset,
         show_default="the recipe's model",
     ),
@@ -141,18 +142,12 @@ def search_changes(overrides: Sequence[str] | None, flags: Sequence[str] = ()) -
     Raises:
         ConfigError: If a setting is unknown or impossible.
     """
-    from pydantic import ValidationError
-
     from smoe_cli.config import DecodeSettings
-    from smoe_cli.errors import ConfigError
+    from smoe_cli.recipe import parse_settings
 
     pairs = (change.partition("=") for change in (*(overrides or ()), *flags))
     changes = {key.removeprefix("decode."): value for key, _, value in pairs if key.startswith("decode.")}
-    try:
-        return DecodeSettings.model_validate(changes)
-    except ValidationError as error:
-        problems = "; ".join(f"`decode.{problem['loc'][0]}`: {problem['msg']}" for problem in error.errors())
-        raise ConfigError(problems, "docs/reference/config.md lists every setting") from None
+    return parse_settings(DecodeSettings, changes, "decode.")
 
 
 def corpus_flags(names: Sequence[str], recipe: Config) -> list[str]:

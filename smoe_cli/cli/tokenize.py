@@ -47,6 +47,7 @@ def tokenize(
     if as_json:
         print_json(report)
         return
-    print(f"{report.kind}, {report.vocab_size:,} pieces, guiding tokens {' '.join(report.guiding_tokens)}")
+    guiding = f", guiding tokens {' '.join(report.guiding_tokens)}" if report.guiding_tokens else ""
+    print(f"{report.kind}, {report.vocab_size:,} pieces{guiding}")
     print_table(("lang", "tokens per word"), sorted(report.fertility.items()))
     print(report.path)

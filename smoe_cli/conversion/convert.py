@@ -12,7 +12,7 @@ from smoe_cli.checkpoint import System
 from smoe_cli.conversion.families import FAMILIES, Wish
 from smoe_cli.conversion.source import Source
 from smoe_cli.errors import CheckpointError
-from smoe_cli.layout import MODEL_DIGITS, model_digest
+from smoe_cli.layout import DIGESTS, MODEL_DIGITS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.recipe import parse_config
 from smoe_cli.records import ConvertReport, Origin
@@ -37,6 +37,10 @@ def convert(folder: Path, out: Path, task: str, langs: Sequence[str], source_lan
     """
     source = Source.open(folder)
     kind = source.config.get("model_type")
+    if (folder / DIGESTS).exists():
+        raise CheckpointError(
+            f"`{folder}` is a checkpoint of smoe already", "use it as it is: `smoe decode --checkpoint`, `smoe train --init-from`"
+        )
     if kind not in FAMILIES:
         raise CheckpointError(f"`{folder}` is a model of type `{kind}`; can be converted: {', '.join(FAMILIES)}", "name another folder")
     checkpoint.check_free(out, "convert")

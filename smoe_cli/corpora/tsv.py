@@ -34,7 +34,7 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
         try:
             utterance = _utterance(row, settings, work, table.parent, where)
         except DataError as error:
-            work.unfit(error)
+            work.unfit(error if error.message.startswith(where) else DataError(f"{where}: {error.message}", error.hint))
             continue
         yield utterance
         work.progress(done, len(rows), f"{work.name}: rows")
@@ -63,6 +63,7 @@ def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Pat
         subset=row[settings.subset_column] if settings.subset_column else "",
         tags=_filled(row, settings.tag_columns),
         labels=_filled(row, settings.label_columns),
+        source=where,
     )
 
 

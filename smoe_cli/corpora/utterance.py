@@ -36,6 +36,7 @@ class Utterance:
         tags: Axis of the recipe's own -> value.
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
         language_assumed: Whether nobody named the language.
+        source: Where the corpus says all this, e.g. the line of its table; empty where there is no such place.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Utterance:
     tags: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     language_assumed: bool = False
+    source: str = ""
 
     def placed(self, split: str, settings: CorpusSettings) -> Utterance:
         """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""

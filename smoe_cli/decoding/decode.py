@@ -43,7 +43,8 @@ class Decoder:
         features = system.config.features
         self.collator = Collator(FrontEnd(features, cache_mb), system.tokenizer, system.plan, system.config.model.max_tokens)
         # How much is decoded together changes no hypothesis.
-        search = self.settings.model_dump(exclude={"batch_s"}) | {"smoe": __version__}
+        unused = {"batch_s"} if system.config.model.ctc else {"batch_s", "ctc_weight"}
+        search = self.settings.model_dump(exclude=unused) | {"smoe": __version__}
         self.signature = "|".join(f"{name}:{value}" for name, value in search.items())
 
     def decode(self, cuts: Iterable[MonoCut], watcher: Watcher | None = None, part: Path | None = None) -> list[Hypothesis]:

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from smoe_cli.config import FRAMES_PER_S
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
+from smoe_cli.layout import EXPORT_CARD
 from smoe_cli.records import Export
 from smoe_cli.tokenizer import open_tokenizer
 
-CARD = "export.json"
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Tensors = dict[str, npt.NDArray[Any]]
@@ -30,7 +30,7 @@ def read_card(folder: Path) -> Export:
         CheckpointError: If the folder holds no exported model, or one of another version.
     """
     try:
-        return Export.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+        return Export.model_validate_json((folder / EXPORT_CARD).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise CheckpointError(f"`{folder}` holds no exported model: {error}", "name a folder that `smoe export` wrote") from error
 

@@ -111,7 +111,7 @@ def accuracy(hypotheses: Sequence[Hypothesis]) -> Score:
     """
     wrong = sum(alignment.errors for alignment in align(hypotheses, Unit.ANSWER))
     total = len(hypotheses)
-    signature = f"match:exact|norm:none|lib:smoe|version:{__version__}"
+    signature = f"match:exact|lib:smoe|version:{__version__}"
     return Score(metric="accuracy", value=100.0 * (total - wrong) / total, errors=wrong, total=total, signature=signature)
 
 
@@ -121,7 +121,7 @@ def _error_rate(name: str, hypotheses: Sequence[Hypothesis], unit: Unit) -> Scor
     counts = {len(hypothesis.references) for hypothesis in hypotheses}
     references = str(counts.pop()) if len(counts) == 1 else "var"
     # Same form as sacrebleu's signatures, so that one reader reads both.
-    signature = f"nrefs:{references}|pick:fewest-errors|unit:{unit}|norm:none|lib:jiwer|version:{version('jiwer')}"
+    signature = f"nrefs:{references}|pick:fewest-errors|unit:{unit}|lib:jiwer|version:{version('jiwer')}"
     return Score(metric=name, value=100.0 * errors / total, errors=errors, total=total, signature=signature)
 
 

@@ -110,13 +110,19 @@ def group(hypotheses: Iterable[Hypothesis]) -> dict[SliceKey, list[Hypothesis]]:
     return dict(sorted(groups.items()))
 
 
-def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: Callable[[str], tuple[str, ...]]) -> ScoreReport:
+def score(
+    system: str,
+    sources: Mapping[str, Sequence[Hypothesis]],
+    metrics_of: Callable[[str], tuple[str, ...]],
+    norm_of: Callable[[str], str] = lambda task: "none",
+) -> ScoreReport:
     """Score every slice with the metrics of its task.
 
     Args:
         system: Name of the system in reports.
         sources: File name -> its hypotheses, as `read_sources` returns them.
         metrics_of: Task name -> names of metrics, the headline metric first; raises for a task it does not know.
+        norm_of: Task name -> what was done to its texts before, as `TextPolicy.signature`; it becomes part of every signature.
 
     Returns:
         The report; the same for any order of files and utterances, but for `hypotheses`, which lists the files as given.
@@ -134,12 +140,13 @@ def score(system: str, sources: Mapping[str, Sequence[Hypothesis]], metrics_of: 
         decoding=sorted({found.decoding for found in hypotheses if found.decoding}),
         synthetic=sum(found.synthetic for found in hypotheses),
         hypotheses=list(sources),
-        slices=[_score_slice(key, members, metrics_of) for key, members in groups.items()],
+        slices=[_score_slice(key, members, metrics_of(key.task), norm_of(key.task)) for key, members in groups.items()],
         versions={"smoe": __version__, "jiwer": version("jiwer"), "sacrebleu": version("sacrebleu"), "python": platform.python_version()},
     )
 
 
-def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Callable[[str], tuple[str, ...]]) -> SliceScores:
+def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics: Sequence[str], norm: str) -> SliceScores:
+    scores = [find_metric(name)(hypotheses) for name in metrics]
     return SliceScores(
         **{**key._asdict(), "tags": dict(key.tags)},
         utterances=len(hypotheses),
@@ -148,5 +155,6 @@ def _score_slice(key: SliceKey, hypotheses: Sequence[Hypothesis], metrics_of: Ca
         truncated=sum(hypothesis.stopped == "length" for hypothesis in hypotheses),
         synthetic=sum(hypothesis.synthetic for hypothesis in hypotheses),
         unseen=sum(hypothesis.unseen for hypothesis in hypotheses),
-        scores=[find_metric(name)(hypotheses) for name in metrics_of(key.task)],
+        # No metric knows what was done to the texts that it is given, and no score means anything without.
+        scores=[found.model_copy(update={"signature": f"{found.signature}|norm:{norm}"}) for found in scores],
     )

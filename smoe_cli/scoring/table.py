@@ -27,7 +27,12 @@ def score_rows(report: ScoreReport) -> tuple[list[str], list[list[str]]]:
     for part in report.slices:
         values = {score.metric: f"{score.value:.1f}" for score in part.scores}
         tags = [part.subset or MAIN_SUBSET, part.task, part.lang, part.bandwidth, *([shown_tags(part.tags)] if tagged else [])]
-        counts = [f"{part.utterances:,}", *([f"{part.synthetic:,}"] if mixed else []), f"{part.hours:.2f}", f"{part.truncated:,}"]
+        counts = [
+            f"{part.utterances:,}",
+            *([f"{part.synthetic:,}"] if mixed else []),
+            f"{part.hours:.2f}" if part.hours else "",
+            f"{part.truncated:,}",
+        ]
         rows.append(tags + [values.get(name, "") for name in units] + counts)
     header = ["subset", "task", "lang", "band", *(["tags"] if tagged else []), *metrics, "utterances", *(["synthetic"] if mixed else [])]
     return [*header, "hours", "cut off"], rows
