@@ -10,8 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from smoe_cli.corpus_settings import Corpus, Settings, SynthCorpus
 from smoe_cli.errors import RouteError
 from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
 from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
@@ -28,74 +29,6 @@ SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
 Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 TagValue = Annotated[str, Field(pattern=VALUE_PATTERN)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# --- corpora ---------------------------------------------------------------------------------------------
-
-
-class CorpusSettings(Settings):
-    """What every corpus may say."""
-
-    language: str = Field(
-        "", description="Spoken language, unless the corpus names one per utterance; where neither does, `en`, and `smoe prepare` says so."
-    )
-    bandwidth: Bandwidth | None = Field(
-        None,
-        description="What the recordings carry where their sampling rate does not tell, e.g. `nb` for telephone speech at 16 kHz.",
-    )
-    subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
-    tags: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> value, unless the corpus has one per utterance.")
-    labels: dict[str, str] = Field({}, description="Label, e.g. `intent` -> value, unless the corpus has one per utterance.")
-    splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
-    untrusted: bool = Field(
-        False, description="Whether somebody else made it: its files must then lie in `data.root`, symbolic links followed."
-    )
-
-
-class TsvCorpus(CorpusSettings):
-    """A tab-separated table: id, path, split, speaker, sample_rate, duration, transcript, one column per target language."""
-
-    type: Literal["tsv"] = "tsv"
-    path: Path = Field(description="The table: UTF-8, one header line, no quoting; audio paths start from its folder, unless absolute.")
-    translations: dict[str, str] = Field({}, description="Target language -> column; several references by ` ||| `.")
-    language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
-    subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
-    tag_columns: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> column with its value.")
-    label_columns: dict[str, str] = Field({}, description="Label, e.g. `intent` -> column with its value; empty: the utterance has none.")
-    segments_column: str | None = Field(None, description="Column with several audio paths, joined with `gaps_ms` between them.")
-    where: dict[str, list[str]] = Field({}, description="Keep rows whose column has one of these values.")
-    minimum: dict[str, float] = Field({}, description="Keep rows whose column is a number of at least this, e.g. `{age: 18}`.")
-
-
-class LhotseCorpus(CorpusSettings):
-    """Existing Lhotse cut manifests, one per split."""
-
-    type: Literal["lhotse"] = "lhotse"
-    cuts: dict[str, Path] = Field(description="Split -> cut manifest (`.jsonl` or `.jsonl.gz`); audio paths in it start from `data.root`.")
-    translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
-    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
-    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
-
-
-class SynthCorpus(CorpusSettings):
-    """Synthetic speech over a built-in parallel text (English with exact German and French); label `subject`: what it is about."""
-
-    type: Literal["synth"] = "synth"
-    sentences: dict[str, int] = Field({"train": 1200, "dev": 60, "test": 150}, description="Distinct sentences per split; none is shared.")
-    renditions: int = Field(1, ge=1, description="Voices that speak each training sentence.")
-    engines: list[Literal["hibari", "nanotts", "piper", "espeak"]] = Field(
-        ["hibari", "nanotts"], description="Synthesizers; `piper` and `espeak` come with the extra `smoe[gpl-voices]`."
-    )
-    seed: int = Field(0, description="Same seed, same sentences, voices, speeds and pitches.")
-
-
-Corpus = Annotated[TsvCorpus | LhotseCorpus | SynthCorpus, Field(discriminator="type")]
 
 
 class DataSettings(Settings):

@@ -13,7 +13,7 @@ from lhotse import MonoCut
 from pydantic import Field
 
 from smoe_cli.audio import Heard, listen
-from smoe_cli.config import SPLITS, Config, SynthCorpus
+from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
 from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, write_cuts
@@ -71,7 +71,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     gathered = _Gathered()
     for name in corpora:
         # What is synthesized lies in no folder of the user's.
-        root = Path() if isinstance(config.data.corpora[name], SynthCorpus) else data_root(config)
+        root = Path() if config.data.corpora[name].made else data_root(config)
         work = Work(name, root, layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
         _gather(gathered, config, work, watcher)
     cuts = gathered.cuts

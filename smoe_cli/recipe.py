@@ -13,7 +13,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config, Corpus, Settings
+from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config
+from smoe_cli.corpus_settings import Corpus, Settings
 from smoe_cli.errors import ConfigError
 from smoe_cli.presets import PAPER_SCALE, SINGLE_TASK, apply_preset, known_preset
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from smoe_cli import __version__
-from smoe_cli.config import SPLITS, Config, LhotseCorpus, TsvCorpus
+from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, write_text_atomically
@@ -45,13 +45,7 @@ class _Definition:
 def _sources(config: Config) -> list[Path]:
     """Tables and manifests that the corpora start from."""
     root = config.data.root or Path()
-    found: list[Path] = []
-    for corpus in config.data.corpora.values():
-        if isinstance(corpus, TsvCorpus):
-            found.append(root / corpus.path)
-        elif isinstance(corpus, LhotseCorpus):
-            found += [root / path for path in corpus.cuts.values()]
-    return found
+    return [root / path for corpus in config.data.corpora.values() for path in corpus.sources()]
 
 
 def _tasks(config: Config) -> dict[str, Any]:

@@ -318,7 +318,7 @@ def test_constant_tags_and_labels_hold_where_the_table_says_nothing(tmp_path):
 
 
 def test_lhotse_manifests_name_the_fields_of_tags_and_labels(trained, tmp_path):
-    from smoe_cli.config import LhotseCorpus
+    from smoe_cli.corpus_settings import LhotseCorpus
 
     cuts = read_cuts(Layout.of(trained).cuts("dev"))
     for cut in cuts:

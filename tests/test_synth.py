@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from smoe_cli.config import SynthCorpus
 from smoe_cli.corpora import synth
 from smoe_cli.corpora.synth import voices
 from smoe_cli.corpora.synth.grammar import CAPACITY, SLOTS, TEMPLATES, draw
@@ -22,6 +21,7 @@ from smoe_cli.corpora.synth.plan import SEEN, UNSEEN, plan
 from smoe_cli.corpora.synth.speak import SAMPLE_RATE_HZ, Saying, check_output, speak_all, trimmed
 from smoe_cli.corpora.synth.voices import VOICES, Engine
 from smoe_cli.corpora.utterance import Work
+from smoe_cli.corpus_settings import SynthCorpus
 from smoe_cli.errors import DataError
 
 TINY = {"train": 4, "dev": 1, "test": 2}
@@ -354,7 +354,7 @@ def test_an_engines_own_silence_is_cut_off_at_both_ends_and_not_inside():
 KILLED = """
 import sys
 from pathlib import Path
-from smoe_cli.config import SynthCorpus
+from smoe_cli.corpus_settings import SynthCorpus
 from smoe_cli.corpora.synth import read
 from smoe_cli.corpora.utterance import Work
 

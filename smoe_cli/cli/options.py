@@ -152,7 +152,7 @@ def search_changes(overrides: Sequence[str] | None, flags: Sequence[str] = ()) -
 
 def corpus_flags(names: Sequence[str], recipe: Config) -> list[str]:
     """Overrides that add corpora which the recipe lacks but which need no settings, e.g. `synth`."""
-    from smoe_cli.config import Corpus
+    from smoe_cli.corpus_settings import Corpus
 
     kinds = {kind.model_fields["type"].default: kind for kind in get_args(get_args(Corpus)[0])}
     return [

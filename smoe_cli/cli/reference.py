@@ -16,7 +16,8 @@ from pydantic_core import PydanticUndefined
 
 from smoe_cli.cli.app import app
 from smoe_cli.cli.failures import EXIT_CODES
-from smoe_cli.config import Config, Settings
+from smoe_cli.config import Config
+from smoe_cli.corpus_settings import Settings
 from smoe_cli.records import write_text_atomically
 
 FOLDER = Path("docs/reference")

@@ -1,23 +1,17 @@
-"""Corpora: raw files -> utterances. One file each; the registry finds them by the settings' `type`."""
+"""Corpora: raw files -> utterances. One file each, which the corpus's settings name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
 
-from smoe_cli.config import SPLITS, Corpus
+from smoe_cli.config import SPLITS
 from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
 
-READERS = {
-    "tsv": "smoe_cli.corpora.tsv",
-    "lhotse": "smoe_cli.corpora.lhotse_cuts",
-    "synth": "smoe_cli.corpora.synth",
-}
-"""Corpus type -> module with `read(settings, work) -> Iterator[Utterance]`."""
 
-
-def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
+def read_corpus(settings: CorpusSettings, work: Work) -> Iterator[Utterance]:
     """Yield a corpus's utterances with the recipe's split names, and what its settings say of all of them.
 
     What is wrong with one utterance, such as a split that is none of train, dev, test, goes to `work.unfit`.
@@ -25,7 +19,7 @@ def read_corpus(settings: Corpus, work: Work) -> Iterator[Utterance]:
     Raises:
         DataError: For a damaged or missing source.
     """
-    for utterance in import_module(READERS[settings.type]).read(settings, work):
+    for utterance in import_module(settings.reader).read(settings, work):
         split = settings.splits.get(utterance.split, utterance.split)
         if split is None:
             continue

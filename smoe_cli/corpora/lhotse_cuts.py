@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from lhotse import MonoCut
 
-from smoe_cli.config import LhotseCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import LhotseCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within, read_lines, read_manifest
 

@@ -11,8 +11,8 @@ import numpy as np
 import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
-from smoe_cli.config import TsvCorpus
 from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lhotse import Recording
 
-from smoe_cli.config import CorpusSettings
+from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
 

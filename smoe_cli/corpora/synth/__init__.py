@@ -20,11 +20,12 @@ from pathlib import Path
 
 from lhotse import Recording
 
-from smoe_cli.config import SPLITS, SynthCorpus
+from smoe_cli.config import SPLITS
 from smoe_cli.corpora.synth.plan import Planned, plan
 from smoe_cli.corpora.synth.speak import Saying, speak_all
 from smoe_cli.corpora.synth.voices import versions
 from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import SynthCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.records import write_text_atomically
 

@@ -7,10 +7,11 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from smoe_cli.config import SPLITS, SynthCorpus
+from smoe_cli.config import SPLITS
 from smoe_cli.corpora.synth.grammar import Sentence, draw
 from smoe_cli.corpora.synth.speak import Saying
 from smoe_cli.corpora.synth.voices import VOICES, Voice
+from smoe_cli.corpus_settings import SynthCorpus
 from smoe_cli.errors import DataError
 
 SEEN = "seen-voices"
