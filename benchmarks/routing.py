@@ -40,12 +40,12 @@ from torch import Tensor
 
 from smoe_cli import __version__
 from smoe_cli.batching import Batch
-from smoe_cli.config import TrainSettings
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.tokenizer import PAD_ID
+from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.optimiser import make_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
-from smoe_cli.training.trainer import losses_of
+from smoe_cli.training.step import losses_of
 
 # N utterances, T frames, F mel bins, U tokens, B beams
 SMALL = {"dim": 256, "heads": 4, "encoder_layers": 6, "decoder_layers": 3, "encoder_hidden_dim": 1024, "decoder_hidden_dim": 1024}

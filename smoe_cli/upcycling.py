@@ -15,12 +15,13 @@ from torch import Tensor
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import Parts, System
-from smoe_cli.config import ROUTING_KEYS, Config, ModelSettings, TrainSettings
+from smoe_cli.config import ROUTING_KEYS, Config, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError
 from smoe_cli.layout import model_digest
 from smoe_cli.records import Origin
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.train_settings import TrainSettings
 from smoe_cli.watch import Watcher
 
 EXPERTS = ".experts."

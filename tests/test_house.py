@@ -18,7 +18,7 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "rec
 LEVELS = [
     ["errors"],
     ["tags", "presets", "text"],
-    ["corpus_settings"],
+    ["corpus_settings", "train_settings"],
     ["config"],
     ["recipe"],
     ["routing", "records", "watch", "html", "layout", "steps"],

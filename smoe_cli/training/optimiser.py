@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from smoe_cli.config import TrainSettings
+from smoe_cli.train_settings import TrainSettings
 
 
 def make_optimiser(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

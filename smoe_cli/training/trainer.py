@@ -6,58 +6,44 @@ training position is the weights, the optimiser's tensors and a number.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet, MonoCut
-from pydantic import Field
+from lhotse import CutSet
 from torch.utils.data import DataLoader
 
 from smoe_cli import checkpoint, upcycling
-from smoe_cli.batching import IGNORE_ID, Batch, Collator, RouteBatches, by_route, chunk
+from smoe_cli.batching import Batch, Collator, RouteBatches, by_route
 from smoe_cli.checkpoint import Position, System
-from smoe_cli.config import CHECKPOINTS, FINAL, Config, TrainSettings
+from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cuts import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
-from smoe_cli.loss import Losses, combined_loss
-from smoe_cli.model.speech_to_text import SpeechToText, count_parameters
-from smoe_cli.records import Record, write_text_atomically
+from smoe_cli.loss import Losses
+from smoe_cli.model.speech_to_text import count_parameters
+from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.training.checkpoints import Checkpoints
+from smoe_cli.training.feeding import CutBatches, From
 from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
+from smoe_cli.training.report import TrainReport
+from smoe_cli.training.step import losses_of
+from smoe_cli.training.validate import validation_loss
 from smoe_cli.watch import Silent, Watcher
 
 ALL_THREADS = torch.get_num_threads()
 """What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
-KEPT_CHECKPOINTS = 2
 LOCK_FILE, METRICS_FILE = "training.lock", "metrics.jsonl"
-
-
-class TrainReport(Record):
-    """What training did."""
-
-    checkpoint: Path
-    steps: int
-    minutes: float = Field(description="Wall time of this call.")
-    resumed_from: int | None = Field(description="Step of the checkpoint it continued from.")
-    started_from: str | None = Field(default=None, description="Digest of the model whose weights training began with.")
-    parameters: dict[str, int]
-    precision: str
-    validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
-    steps_by_route: dict[str, int]
-    ctc_skipped: int = Field(description="Utterances, in the batches of this call, with fewer encoder frames than CTC needs.")
 
 
 class Trainer:
@@ -113,6 +99,7 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
+        self.checkpoints = Checkpoints(folder, self.groups)
         self.optimiser = make_optimiser(model, self.settings)
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
@@ -150,7 +137,9 @@ class Trainer:
             raise ConfigError(f"the checkpoint to start from, `{source}`, lies where this run writes its own", "set another exp_dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCK_FILE), stop_flag() as stop:
-            self._clean_up(everything=resume == "never")
+            self.checkpoints.clean_up()
+            if resume == "never":
+                self._forget()
             resumed_from = self._resume()
             if resumed_from is None:
                 self._start()
@@ -177,8 +166,8 @@ class Trainer:
 
     def _loop(self, stop: threading.Event) -> None:
         loader = DataLoader(
-            _CutBatches(self.collator),
-            sampler=_From(self.batches, self.step),
+            CutBatches(self.collator),
+            sampler=From(self.batches, self.step),
             batch_size=None,
             num_workers=self.settings.workers,
             persistent_workers=False,
@@ -262,24 +251,14 @@ class Trainer:
         self.optimiser.step()
         return losses
 
-    def losses(self, batch: Batch, features: torch.Tensor, label_smoothing: float | None = None) -> Losses:
+    def losses(self, batch: Batch, features: torch.Tensor) -> Losses:
         """Loss terms of a batch under given features (N,T,F)."""
-        return losses_of(self.system.model, batch, features, self.settings, self.precision, self.tokenizer.blank_id, label_smoothing)
+        return losses_of(self.system.model, batch, features, self.settings, self.precision, self.tokenizer.blank_id)
 
-    @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """Cross-entropy per target token of every route on (part of) the dev split, without label smoothing."""
-        self.system.model.eval()
-        self.validation = {}
-        for route, cuts in self.dev_groups.items():
-            total, tokens = 0.0, 0
-            some = list(cuts)[: self.settings.validation_utterances]
-            for batch_cuts in chunk(sorted(some, key=lambda cut: cut.duration), self.settings.batch_s, self.settings.max_utterances):
-                batch = self.collator(batch_cuts).to(self.device)
-                losses = self.losses(batch, batch.features, label_smoothing=0.0)
-                total += float(losses.attention) * losses.tokens
-                tokens += losses.tokens
-            self.validation[str(route)] = total / max(1, tokens)
+        model, blank_id = self.system.model, self.tokenizer.blank_id
+        self.validation = validation_loss(model, self.dev_groups, self.collator, self.settings, self.precision, blank_id)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())
         self.watcher.log(f"step {self.step}: validation loss per token  {shown}")
         return self.validation
@@ -290,30 +269,12 @@ class Trainer:
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def _checkpoints(self) -> list[Path]:
-        """Checkpoints, newest first."""
-        folder = self.folder / CHECKPOINTS
-        return sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
-
     def _save_checkpoint(self) -> None:
-        state = {"step": self.step, "steps_by_route": self.steps_by_route, "data": self._fingerprint(), "precision": asdict(self.precision)}
-        position = Position(optimiser_tensors(self.system.model, self.optimiser), state)
-        checkpoint.save(self.folder / CHECKPOINTS / f"step-{self.step:08d}", self.system, position)
-        for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
-            shutil.rmtree(old)
+        state = {"steps_by_route": self.steps_by_route, "precision": asdict(self.precision)}
+        self.checkpoints.save(self.step, self.system, Position(optimiser_tensors(self.system.model, self.optimiser), state))
 
     def _save_final(self) -> None:
         checkpoint.save(self.folder / FINAL, self.system)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """What the batch order depends on besides the configuration."""
-        digests: dict[str, Any] = {}
-        for route, cuts in self.groups.items():
-            digest = hashlib.sha256()
-            for cut in cuts:
-                digest.update(f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode())
-            digests[str(route)] = digest.hexdigest()
-        return digests
 
     def _start(self) -> None:
         """Take the weights of another model, if the recipe starts from one."""
@@ -327,80 +288,27 @@ class Trainer:
         self.optimiser = make_optimiser(self.system.model, self.settings)
 
     def _resume(self) -> int | None:
-        """Continue from the newest checkpoint that is whole; says so when it had to pass over a damaged one."""
-        for folder in self._checkpoints():
-            try:
-                saved = checkpoint.load(folder)
-            except CheckpointError as error:
-                self.watcher.log(f"passing over a damaged checkpoint: {error.message}")
-                continue
-            self._check_same(saved, folder)
-            position = checkpoint.load_position(folder)
-            if position.state["data"] != self._fingerprint():
-                raise CheckpointError(
-                    f"`{folder}` was trained on other data than the manifests hold now",
-                    "train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
-                )
-            if position.state["step"] > self.settings.max_steps:
-                raise CheckpointError(
-                    f"`{folder}` has had {position.state['step']:,} steps, more than `train.max_steps` ({self.settings.max_steps:,})",
-                    "raise `train.max_steps`, train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
-                )
-            checkpoint.load_weights(self.system.model, saved.model.state_dict(), self.config.model.tie_embeddings, str(folder))
-            self._own_weights()
-            self.system.origin = saved.origin
-            restore_optimiser(self.system.model, self.optimiser, position.tensors)
-            # The same arithmetic as before, or the weights would not be the same.
-            self.precision = Precision(**position.state["precision"])
-            self.step = int(position.state["step"])
-            self.steps_by_route.update(position.state["steps_by_route"])
-            self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
-            return self.step
-        return None
+        """Continue from the newest checkpoint that is whole."""
+        found = self.checkpoints.newest(self.system, self.watcher)
+        if found is None:
+            return None
+        folder, saved, position = found
+        checkpoint.load_weights(self.system.model, saved.model.state_dict(), self.config.model.tie_embeddings, str(folder))
+        self._own_weights()
+        self.system.origin = saved.origin
+        restore_optimiser(self.system.model, self.optimiser, position.tensors)
+        # The same arithmetic as before, or the weights would not be the same.
+        self.precision = Precision(**position.state["precision"])
+        self.step = int(position.state["step"])
+        self.steps_by_route.update(position.state["steps_by_route"])
+        self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
+        return self.step
 
-    def _check_same(self, saved: System, folder: Path) -> None:
-        """Refuse to continue a run of another configuration, plan or tokenizer."""
-        ignored = {"name", "exp_dir", "decode", "data"}
-        old, new = saved.config.model_dump(exclude=ignored), self.config.model_dump(exclude=ignored)
-        init = {"init_from", "init_noise", "init_experts"}  # compared with the checkpoint's own account of its origin, below
-        free = {"train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads", *init}, "features": {"cache_mb"}}
-        for section, keys in free.items():
-            for key in keys:
-                old[section].pop(key), new[section].pop(key)
-        changed = [
-            f"{section}.{key}: {old[section][key]!r} -> {value!r}"
-            if isinstance(new[section], dict)
-            else f"{section}: {old[section]!r} -> {new[section]!r}"
-            for section in new
-            for key, value in (new[section].items() if isinstance(new[section], dict) else [("", None)])
-            if (old[section].get(key) != value if isinstance(new[section], dict) else old[section] != new[section])
-        ]
-        changed += upcycling.differences(saved.origin, self.settings)
-        if changed:
-            raise CheckpointError(
-                f"`{folder}` was trained with another configuration: {'; '.join(changed)}",
-                "set these back, train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
-            )
-        if saved.plan != self.plan:
-            raise CheckpointError(
-                f"`{folder}` has another routing plan: {'; '.join(saved.plan.differences(self.plan))}",
-                "train anew with --resume never, or set another exp_dir",
-            )
-        if not saved.tokenizer.same_as(self.tokenizer):
-            raise CheckpointError(
-                f"`{folder}` was trained with another tokenizer: {saved.tokenizer.difference(self.tokenizer)}",
-                "train anew with --resume never, or bring back the tokenizer",
-            )
-
-    def _clean_up(self, everything: bool) -> None:
-        """Remove what a killed process left half-written; with ``everything``, all that is there."""
-        for pattern in (".*.tmp", ".*.old"):
-            for left in [*self.folder.glob(pattern), *(self.folder / CHECKPOINTS).glob(pattern)]:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        if everything:
-            for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
-                shutil.rmtree(folder, ignore_errors=True)
-            (self.folder / METRICS_FILE).unlink(missing_ok=True)
+    def _forget(self) -> None:
+        """Discard all that an earlier run left."""
+        for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
+            shutil.rmtree(folder, ignore_errors=True)
+        (self.folder / METRICS_FILE).unlink(missing_ok=True)
 
     def _fail_on(self, batch: Batch, loss: float) -> None:
         report = self.folder / "failed-batch.txt"
@@ -411,66 +319,9 @@ class Trainer:
         )
 
 
-def losses_of(
-    model: SpeechToText,
-    batch: Batch,
-    features: torch.Tensor,
-    settings: TrainSettings,
-    precision: Precision,
-    blank_id: int,
-    label_smoothing: float | None = None,
-) -> Losses:
-    """Loss terms of a batch under given features (N,T,F), as training computes them.
-
-    Args:
-        blank_id: CTC's blank.
-        label_smoothing: If not as the settings say.
-    """
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=precision.dtype == "bf16"):
-        states, memory = model(features, batch.feature_lengths, batch.tokens_in, batch.encoder_expert, batch.decoder_expert)
-        logits = model.decoder.output(states)
-        ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
-    return combined_loss(
-        logits,
-        batch.targets,
-        ctc_logits,
-        memory.lengths,
-        batch.ctc_targets,
-        batch.ctc_lengths,
-        settings.label_smoothing if label_smoothing is None else label_smoothing,
-        settings.ctc_weight,
-        IGNORE_ID,
-        blank_id,
-    )
-
-
 def _by_task(loss_by_route: dict[str, float]) -> str:
     """Mean loss of each task, to be shown on one line."""
     tasks: dict[str, list[float]] = {}
     for route, loss in loss_by_route.items():
         tasks.setdefault(route.partition("/")[0], []).append(loss)
     return "  ".join(f"{task} {sum(losses) / len(losses):.2f}" for task, losses in sorted(tasks.items()))
-
-
-class _CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
-    """Lets loader workers collate: the "index" is the batch's list of cuts."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __getitem__(self, cuts: list[MonoCut]) -> Batch | SmoeError:
-        """The batch, or what is wrong with it: raised in a worker, an error would come back as a traceback."""
-        try:
-            return self.collator(cuts)
-        except SmoeError as error:
-            return error
-
-
-class _From:
-    """The batch stream from a step on, as the loader's sampler."""
-
-    def __init__(self, batches: RouteBatches, step: int) -> None:
-        self.batches, self.step = batches, step
-
-    def __iter__(self) -> Iterator[list[MonoCut]]:
-        return self.batches.stream(self.step)

@@ -1,0 +1,60 @@
+"""What a recipe says of training: one typed field, one sentence, one check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from smoe_cli.corpus_settings import Settings
+
+
+class TrainSettings(Settings):
+    """The training loop."""
+
+    seed: int = Field(0, description="Seed of weights, batches, dropout and augmentation.")
+    max_steps: int = Field(1000, gt=0, description="Optimiser steps.")
+    batch_s: float = Field(120.0, gt=0, description="Seconds of audio in one batch, padding included.")
+    max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
+    temperature: float = Field(1.0, ge=1, description="1: routes drawn by their size; larger: more evenly.")
+    task_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Task -> factor on how often its routes are drawn; 1 for tasks that are not named."
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(200, gt=0, description="Steps of linear warm-up.")
+    schedule: Literal["inverse-sqrt", "cosine"] = Field(
+        "cosine", description="Learning rate after the warm-up; cosine reaches 0 at max_steps."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
+    clip_norm: float = Field(5.0, gt=0, description="Gradients are scaled down to this norm.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of probability spread over the vocabulary.")
+    ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of the CTC loss in the total.")
+    time_masks: int = Field(2, ge=0, description="SpecAugment: masks along time.")
+    time_mask_share: float = Field(0.1, ge=0, le=1, description="SpecAugment: longest time mask, as a share of the utterance.")
+    frequency_masks: int = Field(2, ge=0, description="SpecAugment: masks along frequency.")
+    frequency_mask_bins: int = Field(27, ge=0, description="SpecAugment: widest frequency mask.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: the faster of fp32 and bf16, measured on this machine at start."
+    )
+    validate_every: int = Field(200, gt=0, description="Steps between validations (and checkpoints).")
+    validation_utterances: int = Field(200, gt=0, description="Utterances per route in each validation at most.")
+    workers: int = Field(0, ge=0, description="Processes that load and compute features; 0: in the training process.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
+    init_from: Path | None = Field(
+        None,
+        description="Checkpoint whose weights the model starts with, from the recipe's folder; `tokenize` then takes its tokenizer, and "
+        "`model` and `features` are as there, but for the experts and what the recipe sets itself.",
+    )
+    init_noise: float = Field(
+        0.0, ge=0, description="Noise on experts that start as copies, relative to the standard deviation of each weight; 0: exact copies."
+    )
+    init_experts: dict[str, str] = Field(
+        {}, description="New expert -> expert of the checkpoint that it starts as a copy of; by default its first one."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.init_from is None and (self.init_noise or self.init_experts):
+            raise ValueError("init_noise and init_experts are about copies from a checkpoint, and init_from names none")
+        return self

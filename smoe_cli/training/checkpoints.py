@@ -1,0 +1,150 @@
+"""The checkpoints of one training folder: saved, found again, refused if they are of another run, and removed when old."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lhotse import CutSet
+
+from smoe_cli import checkpoint, upcycling
+from smoe_cli.checkpoint import Position, System
+from smoe_cli.config import CHECKPOINTS, Config
+from smoe_cli.errors import CheckpointError
+from smoe_cli.tags import Route
+from smoe_cli.watch import Watcher
+
+KEPT_CHECKPOINTS = 2
+START_ANEW = "train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir"
+FREE = {
+    "train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads"},
+    "features": {"cache_mb"},
+}
+"""Settings that a continued run may have otherwise: they change nothing of the steps that are done."""
+ORIGIN = {"init_from", "init_noise", "init_experts"}
+"""Settings of `train` that are compared with a checkpoint's own account of its origin."""
+
+
+class Found(NamedTuple):
+    """A checkpoint to go on from."""
+
+    folder: Path
+    system: System
+    position: Position
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Of the model; they lie in `checkpoints/`.
+        groups: The training cuts by route: what the order of batches depends on besides the configuration.
+    """
+
+    def __init__(self, folder: Path, groups: dict[Route, CutSet]) -> None:
+        self.folder, self.groups = folder / CHECKPOINTS, groups
+
+    def all(self) -> list[Path]:
+        """Checkpoints, newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder.is_dir() else []
+
+    def at(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, system: System, position: Position) -> None:
+        """Write the checkpoint of a step, and remove those that are not needed any more.
+
+        Raises:
+            DataError: If it cannot be written.
+        """
+        position.state.update({"step": step, "data": self.fingerprint})
+        checkpoint.save(self.at(step), system, position)
+        for old in self.all()[KEPT_CHECKPOINTS:]:
+            shutil.rmtree(old)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the batch order depends on besides the configuration."""
+        digests: dict[str, Any] = {}
+        for route, cuts in self.groups.items():
+            digest = hashlib.sha256()
+            for cut in cuts:
+                digest.update(f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode())
+            digests[str(route)] = digest.hexdigest()
+        return digests
+
+    def newest(self, wanted: System, watcher: Watcher) -> Found | None:
+        """The newest checkpoint that is whole; says so when it had to pass over a damaged one.
+
+        Args:
+            wanted: The run that would go on from it.
+            watcher: Told of damaged ones.
+
+        Raises:
+            CheckpointError: If it is of another configuration, plan, tokenizer or of other data, or has had more steps than wanted.
+        """
+        for folder in self.all():
+            try:
+                saved = checkpoint.load(folder)
+            except CheckpointError as error:
+                watcher.log(f"passing over a damaged checkpoint: {error.message}")
+                continue
+            check_same(saved, wanted, folder)
+            position = checkpoint.load_position(folder)
+            if position.state["data"] != self.fingerprint:
+                raise CheckpointError(f"`{folder}` was trained on other data than the manifests hold now", START_ANEW)
+            steps, most = position.state["step"], wanted.config.train.max_steps
+            if steps > most:
+                raise CheckpointError(
+                    f"`{folder}` has had {steps:,} steps, more than `train.max_steps` ({most:,})", f"raise `train.max_steps`, {START_ANEW}"
+                )
+            return Found(folder, saved, position)
+        return None
+
+    def clean_up(self) -> None:
+        """Remove what a killed process left half-written."""
+        for pattern in (".*.tmp", ".*.old"):
+            for left in [*self.folder.parent.glob(pattern), *self.folder.glob(pattern)]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def check_same(saved: System, wanted: System, folder: Path) -> None:
+    """Refuse to continue a run of another configuration, plan or tokenizer.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    changed = _changes(saved.config, wanted.config) + upcycling.differences(saved.origin, wanted.config.train)
+    if changed:
+        raise CheckpointError(f"`{folder}` was trained with another configuration: {'; '.join(changed)}", f"set these back, {START_ANEW}")
+    if saved.plan != wanted.plan:
+        raise CheckpointError(
+            f"`{folder}` has another routing plan: {'; '.join(saved.plan.differences(wanted.plan))}",
+            "train anew with --resume never, or set another exp_dir",
+        )
+    if not saved.tokenizer.same_as(wanted.tokenizer):
+        raise CheckpointError(
+            f"`{folder}` was trained with another tokenizer: {saved.tokenizer.difference(wanted.tokenizer)}",
+            "train anew with --resume never, or bring back the tokenizer",
+        )
+
+
+def _changes(before: Config, now: Config) -> list[str]:
+    """Settings that differ and matter, each as `name: old -> new`."""
+    ignored = {"name", "exp_dir", "decode", "data"}
+    old, new = before.model_dump(exclude=ignored), now.model_dump(exclude=ignored)
+    for section, keys in (FREE | {"train": FREE["train"] | ORIGIN}).items():
+        for key in keys:
+            old[section].pop(key), new[section].pop(key)
+    return [
+        f"{section}.{key}: {old[section][key]!r} -> {value!r}"
+        if isinstance(new[section], dict)
+        else f"{section}: {old[section]!r} -> {new[section]!r}"
+        for section in new
+        for key, value in (new[section].items() if isinstance(new[section], dict) else [("", None)])
+        if (old[section].get(key) != value if isinstance(new[section], dict) else old[section] != new[section])
+    ]

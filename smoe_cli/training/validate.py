@@ -1,0 +1,41 @@
+"""How good a model is on the dev split, in the terms in which it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lhotse import CutSet
+
+from smoe_cli.batching import Collator, chunk
+from smoe_cli.model.speech_to_text import SpeechToText
+from smoe_cli.tags import Route
+from smoe_cli.train_settings import TrainSettings
+from smoe_cli.training.precision import Precision
+from smoe_cli.training.step import losses_of
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: SpeechToText, groups: Mapping[Route, CutSet], collator: Collator, settings: TrainSettings, precision: Precision, blank_id: int
+) -> dict[str, float]:
+    """Cross-entropy per target token of every route, without label smoothing.
+
+    Args:
+        groups: Route -> its dev cuts, of which the first `validation_utterances` are used.
+        collator: Makes batches of them.
+        blank_id: CTC's blank.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found = {}
+    for route, cuts in groups.items():
+        total, tokens = 0.0, 0
+        some = list(cuts)[: settings.validation_utterances]
+        for batch_cuts in chunk(sorted(some, key=lambda cut: cut.duration), settings.batch_s, settings.max_utterances):
+            batch = collator(batch_cuts).to(device)
+            losses = losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0)
+            total += float(losses.attention) * losses.tokens
+            tokens += losses.tokens
+        found[str(route)] = total / max(1, tokens)
+    return found
