@@ -171,13 +171,14 @@ class RouteBatches:
             credit[chosen] -= 1.0
             yield chosen
 
-    def stream(self, start_step: int = 0) -> Iterator[list[MonoCut]]:
-        """Batches from ``start_step`` on; only metadata is read for those before it."""
+    def stream(self, start_step: int = 0, per_step: int = 1) -> Iterator[list[MonoCut]]:
+        """Batches from ``start_step`` on, ``per_step`` of one route for each step; only metadata is read for those before it."""
         routes = {route: self._batches(route) for route in self.groups}
         for step, route in enumerate(self.turns()):
-            cuts = next(routes[route])
-            if step >= start_step:
-                yield cuts
+            for _ in range(per_step):
+                cuts = next(routes[route])
+                if step >= start_step:
+                    yield cuts
 
     def _batches(self, route: Route) -> Iterator[list[MonoCut]]:
         cuts = self.groups[route]

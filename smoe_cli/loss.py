@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-# N utterances, S encoder frames, U tokens, L transcript tokens, V vocabulary
+from smoe_cli.model.softmax import chosen_log_probs
+
+# N utterances, S encoder frames, U tokens, L transcript tokens, D model width, V vocabulary, C columns, R rows
 
 
 @dataclass
@@ -29,6 +31,52 @@ class Losses:
     tokens: int
     too_short: int
 
+    def __add__(self, other: Losses) -> Losses:
+        """Losses of two parts of a whole, each averaged over the tokens of the whole."""
+        terms = (self.total + other.total, self.attention + other.attention, self.ctc + other.ctc)
+        return Losses(*terms, self.tokens + other.tokens, self.too_short + other.too_short)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the terms of a loss are averaged over.
+
+    Attributes:
+        tokens: Target tokens.
+        ctc_tokens: Tokens of the transcripts that fit into their encoder frames.
+    """
+
+    tokens: int
+    ctc_tokens: int
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.tokens + other.tokens, self.ctc_tokens + other.ctc_tokens)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the terms are formed and joined.
+
+    Attributes:
+        label_smoothing: Share of probability spread over the vocabulary.
+        ctc: Share of the CTC loss in the total.
+        ignore_id: Target where there is no loss.
+        blank_id: CTC's blank.
+        whole: What the terms are averaged over, if the batch is a part of something larger; None: its own tokens.
+    """
+
+    label_smoothing: float
+    ctc: float
+    ignore_id: int
+    blank_id: int
+    whole: Counts | None = None
+
+
+def count(targets_NU: Tensor, memory_lengths_N: Tensor, ctc_targets_NL: Tensor, ctc_lengths_N: Tensor, ignore_id: int) -> Counts:
+    """What the losses of a batch are averaged over."""
+    fits = _fits(memory_lengths_N, ctc_targets_NL, ctc_lengths_N)
+    return Counts(int((targets_NU != ignore_id).sum()), int((ctc_lengths_N * fits).sum()))
+
 
 def combined_loss(
     logits_NUV: Tensor,
@@ -37,10 +85,7 @@ def combined_loss(
     memory_lengths_N: Tensor,
     ctc_targets_NL: Tensor,
     ctc_lengths_N: Tensor,
-    label_smoothing: float,
-    ctc_weight: float,
-    ignore_id: int,
-    blank_id: int,
+    weights: Weights,
 ) -> Losses:
     """``(1 - w) * attention + w * ctc``, each averaged over its target tokens.
 
@@ -48,31 +93,121 @@ def combined_loss(
     arXiv:2004.10234. The CTC targets are the transcript whatever the task, since a translation does not follow the audio; an
     utterance without a transcript (length 0) has no CTC term at all: silence is not what was said in it.
     """
-    tokens = int((targets_NU != ignore_id).sum())
     attention = F.cross_entropy(
-        logits_NUV.flatten(0, 1).float(), targets_NU.flatten(), ignore_index=ignore_id, label_smoothing=label_smoothing
+        _wide(logits_NUV.flatten(0, 1)), targets_NU.flatten(), ignore_index=weights.ignore_id, label_smoothing=weights.label_smoothing
     )
-    if ctc_logits_NSV is None or ctc_weight == 0.0:
-        return Losses(attention, attention.detach(), torch.zeros(()), tokens, 0)
+    tokens = int((targets_NU != weights.ignore_id).sum())
+    if ctc_logits_NSV is None or weights.ctc == 0.0:
+        return _join(attention, tokens, None, weights, ctc_share=0.0)
     said = ctc_lengths_N > 0
     if not bool(said.any()):
-        return Losses((1.0 - ctc_weight) * attention, attention.detach(), torch.zeros(()), tokens, 0)
+        return _join(attention, tokens, None, weights, weights.ctc)
     if not bool(said.all()):
         ctc_logits_NSV, memory_lengths_N = ctc_logits_NSV[said], memory_lengths_N[said]
         ctc_targets_NL, ctc_lengths_N = ctc_targets_NL[said], ctc_lengths_N[said]
-    # CTC needs a frame per token and a blank between repeats.
+    fits = _fits(memory_lengths_N, ctc_targets_NL, ctc_lengths_N)
+    log_probs_SNV = F.log_softmax(_wide(ctc_logits_NSV), dim=-1).transpose(0, 1)
+    ctc = _ctc(log_probs_SNV, ctc_targets_NL, memory_lengths_N, ctc_lengths_N, fits, weights.blank_id)
+    return _join(attention, tokens, (ctc, fits, ctc_lengths_N), weights, weights.ctc)
+
+
+def chunked_loss(
+    states_NUD: Tensor,
+    output: nn.Linear,
+    targets_NU: Tensor,
+    memory_NSD: Tensor,
+    ctc_head: nn.Linear | None,
+    memory_lengths_N: Tensor,
+    ctc_targets_NL: Tensor,
+    ctc_lengths_N: Tensor,
+    weights: Weights,
+    rows: int,
+    dtype: torch.dtype,
+) -> Losses:
+    """As `combined_loss` of the logits that ``output`` and ``ctc_head`` make, without ever holding all of them.
+
+    CTC needs of every frame only the log-probabilities of the blank and of the transcript's tokens.
+
+    Args:
+        rows: Tokens or frames whose logits are held at a time.
+        dtype: In which the logits are computed.
+    """
+    real = targets_NU != weights.ignore_id
+    tokens = int(real.sum())
+    of_target, of_all = chosen_log_probs(states_NUD[real], output.weight, output.bias, targets_NU[real][:, None], rows, dtype)
+    smoothing = weights.label_smoothing
+    attention = -((1.0 - smoothing) * of_target.sum() + smoothing * of_all.sum()) / tokens
+    if ctc_head is None or weights.ctc == 0.0:
+        return _join(attention, tokens, None, weights, ctc_share=0.0)
+    said = ctc_lengths_N > 0
+    if not bool(said.any()):
+        return _join(attention, tokens, None, weights, weights.ctc)
+    memory_NSD, memory_lengths_N = memory_NSD[said], memory_lengths_N[said]
+    ctc_targets_NL, ctc_lengths_N = ctc_targets_NL[said], ctc_lengths_N[said]
+    fits = _fits(memory_lengths_N, ctc_targets_NL, ctc_lengths_N)
+    # Column 0 is the blank, column l the token at l; a token that occurs again has the column of its first place.
+    columns_NC = F.pad(ctc_targets_NL, (1, 0), value=weights.blank_id)
+    first_NL = (ctc_targets_NL[:, :, None] == ctc_targets_NL[:, None, :]).int().argmax(-1) + 1
+    inside = torch.arange(memory_NSD.shape[1], device=memory_NSD.device)[None, :] < memory_lengths_N[:, None]
+    columns_RC = columns_NC[:, None, :].expand(-1, memory_NSD.shape[1], -1)[inside]
+    chosen_RC, _ = chosen_log_probs(memory_NSD[inside], ctc_head.weight, ctc_head.bias, columns_RC, rows, dtype)
+    log_probs_NSC = chosen_RC.new_zeros(*inside.shape, columns_NC.shape[1]).masked_scatter(inside[..., None], chosen_RC)
+    ctc = _ctc(log_probs_NSC.transpose(0, 1), first_NL, memory_lengths_N, ctc_lengths_N, fits, blank_id=0, chosen=inside)
+    return _join(attention, tokens, (ctc, fits, ctc_lengths_N), weights, weights.ctc)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least: sums over a large vocabulary lose too much in bf16."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _fits(memory_lengths_N: Tensor, ctc_targets_NL: Tensor, ctc_lengths_N: Tensor) -> Tensor:
+    """Which utterances (N,) have the frames that CTC needs: one for every token, and one for a blank between repeats."""
     inside = torch.arange(ctc_targets_NL.shape[1], device=ctc_targets_NL.device)[None, 1:] < ctc_lengths_N[:, None]
     repeats = ((ctc_targets_NL[:, 1:] == ctc_targets_NL[:, :-1]) & inside).sum(1)
-    fits = memory_lengths_N >= ctc_lengths_N + repeats
+    return memory_lengths_N >= ctc_lengths_N + repeats
+
+
+def _ctc(
+    log_probs_SNC: Tensor,
+    targets_NL: Tensor,
+    memory_lengths_N: Tensor,
+    ctc_lengths_N: Tensor,
+    fits_N: Tensor,
+    blank_id: int,
+    chosen: Tensor | None = None,
+) -> Tensor:
+    """CTC loss per token of the transcripts that fit.
+
+    Args:
+        chosen: Real frames (N,S), if the columns are some of the vocabulary only.
+    """
     per_utterance = F.ctc_loss(
-        F.log_softmax(ctc_logits_NSV.float(), dim=-1).transpose(0, 1),
-        ctc_targets_NL,
-        memory_lengths_N,
-        ctc_lengths_N,
-        blank=blank_id,
-        reduction="none",
-        zero_infinity=True,
+        log_probs_SNC, targets_NL, memory_lengths_N, ctc_lengths_N, blank=blank_id, reduction="none", zero_infinity=True
     )
-    ctc = per_utterance.sum() / (ctc_lengths_N * fits).sum().clamp_min(1)
-    total = (1.0 - ctc_weight) * attention + ctc_weight * ctc
-    return Losses(total, attention.detach(), ctc.detach(), tokens, int((~fits).sum()))
+    if chosen is not None:
+        # Torch's gradient is that of the scores before a softmax over all columns: too large by each column's probability, which adds
+        # up to nothing only where all columns are there. This takes it away, and is 0 itself.
+        mass_N = (log_probs_SNC.transpose(0, 1).exp() * chosen[..., None]).sum((1, 2))
+        per_utterance = per_utterance - torch.where(fits_N, mass_N - mass_N.detach(), 0.0)
+    return per_utterance.sum() / (ctc_lengths_N * fits_N).sum().clamp_min(1)
+
+
+def _join(attention: Tensor, tokens: int, ctc: tuple[Tensor, Tensor, Tensor] | None, weights: Weights, ctc_share: float) -> Losses:
+    """The terms, weighted; those of a part count as much as its share of the whole.
+
+    Args:
+        ctc: CTC loss, which utterances (N,) fit, and the lengths (N,) of their transcripts; None: no utterance has a transcript.
+        ctc_share: Of the total; 0 where there is no CTC at all.
+    """
+    whole = weights.whole
+    if whole is not None:
+        attention = attention * (tokens / max(1, whole.tokens))
+    if ctc is None:
+        total = attention if ctc_share == 0.0 else (1.0 - ctc_share) * attention
+        return Losses(total, attention.detach(), torch.zeros(()), tokens, 0)
+    term, fits_N, ctc_lengths_N = ctc
+    if whole is not None:
+        term = term * (int((ctc_lengths_N * fits_N).sum()) / max(1, whole.ctc_tokens))
+    total = (1.0 - ctc_share) * attention + ctc_share * term
+    return Losses(total, attention.detach(), term.detach(), tokens, int((~fits_N).sum()))

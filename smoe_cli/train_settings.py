@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from smoe_cli.corpus_settings import Settings
 
@@ -16,7 +17,24 @@ class TrainSettings(Settings):
     seed: int = Field(0, description="Seed of weights, batches, dropout and augmentation.")
     max_steps: int = Field(1000, gt=0, description="Optimiser steps.")
     batch_s: float = Field(120.0, gt=0, description="Seconds of audio in one batch, padding included.")
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only the inputs of layers and compute the rest again for the gradients: the same training bit for bit, in less "
+        "memory and about a third more time.",
+    )
     max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
+    accumulate: int = Field(
+        1,
+        gt=0,
+        description="Batches of one route in each optimiser step; the loss is averaged over the tokens of all of them, so that the step is "
+        "that of one batch as large as they are together, in the memory of one.",
+    )
+    loss_chunk: int = Field(
+        0,
+        ge=0,
+        description="Tokens or frames whose scores over the vocabulary are in memory at once; 0: those of the whole batch. The same loss "
+        "but for the last digits; with a large vocabulary, 1024 saves most of the memory of a step.",
+    )
     temperature: float = Field(1.0, ge=1, description="1: routes drawn by their size; larger: more evenly.")
     task_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Task -> factor on how often its routes are drawn; 1 for tasks that are not named."
@@ -28,6 +46,14 @@ class TrainSettings(Settings):
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
     clip_norm: float = Field(5.0, gt=0, description="Gradients are scaled down to this norm.")
+    freeze: list[str] = Field(
+        [],
+        description="Parts that stay as they are: `encoder`, `decoder`, `subsampler`, `embeddings`, `ctc`, `experts` (all that tags "
+        "choose), `shared` (all else), an expert (`translate`, `decoder.translate`), or a pattern of weights (`encoder.layers.0.*`).",
+    )
+    lr_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Part, as in `freeze` -> factor on its learning rate; where several name a weight, their product."
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of probability spread over the vocabulary.")
     ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of the CTC loss in the total.")
     time_masks: int = Field(2, ge=0, description="SpecAugment: masks along time.")
@@ -36,6 +62,21 @@ class TrainSettings(Settings):
     frequency_mask_bins: int = Field(27, ge=0, description="SpecAugment: widest frequency mask.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: the faster of fp32 and bf16, measured on this machine at start."
+    )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share that each step leaves of a moving average of the weights, which is validated and becomes the model; 0: none. "
+        "Usual: 0.999.",
+    )
+    average: str | None = Field(
+        None,
+        description="`last K` or `best K`: the model is the mean of the weights of K checkpoints, those of the last validations or those "
+        "with the lowest mean validation loss; `best 1` is the best checkpoint; null: the last weights.",
+    )
+    patience: int = Field(
+        0, ge=0, description="Training ends after so many validations without a lower mean validation loss; 0: at `max_steps`."
     )
     validate_every: int = Field(200, gt=0, description="Steps between validations (and checkpoints).")
     validation_utterances: int = Field(200, gt=0, description="Utterances per route in each validation at most.")
@@ -53,8 +94,17 @@ class TrainSettings(Settings):
         {}, description="New expert -> expert of the checkpoint that it starts as a copy of; by default its first one."
     )
 
+    @field_validator("average", mode="before")
+    @classmethod
+    def _check_form(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, str) and re.fullmatch(r"(last|best) [1-9][0-9]*", value)):
+            raise ValueError(f"`{value}` names no checkpoints; write for example `last 5` or `best 3`")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:
         if self.init_from is None and (self.init_noise or self.init_experts):
             raise ValueError("init_noise and init_experts are about copies from a checkpoint, and init_from names none")
+        if self.ema_decay and self.average:
+            raise ValueError(f"ema_decay ({self.ema_decay:g}) and average (`{self.average}`) both average weights; set one of them")
         return self

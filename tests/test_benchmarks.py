@@ -28,3 +28,17 @@ def test_the_routing_benchmark_measures_every_variant():
         (9, "mixed", 8),
     ]
     assert all(row["ratio"] > 0 and row["lowest"] <= row["ratio"] <= row["highest"] for row in result["rows"])
+
+
+def test_the_benchmark_of_the_loss_finds_the_same_loss_in_chunks():
+    words = ["--rows", "0", "64", "--utterances", "2", "--pieces", "500", "--width", "16", "--rounds", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "softmax.py", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+    )
+    whole, chunks = json.loads(done.stdout)["variants"]
+    assert (whole["rows"], chunks["rows"]) == (0, 64)
+    assert abs(whole["loss"] - chunks["loss"]) < 1e-5

@@ -25,7 +25,7 @@ from smoe_cli.decoding.onnx import OnnxModel
 from smoe_cli.errors import ConfigError, DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
-from smoe_cli.loss import combined_loss
+from smoe_cli.loss import Weights, combined_loss
 from smoe_cli.records import Hypothesis, read_hypotheses
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import END_ID, open_tokenizer
@@ -242,10 +242,10 @@ def test_an_utterance_without_transcript_has_no_ctc_term_exactly():
     logits, targets = torch.randn(3, 2, 5), torch.tensor([[1, 2], [3, 2], [4, 2]])
     ctc = torch.randn(3, 9, 5, requires_grad=True)
     ctc_targets, frames = torch.tensor([[1, 2], [0, 0], [3, 0]]), torch.tensor([9, 8, 9])
-    found = combined_loss(logits, targets, ctc, frames, ctc_targets, torch.tensor([2, 0, 1]), 0.0, 0.3, -100, 0)
+    found = combined_loss(logits, targets, ctc, frames, ctc_targets, torch.tensor([2, 0, 1]), Weights(0.0, 0.3, -100, 0))
     heard = torch.tensor([0, 2])
     lengths = torch.tensor([2, 1])
-    alone = combined_loss(logits[heard], targets[heard], ctc[heard], frames[heard], ctc_targets[heard], lengths, 0.0, 0.3, -100, 0)
+    alone = combined_loss(logits[heard], targets[heard], ctc[heard], frames[heard], ctc_targets[heard], lengths, Weights(0.0, 0.3, -100, 0))
     assert torch.equal(found.ctc, alone.ctc)
     torch.testing.assert_close(found.total, 0.7 * found.attention + 0.3 * alone.ctc)
     assert found.too_short == 0
@@ -257,7 +257,7 @@ def test_a_batch_without_any_transcript_does_not_touch_the_ctc_head():
     ctc = torch.randn(1, 9, 5, requires_grad=True)
     logits = torch.randn(1, 2, 5, requires_grad=True)
     nothing = torch.zeros(1, 0, dtype=torch.int64)
-    found = combined_loss(logits, torch.tensor([[1, 2]]), ctc, torch.tensor([9]), nothing, torch.tensor([0]), 0.0, 0.3, -100, 0)
+    found = combined_loss(logits, torch.tensor([[1, 2]]), ctc, torch.tensor([9]), nothing, torch.tensor([0]), Weights(0.0, 0.3, -100, 0))
     assert torch.equal(found.total, 0.7 * found.attention) and found.ctc == 0
     found.total.backward()
     assert ctc.grad is None and logits.grad is not None

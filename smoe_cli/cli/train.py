@@ -11,6 +11,7 @@ from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
+from smoe_cli.config import FRAMES_PER_S
 
 
 def train(
@@ -61,6 +62,20 @@ def train(
     print(f"finished: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
     print_table(("parameters", "count"), report.parameters.items())
     print_table(("route", "validation loss"), report.validation.items())
+    if report.experts:
+        print_table(
+            ("expert", "updates", "share", "audio, h", "tokens"),
+            [
+                (name, given.updates, f"{given.share:.1%}", f"{given.frames / FRAMES_PER_S / 3600:.2f}", given.tokens)
+                for name, given in report.experts.items()
+            ],
+        )
+    for name in report.starved:
+        print(f"warning: expert `{name}` starved: it had less than a fifth of an even share of its stack's updates")
+    if report.stopped_early:
+        print("note: `train.patience` ended it, as the validation loss fell no more")
+    if report.averaged:
+        print(f"note: the model is the mean of the checkpoints of steps {', '.join(map(str, report.averaged))}")
     if report.ctc_skipped:
         print(f"note: CTC skipped {report.ctc_skipped:,} utterances in all, as they have fewer encoder frames than tokens")
     print(report.checkpoint)

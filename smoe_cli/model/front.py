@@ -32,6 +32,12 @@ class ConvSubsampler(nn.Module):
         self.strides = [conv.stride[0] for conv in convs]
         self.activation = activation
 
+    def lengths(self, lengths_N: Tensor) -> Tensor:
+        """Lengths (N,) of the states that `forward` makes of features with these lengths."""
+        for stride in self.strides:
+            lengths_N = (lengths_N + stride - 1) // stride
+        return lengths_N
+
     def forward(self, x_NTF: Tensor, lengths_N: Tensor) -> tuple[Tensor, Tensor]:
         """(N,T,F) features -> (N,S,D) states and their lengths, S = ceil(T / factor).
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smoe_cli.model.experts import SupervisedMoE
 
@@ -67,6 +68,16 @@ def merge_heads(x_NHSK: Tensor) -> Tensor:
 def padding_of(mask: Tensor | None) -> Tensor | None:
     """Attention mask (N,1,1,S), true at real frames -> (N,S,1), true at padding."""
     return None if mask is None else ~mask[:, 0, 0, :, None]
+
+
+def run_layer(layer: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor:
+    """What a layer makes of its inputs.
+
+    Args:
+        recompute: Keep only the inputs, and compute the rest again where gradients need it; dropout then draws what it drew before.
+    """
+    out: Tensor = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
+    return out
 
 
 class Convolution(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from smoe_cli.model.conformer import ConformerLayer
 from smoe_cli.model.experts import SHARED, SupervisedMoE, UnroutedFFN
 from smoe_cli.model.front import FAMILIES
-from smoe_cli.model.layers import DecoderLayer, EncoderLayer, LayerCache, MakeFFN
+from smoe_cli.model.layers import DecoderLayer, EncoderLayer, LayerCache, MakeFFN, run_layer
 
 # N utterances, T frames, F mel bins, S encoder frames, U tokens, D model width, V vocabulary, B beams, M = N*B
 
@@ -119,7 +119,13 @@ class Memory:
 
 
 class Encoder(nn.Module):
-    """Log-mel features -> states. Source: arXiv:2508.10009, figure 1; pre-norm as in arXiv:2010.05171."""
+    """Log-mel features -> states. Source: arXiv:2508.10009, figure 1; pre-norm as in arXiv:2010.05171.
+
+    Attributes:
+        recompute: Whether training keeps only the inputs of layers, and computes the rest again where gradients need it.
+    """
+
+    recompute = False
 
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
@@ -146,7 +152,7 @@ class Encoder(nn.Module):
         if torch.compiler.is_exporting() or int(lengths_N.min()) < x.shape[1]:
             mask = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths_N[:, None])[:, None, None, :]
         for layer in self.layers:
-            x = layer(x, mask, expert_N)
+            x = run_layer(layer, self.recompute and self.training, x, mask, expert_N)
         return Memory(self.norm(x), lengths_N, mask)
 
 
@@ -164,7 +170,9 @@ class DecoderState:
 
 
 class Decoder(nn.Module):
-    """Tokens so far and encoder states -> next-token logits."""
+    """Tokens so far and encoder states -> next-token logits; ``recompute`` as in `Encoder`."""
+
+    recompute = False
 
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
@@ -188,7 +196,7 @@ class Decoder(nn.Module):
         """States (N,U,D) from which `output` makes logits; position u sees tokens 0..u."""
         x = self.embed(tokens_NU, 0)
         for layer in self.layers:
-            x = layer(x, memory.states, memory.mask, expert_N)
+            x = run_layer(layer, self.recompute and self.training, x, memory.states, memory.mask, expert_N)
         states: Tensor = self.norm(x)
         return states
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +21,22 @@ from smoe_cli.watch import Watcher
 KEPT_CHECKPOINTS = 2
 START_ANEW = "train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir"
 FREE = {
-    "train": {"max_steps", "validate_every", "validation_utterances", "workers", "threads"},
+    "train": {
+        "max_steps",
+        "validate_every",
+        "validation_utterances",
+        "workers",
+        "threads",
+        "loss_chunk",
+        "patience",
+        "activation_checkpointing",
+    },
     "features": {"cache_mb"},
 }
-"""Settings that a continued run may have otherwise: they change nothing of the steps that are done."""
+"""Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor, but for the last digits that
+`threads` and `loss_chunk` may change, of what a step computes."""
+DECISIVE = {"validate_every", "validation_utterances"}
+"""Settings that are not free where validations decide when training ends, or what becomes the model."""
 ORIGIN = {"init_from", "init_noise", "init_experts"}
 """Settings of `train` that are compared with a checkpoint's own account of its origin."""
 
@@ -55,16 +68,18 @@ class Checkpoints:
         """Where the checkpoint of a step lies."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, system: System, position: Position) -> None:
-        """Write the checkpoint of a step, and remove those that are not needed any more.
+    def save(self, step: int, system: System, position: Position, needed: Collection[int] = ()) -> None:
+        """Write the checkpoint of a step, and remove all but the newest two and those of steps that are needed still.
 
         Raises:
             DataError: If it cannot be written.
         """
         position.state.update({"step": step, "data": self.fingerprint})
         checkpoint.save(self.at(step), system, position)
+        kept = {self.at(other) for other in needed}
         for old in self.all()[KEPT_CHECKPOINTS:]:
-            shutil.rmtree(old)
+            if old not in kept:
+                shutil.rmtree(old)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -137,7 +152,8 @@ def _changes(before: Config, now: Config) -> list[str]:
     """Settings that differ and matter, each as `name: old -> new`."""
     ignored = {"name", "exp_dir", "decode", "data"}
     old, new = before.model_dump(exclude=ignored), now.model_dump(exclude=ignored)
-    for section, keys in (FREE | {"train": FREE["train"] | ORIGIN}).items():
+    decisive = DECISIVE if now.train.average or now.train.patience else set()
+    for section, keys in (FREE | {"train": FREE["train"] - decisive | ORIGIN}).items():
         for key in keys:
             old[section].pop(key), new[section].pop(key)
     return [

@@ -6,9 +6,32 @@ from collections.abc import Iterator
 
 import torch
 from lhotse import MonoCut
+from torch.utils.data import DataLoader
 
 from smoe_cli.batching import Batch, Collator, RouteBatches
 from smoe_cli.errors import SmoeError
+
+
+def feed(collator: Collator, batches: RouteBatches, step: int, per_step: int, workers: int) -> Iterator[tuple[Batch, ...]]:
+    """The batches of each step from ``step`` on, ``per_step`` of one route each.
+
+    Args:
+        workers: Processes that read and collate; 0: this one.
+
+    Raises:
+        SmoeError: If a batch cannot be made.
+    """
+    loader = DataLoader(
+        CutBatches(collator), sampler=From(batches, step, per_step), batch_size=None, num_workers=workers, persistent_workers=False
+    )
+    made = map(_sound, loader)
+    return zip(*[made] * per_step, strict=True)
+
+
+def _sound(batch: Batch | SmoeError) -> Batch:
+    if isinstance(batch, SmoeError):
+        raise batch
+    return batch
 
 
 class CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
@@ -26,10 +49,10 @@ class CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
 
 
 class From:
-    """The batch stream from a step on, as the loader's sampler."""
+    """The batch stream from a step on, as the loader's sampler; ``per_step`` batches for each step."""
 
-    def __init__(self, batches: RouteBatches, step: int) -> None:
-        self.batches, self.step = batches, step
+    def __init__(self, batches: RouteBatches, step: int, per_step: int) -> None:
+        self.batches, self.step, self.per_step = batches, step, per_step
 
     def __iter__(self) -> Iterator[list[MonoCut]]:
-        return self.batches.stream(self.step)
+        return self.batches.stream(self.step, self.per_step)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from smoe_cli.records import Record
+from smoe_cli.training.shares import ExpertShare
 
 
 class TrainReport(Record):
@@ -19,6 +20,10 @@ class TrainReport(Record):
     started_from: str | None = Field(default=None, description="Digest of the model whose weights training began with.")
     parameters: dict[str, int]
     precision: str
+    stopped_early: bool = Field(default=False, description="Whether `train.patience` ended it before `train.max_steps`.")
+    averaged: list[int] = Field(default=[], description="Steps whose checkpoints the model is the mean of.")
     validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
     steps_by_route: dict[str, int]
+    experts: dict[str, ExpertShare] = Field(default={}, description="Stack and expert -> what it was given to learn from.")
+    starved: list[str] = Field(default=[], description="Experts with less than a fifth of an even share of their stack's updates.")
     ctc_skipped: int = Field(description="Utterances, in the batches of this call, with fewer encoder frames than CTC needs.")

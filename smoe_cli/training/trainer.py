@@ -11,13 +11,16 @@ import math
 import shutil
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import torch
 from lhotse import CutSet
-from torch.utils.data import DataLoader
 
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.batching import Batch, Collator, RouteBatches, by_route
@@ -26,23 +29,29 @@ from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cuts import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
 from smoe_cli.features import FrontEnd, spec_augment
-from smoe_cli.loss import Losses
+from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints
-from smoe_cli.training.feeding import CutBatches, From
+from smoe_cli.training.feeding import feed
 from smoe_cli.training.guard import locked, stop_flag
+from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from smoe_cli.training.parts import check_all_learn, freeze
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.report import TrainReport
-from smoe_cli.training.step import losses_of
+from smoe_cli.training.shares import Shares
+from smoe_cli.training.step import count_of, losses_of
 from smoe_cli.training.validate import validation_loss
 from smoe_cli.watch import Silent, Watcher
 
 ALL_THREADS = torch.get_num_threads()
 """What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
+PARTS_APART = 982_451_653
+"""Between the seeds of the batches of one step: far from those of other steps, also in 32 bits, which is all that torch uses on CPUs."""
 LOCK_FILE, METRICS_FILE = "training.lock", "metrics.jsonl"
 
 
@@ -59,6 +68,7 @@ class Trainer:
     Raises:
         DataError: If a route of the recipe has no training cuts in any band.
         RouteError: If a cut's route is not in the recipe.
+        ConfigError: If the recipe freezes a part that is not there, or all that a route uses.
     """
 
     def __init__(
@@ -100,12 +110,19 @@ class Trainer:
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
         self.checkpoints = Checkpoints(folder, self.groups)
-        self.optimiser = make_optimiser(model, self.settings)
+        model.encoder.recompute = model.decoder.recompute = self.settings.activation_checkpointing
+        self._own_weights()
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
-        self.steps_by_route: dict[str, int] = dict.fromkeys(map(str, self.groups), 0)
+        self.shares = Shares(self.plan)
+        self.starving: set[str] = set()
         self.ctc_skipped = 0
         self.validation: dict[str, float] = {}
+        self.history: dict[int, float] = {}
+        self.recent: dict[str, float] = {}
+        if (self.settings.patience or self.settings.average) and not self.dev_groups:
+            what = "train.patience" if self.settings.patience else "train.average"
+            raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
 
     def _check_routes(self) -> None:
         served = {(route.task, route.lang) for route in self.groups}
@@ -146,11 +163,14 @@ class Trainer:
                 self.precision = choose_precision(self.settings.precision, self.device)
             self.precision.apply()
             self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
-            if self.step < self.settings.max_steps:
+            if self.step and self._due() and self.step not in self.history:
+                # It was stopped between the step and its validation: what that decides is decided as if it had not been.
+                self._review(Meter())
+            if not self._ended():
                 self._loop(stop)
-            else:
+            elif not self.validation and not self.settings.average:
                 self.validate()
-            self._save_final()
+            averaged = self._save_final()
         return TrainReport(
             checkpoint=self.folder / FINAL,
             steps=self.step,
@@ -159,64 +179,88 @@ class Trainer:
             started_from=self.system.origin.model if self.system.origin is not None else None,
             parameters=count_parameters(self.system.model),
             precision=str(self.precision),
+            stopped_early=self.step < self.settings.max_steps,
+            averaged=averaged,
             validation=self.validation,
-            steps_by_route=self.steps_by_route,
+            steps_by_route=self.shares.steps,
+            experts=self.shares.experts(),
+            starved=sorted(self.shares.starving({name: share.updates for name, share in self.shares.experts().items()})),
             ctc_skipped=self.ctc_skipped,
         )
 
     def _loop(self, stop: threading.Event) -> None:
-        loader = DataLoader(
-            CutBatches(self.collator),
-            sampler=From(self.batches, self.step),
-            batch_size=None,
-            num_workers=self.settings.workers,
-            persistent_workers=False,
-        )
-        recent: dict[str, float] = {}
-        clock, frames, waited = time.monotonic(), 0, 0.0
-        fetched = time.monotonic()
-        for batch in loader:
-            if isinstance(batch, SmoeError):
-                raise batch
-            waited += time.monotonic() - fetched
-            losses = self.train_step(batch)
-            route = str(batch.routes[0])
-            loss = losses.total.item()
-            if not math.isfinite(loss):
-                self._fail_on(batch, loss)
-            self._count_skipped(losses.too_short)
-            recent[route] = loss if route not in recent else 0.9 * recent[route] + 0.1 * loss
-            frames += int(batch.feature_lengths.sum())
-            self.steps_by_route[route] += 1
+        meter = Meter()
+        for batches in feed(self.collator, self.batches, self.step, self.settings.accumulate, self.settings.workers):
+            meter.came()
+            losses = self.train_step(*batches)
+            meter.done(self._note(batches, losses))
             self.step += 1
-            elapsed = time.monotonic() - clock
-            shown = _by_task(recent)
-            self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {frames / elapsed:,.0f} frames/s")
-            finished = self.step == self.settings.max_steps
-            if self.step % self.settings.validate_every == 0 or finished or stop.is_set():
-                if not stop.is_set():
-                    self.validate()
-                    self._record(
-                        {
-                            "step": self.step,
-                            "train_loss": recent,
-                            "validation_loss": self.validation,
-                            "learning_rate": learning_rate(self.step - 1, self.settings),
-                            "frames_per_s": frames / elapsed,
-                            "waiting_share": waited / elapsed,
-                            "ctc_skipped": self.ctc_skipped,
-                        }
-                    )
-                self._save_checkpoint()
-                clock, frames, waited = time.monotonic(), 0, 0.0
+            shown = f"loss {_by_task(self.recent)}  {meter.frames_per_s:,.0f} frames/s"
+            self.watcher.progress("train", self.step, self.settings.max_steps, shown)
             if stop.is_set():
+                self._save_checkpoint()
                 raise Interrupted(
                     f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
                     "run `smoe train` again to continue exactly there",
                 )
-            if finished:
+            if self._due():
+                self._review(meter)
+                meter.reset()
+            if self._ended():
                 return
-            fetched = time.monotonic()
+
+    def _note(self, batches: Sequence[Batch], losses: Losses) -> int:
+        """Account for a step; returns its feature frames."""
+        route, loss = str(batches[0].routes[0]), losses.total.item()
+        if not math.isfinite(loss):
+            self._fail_on(batches, loss)
+        self._count_skipped(losses.too_short)
+        self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
+        frames = sum(int(batch.feature_lengths.sum()) for batch in batches)
+        self.shares.note(route, frames, losses.tokens)
+        return frames
+
+    def _review(self, meter: Meter) -> None:
+        """Validate, write down how things are going, and save."""
+        self.validate()
+        self.history[self.step] = sum(self.validation.values()) / max(1, len(self.validation))
+        self._record(
+            {
+                "step": self.step,
+                "train_loss": self.recent,
+                "validation_loss": self.validation,
+                "learning_rate": learning_rate(self.step - 1, self.settings),
+                "frames_per_s": meter.frames_per_s,
+                "waiting_share": meter.waiting_share,
+                "ctc_skipped": self.ctc_skipped,
+                "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},
+                "starving": self._starving(),
+            }
+        )
+        self._save_checkpoint()
+
+    def _starving(self) -> list[str]:
+        """Experts with too few updates since the last validation; says so when that begins."""
+        recent = self.shares.recent()
+        found = self.shares.starving(recent)
+        for name in found.keys() - self.starving:
+            self.watcher.log(
+                f"warning: expert `{name}` starves: {recent[name]} updates since the last validation, where an even share would be "
+                f"{found[name]:.0f}; give it more data, or raise `train.temperature` or its task in `train.task_weights`"
+            )
+        self.starving = set(found)
+        self.shares.review()
+        return sorted(found)
+
+    def _due(self) -> bool:
+        """Whether the model is validated after this step."""
+        return self.step % self.settings.validate_every == 0 or self.step == self.settings.max_steps
+
+    def _ended(self) -> bool:
+        """Whether there are no more steps to do."""
+        if self.step >= self.settings.max_steps:
+            return True
+        return bool(self.settings.patience) and validations_without_gain(self.history) >= self.settings.patience
 
     def _count_skipped(self, utterances: int) -> None:
         if utterances and not self.ctc_skipped:
@@ -226,9 +270,27 @@ class Trainer:
             )
         self.ctc_skipped += utterances
 
-    def train_step(self, batch: Batch) -> Losses:
-        """One optimiser step. Experts that the batch does not use keep their weights bit for bit."""
+    def train_step(self, *batches: Batch) -> Losses:
+        """One optimiser step on one batch, or on several as if they were one.
+
+        Experts that they do not use keep their weights bit for bit.
+        """
         seed = self.settings.seed * 1_000_003 + self.step
+        self.system.model.train()
+        # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
+        self.optimiser.zero_grad(set_to_none=True)
+        whole = reduce(add, (count_of(self.system.model, batch) for batch in batches)) if len(batches) > 1 else None
+        losses = reduce(add, (self._accumulate(batch, seed + number * PARTS_APART, whole) for number, batch in enumerate(batches)))
+        torch.nn.utils.clip_grad_norm_(self.system.model.parameters(), self.settings.clip_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
+        self.optimiser.step()
+        if self.moving is not None:
+            self.moving.update(self.system.model)
+        return losses
+
+    def _accumulate(self, batch: Batch, seed: int, whole: Counts | None) -> Losses:
+        """Add the gradients of a batch, which may be a part of the whole, to those that are there."""
         batch = batch.to(self.device)
         features = spec_augment(
             batch.features,
@@ -240,28 +302,26 @@ class Trainer:
             seed,
         )
         torch.manual_seed(seed)
-        self.system.model.train()
-        # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
-        self.optimiser.zero_grad(set_to_none=True)
-        losses = self.losses(batch, features)
+        losses = losses_of(self.system.model, batch, features, self.settings, self.precision, self.tokenizer.blank_id, whole=whole)
         losses.total.backward()
-        torch.nn.utils.clip_grad_norm_(self.system.model.parameters(), self.settings.clip_norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.settings)
-        self.optimiser.step()
+        losses.total = losses.total.detach()
         return losses
 
-    def losses(self, batch: Batch, features: torch.Tensor) -> Losses:
-        """Loss terms of a batch under given features (N,T,F)."""
-        return losses_of(self.system.model, batch, features, self.settings, self.precision, self.tokenizer.blank_id)
-
     def validate(self) -> dict[str, float]:
-        """Cross-entropy per target token of every route on (part of) the dev split, without label smoothing."""
+        """Cross-entropy per target token of every route on (part of) the dev split, without label smoothing.
+
+        With `train.ema_decay`, of the averaged weights.
+        """
         model, blank_id = self.system.model, self.tokenizer.blank_id
-        self.validation = validation_loss(model, self.dev_groups, self.collator, self.settings, self.precision, blank_id)
+        with self._averaged():
+            self.validation = validation_loss(model, self.dev_groups, self.collator, self.settings, self.precision, blank_id)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())
         self.watcher.log(f"step {self.step}: validation loss per token  {shown}")
         return self.validation
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it, the model has its averaged weights, if it has such."""
+        return nullcontext() if self.moving is None else in_place_of(self.system.model, self.moving.averages)
 
     # --- files -------------------------------------------------------------------------------------------
 
@@ -270,11 +330,28 @@ class Trainer:
             file.write(json.dumps(values) + "\n")
 
     def _save_checkpoint(self) -> None:
-        state = {"steps_by_route": self.steps_by_route, "precision": asdict(self.precision)}
-        self.checkpoints.save(self.step, self.system, Position(optimiser_tensors(self.system.model, self.optimiser), state))
+        state = {
+            **self.shares.state(),
+            "precision": asdict(self.precision),
+            "validation": {str(step): loss for step, loss in self.history.items()},
+        }
+        tensors = optimiser_tensors(self.system.model, self.optimiser) | (self.moving.tensors() if self.moving is not None else {})
+        needed = chosen_steps(self.settings.average, self.history)
+        self.checkpoints.save(self.step, self.system, Position(tensors, state), needed)
 
-    def _save_final(self) -> None:
-        checkpoint.save(self.folder / FINAL, self.system)
+    def _save_final(self) -> list[int]:
+        """Write the model; returns the steps that it is the mean of, if `train.average` asks for such."""
+        steps = chosen_steps(self.settings.average, self.history)
+        if not steps:
+            with self._averaged():
+                checkpoint.save(self.folder / FINAL, self.system)
+            return []
+        self.watcher.log(f"the model is the mean of the checkpoints of steps {', '.join(map(str, steps))}")
+        mean = mean_weights([self.checkpoints.at(step) for step in steps], self.device)
+        with in_place_of(self.system.model, mean):
+            self._record({"step": self.step, "averaged": steps, "validation_loss": self.validate()})
+            checkpoint.save(self.folder / FINAL, self.system)
+        return steps
 
     def _start(self) -> None:
         """Take the weights of another model, if the recipe starts from one."""
@@ -283,9 +360,12 @@ class Trainer:
             self._own_weights()
 
     def _own_weights(self) -> None:
-        """Loading gave the model new tensors; the optimiser must own those."""
+        """The model has new tensors; optimiser and moving average must be of those."""
         self.system.model.to(self.device)
+        freeze(self.system.model, self.settings.freeze)
+        check_all_learn(self.system.model, self.plan, self.settings)
         self.optimiser = make_optimiser(self.system.model, self.settings)
+        self.moving = MovingAverage(self.system.model, self.settings.ema_decay) if self.settings.ema_decay else None
 
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint that is whole."""
@@ -297,10 +377,13 @@ class Trainer:
         self._own_weights()
         self.system.origin = saved.origin
         restore_optimiser(self.system.model, self.optimiser, position.tensors)
+        if self.moving is not None:
+            self.moving.restore(position.tensors)
         # The same arithmetic as before, or the weights would not be the same.
         self.precision = Precision(**position.state["precision"])
         self.step = int(position.state["step"])
-        self.steps_by_route.update(position.state["steps_by_route"])
+        self.shares.restore(position.state)
+        self.history = {int(step): loss for step, loss in position.state.get("validation", {}).items()}
         self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
         return self.step
 
@@ -310,11 +393,11 @@ class Trainer:
             shutil.rmtree(folder, ignore_errors=True)
         (self.folder / METRICS_FILE).unlink(missing_ok=True)
 
-    def _fail_on(self, batch: Batch, loss: float) -> None:
+    def _fail_on(self, batches: Sequence[Batch], loss: float) -> None:
         report = self.folder / "failed-batch.txt"
-        write_text_atomically(report, "".join(f"{cut.id}\n" for cut in batch.cuts))
+        write_text_atomically(report, "".join(f"{cut.id}\n" for batch in batches for cut in batch.cuts))
         raise SmoeError(
-            f"the loss became {loss} at step {self.step} on route {batch.routes[0]}; the batch's cuts are listed in `{report}`",
+            f"the loss became {loss} at step {self.step} on route {batches[0].routes[0]}; the batch's cuts are listed in `{report}`",
             "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
         )
 

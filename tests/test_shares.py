@@ -1,0 +1,96 @@
+"""Laws of what experts are given: every step is counted once in each stack, and an expert that starves is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from smoe_cli.errors import Interrupted
+from smoe_cli.routing import RoutingPlan, StackPlan
+from smoe_cli.training.shares import Shares
+from smoe_cli.watch import Silent
+from tests.test_training import prepared, trainer
+from tests.test_training_steps import stop_after
+
+__all__ = ["prepared"]
+PLAN = RoutingPlan(
+    encoder=StackPlan(by=None, experts=("dense",)),
+    decoder=StackPlan(by="lang", experts=("en", "de", "fr")),
+    routes=("transcribe/en/nb", "transcribe/en/wb", "translate/de/wb", "translate/fr/wb"),
+)
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def given(steps: dict[str, int]) -> Shares:
+    shares = Shares(PLAN)
+    for route, count in steps.items():
+        for _ in range(count):
+            shares.note(route, frames=100, tokens=7)
+    return shares
+
+
+def test_an_expert_has_what_its_routes_had_and_a_stack_that_does_not_choose_is_left_out():
+    found = given({"transcribe/en/nb": 3, "transcribe/en/wb": 2, "translate/de/wb": 5}).experts()
+    assert {name: (share.updates, share.frames, share.tokens, share.share) for name, share in found.items()} == {
+        "decoder.en": (5, 500, 35, 0.5),
+        "decoder.de": (5, 500, 35, 0.5),
+        "decoder.fr": (0, 0, 0, 0.0),
+    }
+
+
+def test_an_expert_starves_below_a_fifth_of_an_even_share_since_the_last_review():
+    shares = given({"transcribe/en/nb": 55, "translate/de/wb": 30, "translate/fr/wb": 5})
+    # 90 steps, three experts: 30 would be even, and a fifth of that is 6.
+    assert shares.starving(shares.recent()) == {"decoder.fr": 30.0}
+    for _ in range(2):
+        shares.note("translate/fr/wb", 1, 1)
+    assert shares.starving(shares.recent()) == {}
+    shares.review()
+    assert shares.starving(shares.recent()) == {}, "of nothing, nothing is too little"
+    for _ in range(2):
+        shares.note("transcribe/en/nb", 1, 1)
+    assert shares.starving(shares.recent()) == {}, "two steps cannot serve three experts"
+    shares.note("translate/de/wb", 1, 1)
+    assert shares.starving(shares.recent()) == {"decoder.fr": 1.0}
+
+
+def test_counts_survive_a_checkpoint():
+    shares = given({"transcribe/en/nb": 3, "translate/de/wb": 5})
+    shares.review()
+    shares.note("translate/fr/wb", 4, 2)
+    other = Shares(PLAN)
+    other.restore(json.loads(json.dumps(shares.state())))
+    assert (other.experts(), other.recent()) == (shares.experts(), shares.recent())
+
+
+def test_a_run_counts_every_step_once_in_each_stack_also_across_a_stop(prepared, tmp_path):
+    whole, stopped = trainer(prepared, tmp_path / "whole").run(), trainer(prepared, tmp_path / "parts")
+    stop_after(stopped, 3)
+    with pytest.raises(Interrupted):
+        stopped.run()
+    parts = trainer(prepared, tmp_path / "parts").run()
+    assert parts.experts == whole.experts
+    for stack in ("encoder", "decoder"):
+        assert sum(share.updates for name, share in whole.experts.items() if name.startswith(stack)) == 8
+    assert all(share.frames > 0 and share.tokens > 0 for share in whole.experts.values())
+    last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["experts"] == {name: share.model_dump() for name, share in whole.experts.items()}
+
+
+def test_an_expert_that_starves_is_named_when_it_begins_and_at_the_end(prepared, tmp_path):
+    run = trainer(prepared, tmp_path, task_weights={"translate": 1e-6}, max_steps=12)
+    run.watcher = Listener()
+    report = run.run()
+    said = [line for line in run.watcher.lines if "starves" in line]
+    assert len(said) == 1 and "`decoder.translate` starves: 0 updates" in said[0] and "even share would be 2" in said[0]
+    assert report.starved == ["decoder.translate"]
+    lines = [json.loads(line)["starving"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [["decoder.translate"]] * 3
