@@ -65,7 +65,9 @@ def _tokenize_settings(config: Config) -> Any:
 def _train_settings(config: Config) -> dict[str, Any]:
     # What the checkpoint holds counts, not where it lies.
     init = {"init_from"} if _given(config) else {"init_from", "init_noise", "init_experts"}
-    return config.train.model_dump(exclude={"workers", "threads", *init}) | ({"init": True} if _given(config) else {})
+    return config.train.model_dump(exclude={"workers", "threads", "sample_utterances", "tensorboard", *init}) | (
+        {"init": True} if _given(config) else {}
+    )
 
 
 STEPS: dict[str, _Definition] = {

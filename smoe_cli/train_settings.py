@@ -22,6 +22,11 @@ class TrainSettings(Settings):
         description="Keep only the inputs of layers and compute the rest again for the gradients: the same training bit for bit, in less "
         "memory and about a third more time.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile attention, convolutions and experts with torch.compile, once for batches of all shapes; needs a C++ compiler. "
+        "The same training but for the last digits.",
+    )
     max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
     accumulate: int = Field(
         1,
@@ -80,6 +85,10 @@ class TrainSettings(Settings):
     )
     validate_every: int = Field(200, gt=0, description="Steps between validations (and checkpoints).")
     validation_utterances: int = Field(200, gt=0, description="Utterances per route in each validation at most.")
+    sample_utterances: int = Field(
+        0, ge=0, description="Dev cuts per route that each validation decodes greedily, shows and scores; 0: none."
+    )
+    tensorboard: bool = Field(False, description="Write scalars for TensorBoard beside the model; needs `smoe[tensorboard]`.")
     workers: int = Field(0, ge=0, description="Processes that load and compute features; 0: in the training process.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")
     init_from: Path | None = Field(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
 import torch
+import torch._dynamo.utils
+import torch._inductor.config
 
 from smoe_cli import checkpoint
 from smoe_cli.errors import CheckpointError, ConfigError, Interrupted
@@ -283,3 +286,29 @@ def test_computing_activations_again_may_begin_on_the_way(prepared, tmp_path):
         stopped.run()
     trainer(prepared, tmp_path / "parts", activation_checkpointing=True).run()
     assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+# --- compiled --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_compiled_steps_are_those_of_plain_ones_for_batches_of_every_shape_with_one_set_of_graphs(prepared, tmp_path):
+    plain, compiled = trainer(prepared, tmp_path / "plain"), trainer(prepared, tmp_path / "compiled", compile=True)
+    graphs = torch._dynamo.utils.counters["stats"]
+    made = []
+    for task, count in (("transcribe", 6), ("translate", 3), ("transcribe", 4), ("translate", 5)):
+        batch = plain.collator(first_cuts(plain, task, count))
+        torch.testing.assert_close(compiled.train_step(batch).total, plain.train_step(batch).total, rtol=1e-4, atol=1e-4)
+        for name, gradient in gradients(plain).items():
+            # AdamW turns a last digit of a gradient that is all but zero into a whole step: compare what the steps begin with.
+            torch.testing.assert_close(gradients(compiled)[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+        compiled.system.model.load_state_dict(plain.system.model.state_dict())
+        made.append(graphs["unique_graphs"])
+    assert made[0] > 0
+    assert made[-1] == made[0], "no shape and no route made a graph of its own"
+
+
+def test_compiling_without_a_compiler_is_refused(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(ConfigError, match=r"`train.compile` needs a C\+\+ compiler"):
+        trainer(prepared, tmp_path, compile=True)

@@ -25,16 +25,19 @@ FREE = {
         "max_steps",
         "validate_every",
         "validation_utterances",
+        "sample_utterances",
+        "tensorboard",
         "workers",
         "threads",
         "loss_chunk",
         "patience",
         "activation_checkpointing",
+        "compile",
     },
     "features": {"cache_mb"},
 }
 """Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor, but for the last digits that
-`threads` and `loss_chunk` may change, of what a step computes."""
+`threads`, `loss_chunk` and `compile` may change, of what a step computes."""
 DECISIVE = {"validate_every", "validation_utterances"}
 """Settings that are not free where validations decide when training ends, or what becomes the model."""
 ORIGIN = {"init_from", "init_noise", "init_experts"}

@@ -14,7 +14,7 @@ class Meter:
     def reset(self) -> None:
         """Begin anew."""
         self._started = self._asked = time.monotonic()
-        self._frames, self._waited = 0, 0.0
+        self._frames, self._steps, self._waited = 0, 0, 0.0
 
     def came(self) -> None:
         """The batches of a step have come: what has gone by since the step before was waiting."""
@@ -23,6 +23,7 @@ class Meter:
     def done(self, frames: int) -> None:
         """A step on so many frames is done."""
         self._frames += frames
+        self._steps += 1
         self._asked = time.monotonic()
 
     @property
@@ -33,6 +34,11 @@ class Meter:
     def waiting_share(self) -> float:
         """Share of the time in which there was nothing to compute on."""
         return self._waited / self._elapsed
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step, 0 before the first."""
+        return self._elapsed / self._steps if self._steps else 0.0
 
     @property
     def _elapsed(self) -> float:

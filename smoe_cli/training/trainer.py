@@ -6,7 +6,6 @@ training position is the weights, the optimiser's tensors and a number.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import threading
@@ -17,7 +16,6 @@ from dataclasses import asdict
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any
 
 import torch
 from lhotse import CutSet
@@ -36,6 +34,9 @@ from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints
+from smoe_cli.training.compiling import compile_parts
+from smoe_cli.training.diary import Diary, by_task
+from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.feeding import feed
 from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.meter import Meter
@@ -43,6 +44,7 @@ from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.report import TrainReport
+from smoe_cli.training.samples import take_samples
 from smoe_cli.training.shares import Shares
 from smoe_cli.training.step import count_of, losses_of
 from smoe_cli.training.validate import validation_loss
@@ -52,7 +54,9 @@ ALL_THREADS = torch.get_num_threads()
 """What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
 PARTS_APART = 982_451_653
 """Between the seeds of the batches of one step: far from those of other steps, also in 32 bits, which is all that torch uses on CPUs."""
-LOCK_FILE, METRICS_FILE = "training.lock", "metrics.jsonl"
+EXPLODING = 10.0
+"""A loss so many times the route's recent mean is no noise."""
+LOCK_FILE = "training.lock"
 
 
 class Trainer:
@@ -68,7 +72,7 @@ class Trainer:
     Raises:
         DataError: If a route of the recipe has no training cuts in any band.
         RouteError: If a cut's route is not in the recipe.
-        ConfigError: If the recipe freezes a part that is not there, or all that a route uses.
+        ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
     """
 
     def __init__(
@@ -110,13 +114,16 @@ class Trainer:
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
         self.checkpoints = Checkpoints(folder, self.groups)
+        self.diary = Diary(folder, self.settings.tensorboard)
         model.encoder.recompute = model.decoder.recompute = self.settings.activation_checkpointing
+        if self.settings.compile:
+            self.watcher.log(f"compiling {compile_parts(model)} parts of the model; the first steps take longer")
         self._own_weights()
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
         self.shares = Shares(self.plan)
         self.starving: set[str] = set()
-        self.ctc_skipped = 0
+        self.ctc_skipped = self.exploded = 0
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
         self.recent: dict[str, float] = {}
@@ -163,6 +170,7 @@ class Trainer:
                 self.precision = choose_precision(self.settings.precision, self.device)
             self.precision.apply()
             self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
+            note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step)
             if self.step and self._due() and self.step not in self.history:
                 # It was stopped between the step and its validation: what that decides is decided as if it had not been.
                 self._review(Meter())
@@ -170,7 +178,8 @@ class Trainer:
                 self._loop(stop)
             elif not self.validation and not self.settings.average:
                 self.validate()
-            averaged = self._save_final()
+            self._save_final()
+            self.diary.close()
         return TrainReport(
             checkpoint=self.folder / FINAL,
             steps=self.step,
@@ -180,7 +189,7 @@ class Trainer:
             parameters=count_parameters(self.system.model),
             precision=str(self.precision),
             stopped_early=self.step < self.settings.max_steps,
-            averaged=averaged,
+            averaged=chosen_steps(self.settings.average, self.history),
             validation=self.validation,
             steps_by_route=self.shares.steps,
             experts=self.shares.experts(),
@@ -195,7 +204,8 @@ class Trainer:
             losses = self.train_step(*batches)
             meter.done(self._note(batches, losses))
             self.step += 1
-            shown = f"loss {_by_task(self.recent)}  {meter.frames_per_s:,.0f} frames/s"
+            losses_shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.recent).items())
+            shown = f"loss {losses_shown}  {meter.frames_per_s:,.0f} frames/s  waiting {meter.waiting_share:.0%}"
             self.watcher.progress("train", self.step, self.settings.max_steps, shown)
             if stop.is_set():
                 self._save_checkpoint()
@@ -215,6 +225,13 @@ class Trainer:
         if not math.isfinite(loss):
             self._fail_on(batches, loss)
         self._count_skipped(losses.too_short)
+        if self.step >= self.settings.warmup_steps and loss > EXPLODING * self.recent.get(route, math.inf):
+            self.exploded += 1
+            ids = ", ".join(f"`{cut.id}`" for cut in batches[0].cuts[:3])
+            self.watcher.log(
+                f"warning: at step {self.step} the loss of route {route} was {loss:.3g}, its recent mean {self.recent[route]:.3g}; the "
+                f"batch began with {ids}; look at its cuts, or lower `train.learning_rate` or `train.clip_norm`"
+            )
         self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
         frames = sum(int(batch.feature_lengths.sum()) for batch in batches)
         self.shares.note(route, frames, losses.tokens)
@@ -224,19 +241,27 @@ class Trainer:
         """Validate, write down how things are going, and save."""
         self.validate()
         self.history[self.step] = sum(self.validation.values()) / max(1, len(self.validation))
-        self._record(
-            {
-                "step": self.step,
-                "train_loss": self.recent,
-                "validation_loss": self.validation,
-                "learning_rate": learning_rate(self.step - 1, self.settings),
-                "frames_per_s": meter.frames_per_s,
-                "waiting_share": meter.waiting_share,
-                "ctc_skipped": self.ctc_skipped,
-                "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},
-                "starving": self._starving(),
-            }
-        )
+        values = {
+            "train_loss": self.recent,
+            "validation_loss": self.validation,
+            "train_loss_by_task": by_task(self.recent),
+            "validation_loss_by_task": by_task(self.validation),
+            "learning_rate": learning_rate(self.step - 1, self.settings),
+            "frames_per_s": meter.frames_per_s,
+            "waiting_share": meter.waiting_share,
+            "left_s": meter.step_s * (self.settings.max_steps - self.step),
+            "ctc_skipped": self.ctc_skipped,
+            "exploded": self.exploded,
+            "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},
+            "starving": self._starving(),
+        }
+        if self.settings.sample_utterances:
+            with self._averaged():
+                samples, values["samples"] = take_samples(
+                    self.system, self.dev_groups, self.settings.sample_utterances, self.collator, self.watcher
+                )
+            self.diary.samples(self.step, samples)
+        self.diary.write(self.step, values)
         self._save_checkpoint()
 
     def _starving(self) -> list[str]:
@@ -325,10 +350,6 @@ class Trainer:
 
     # --- files -------------------------------------------------------------------------------------------
 
-    def _record(self, values: dict[str, Any]) -> None:
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
     def _save_checkpoint(self) -> None:
         state = {
             **self.shares.state(),
@@ -339,19 +360,18 @@ class Trainer:
         needed = chosen_steps(self.settings.average, self.history)
         self.checkpoints.save(self.step, self.system, Position(tensors, state), needed)
 
-    def _save_final(self) -> list[int]:
-        """Write the model; returns the steps that it is the mean of, if `train.average` asks for such."""
+    def _save_final(self) -> None:
+        """Write the model."""
         steps = chosen_steps(self.settings.average, self.history)
         if not steps:
             with self._averaged():
                 checkpoint.save(self.folder / FINAL, self.system)
-            return []
+            return
         self.watcher.log(f"the model is the mean of the checkpoints of steps {', '.join(map(str, steps))}")
         mean = mean_weights([self.checkpoints.at(step) for step in steps], self.device)
         with in_place_of(self.system.model, mean):
-            self._record({"step": self.step, "averaged": steps, "validation_loss": self.validate()})
+            self.diary.write(self.step, {"averaged": steps, "validation_loss": self.validate()})
             checkpoint.save(self.folder / FINAL, self.system)
-        return steps
 
     def _start(self) -> None:
         """Take the weights of another model, if the recipe starts from one."""
@@ -391,7 +411,7 @@ class Trainer:
         """Discard all that an earlier run left."""
         for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
             shutil.rmtree(folder, ignore_errors=True)
-        (self.folder / METRICS_FILE).unlink(missing_ok=True)
+        self.diary.forget()
 
     def _fail_on(self, batches: Sequence[Batch], loss: float) -> None:
         report = self.folder / "failed-batch.txt"
@@ -400,11 +420,3 @@ class Trainer:
             f"the loss became {loss} at step {self.step} on route {batches[0].routes[0]}; the batch's cuts are listed in `{report}`",
             "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
         )
-
-
-def _by_task(loss_by_route: dict[str, float]) -> str:
-    """Mean loss of each task, to be shown on one line."""
-    tasks: dict[str, list[float]] = {}
-    for route, loss in loss_by_route.items():
-        tasks.setdefault(route.partition("/")[0], []).append(loss)
-    return "  ".join(f"{task} {sum(losses) / len(losses):.2f}" for task, losses in sorted(tasks.items()))

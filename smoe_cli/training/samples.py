@@ -1,0 +1,69 @@
+"""What a model in training writes: a few dev cuts of every route, decoded greedily and scored by the task's own metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lhotse import CutSet
+
+from smoe_cli.batching import Collator
+from smoe_cli.checkpoint import System
+from smoe_cli.decoding.decode import Decoder
+from smoe_cli.errors import SmoeError
+from smoe_cli.records import Hypothesis, Record
+from smoe_cli.scoring.metrics import find_metric
+from smoe_cli.tags import Route
+from smoe_cli.watch import Watcher
+
+
+class Sample(Record):
+    """One decoded dev cut."""
+
+    route: str
+    id: str
+    reference: str
+    hypothesis: str
+
+
+def take_samples(
+    system: System, groups: Mapping[Route, CutSet], count: int, collator: Collator, watcher: Watcher
+) -> tuple[list[Sample], dict[str, dict[str, float]]]:
+    """Decode the first ``count`` cuts of every route without search, and show one of each.
+
+    Args:
+        groups: Route -> its dev cuts.
+        collator: Makes batches of them.
+        watcher: Shown one sample of each route, and told what cannot be scored.
+
+    Returns:
+        The samples, and route -> metric -> value over those of them that have a reference.
+    """
+    config = system.config
+    decoder = Decoder(system, config.decode.model_copy(update={"beam": 1, "ctc_weight": 0.0}))
+    decoder.collator = collator
+    samples: list[Sample] = []
+    scores: dict[str, dict[str, float]] = {}
+    for route, cuts in groups.items():
+        kind = config.kind(route.task)
+        found = [_cleaned(hypothesis, system) for hypothesis in decoder.decode(list(cuts)[:count])]
+        samples += [Sample(route=str(route), id=one.id, reference=(one.references or [""])[0], hypothesis=one.text) for one in found]
+        scored = [one for one in found if any(one.references)]
+        metric, shown = find_metric(kind.metrics[0]), "not scored"
+        if scored:
+            try:
+                score = metric(scored)
+                scores[str(route)] = {score.metric: score.value}
+                shown = f"{metric.label} {score.value:.1f}"
+            except SmoeError as error:
+                watcher.log(f"samples of {route} cannot be scored: {error.message}")
+        if found:
+            watcher.log(f"  {route}  {shown}  wanted: {samples[-len(found)].reference}  written: {samples[-len(found)].hypothesis}")
+    return samples, scores
+
+
+def _cleaned(hypothesis: Hypothesis, system: System) -> Hypothesis:
+    """As it is scored: with the task's case and punctuation; a label stays as it is."""
+    if system.config.kind(hypothesis.task).closed:
+        return hypothesis
+    clean = system.config.text_policy(hypothesis.task).clean
+    return hypothesis.model_copy(update={"text": clean(hypothesis.text), "references": [clean(text) for text in hypothesis.references]})
