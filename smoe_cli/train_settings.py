@@ -16,7 +16,11 @@ class TrainSettings(Settings):
 
     seed: int = Field(0, description="Seed of weights, batches, dropout and augmentation.")
     max_steps: int = Field(1000, gt=0, description="Optimiser steps.")
-    batch_s: float = Field(120.0, gt=0, description="Seconds of audio in one batch, padding included.")
+    batch_s: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        120.0,
+        description="Seconds of audio in one batch, padding included; `auto`: as many as memory takes, found at the first start.",
+    )
+    memory_share: float = Field(0.7, gt=0, le=1, description="Of the memory that is free at the start, what `batch_s: auto` may use.")
     activation_checkpointing: bool = Field(
         False,
         description="Keep only the inputs of layers and compute the rest again for the gradients: the same training bit for bit, in less "

@@ -32,6 +32,15 @@ def train(
             show_default="the recipe's `train.init_from`",
         ),
     ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="SECONDS",
+            help="Seconds of audio in one batch, padding included; `auto`: as many as memory takes.",
+            show_default="the recipe's `train.batch_s`",
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -43,7 +52,7 @@ def train(
 
     Example: smoe train --set train.max_steps=500
     """
-    recipe = options.load_recipe(config, overrides, options.init_flags(init_from))
+    recipe = options.load_recipe(config, overrides, [*options.init_flags(init_from), *([f"train.batch_s={batch}"] if batch else [])])
     if dry_run:
         if recipe.train.init_from is not None:
             from smoe_cli import pipeline

@@ -26,6 +26,7 @@ FREE = {
         "validate_every",
         "validation_utterances",
         "sample_utterances",
+        "memory_share",
         "tensorboard",
         "workers",
         "threads",

@@ -25,13 +25,13 @@ from smoe_cli.batching import Batch, Collator, RouteBatches, by_route
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cuts import labels_of
-from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError, SmoeError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError
 from smoe_cli.features import FrontEnd, spec_augment
 from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
-from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.training.alarms import EXPLODING, check_served, explosion, starvation, stop_at, stop_without_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints
 from smoe_cli.training.compiling import compile_parts
@@ -39,6 +39,7 @@ from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.feeding import feed
 from smoe_cli.training.guard import locked, stop_flag
+from smoe_cli.training.memory import Memory, halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
@@ -54,8 +55,6 @@ ALL_THREADS = torch.get_num_threads()
 """What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
 PARTS_APART = 982_451_653
 """Between the seeds of the batches of one step: far from those of other steps, also in 32 bits, which is all that torch uses on CPUs."""
-EXPLODING = 10.0
-"""A loss so many times the route's recent mean is no noise."""
 LOCK_FILE = "training.lock"
 
 
@@ -82,7 +81,7 @@ class Trainer:
         self.watcher = watcher or Silent()
         self.plan = make_plan(config)
         self.groups = by_route(train_cuts, self.plan)
-        self._check_routes()
+        check_served(config, self.groups)
         # The plan promises only what was trained for.
         self.plan = make_plan(config, self.groups, labels_of(train_cuts, config))
         dev_groups = by_route(dev_cuts, make_plan(config))
@@ -102,14 +101,9 @@ class Trainer:
         for task, labels in self.plan.labels.items():
             if len(labels) == 1:
                 self.watcher.log(f"task `{task}` has one label in all of the train split, `{labels[0]}`: there is nothing to choose")
-        self.batches = RouteBatches(
-            self.groups,
-            self.settings.batch_s,
-            self.settings.max_utterances,
-            self.settings.seed,
-            self.settings.temperature,
-            self.settings.task_weights,
-        )
+        longest = max((cut for cuts in self.groups.values() for cut in cuts), key=lambda cut: cut.duration)
+        # Until memory is measured, `auto` is a batch of one cut.
+        self._make_batches(longest.duration if self.settings.batch_s == "auto" else self.settings.batch_s)
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
@@ -131,16 +125,12 @@ class Trainer:
             what = "train.patience" if self.settings.patience else "train.average"
             raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
 
-    def _check_routes(self) -> None:
-        served = {(route.task, route.lang) for route in self.groups}
-        for route in self.config.routes():
-            if (route.task, route.lang) not in served:
-                if self.config.kind(route.task).closed:
-                    raise DataError(f"no training cut for task `{route.task}`", "give the train split labels for it, or leave the task out")
-                raise DataError(
-                    f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
-                    f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",
-                )
+    def _make_batches(self, batch_s: float) -> None:
+        self.batch_s = batch_s
+        settings = self.settings
+        self.batches = RouteBatches(
+            self.groups, batch_s, settings.max_utterances, settings.seed, settings.temperature, settings.task_weights
+        )
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -170,6 +160,10 @@ class Trainer:
                 self.precision = choose_precision(self.settings.precision, self.device)
             self.precision.apply()
             self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
+            if self.settings.batch_s == "auto":
+                if resumed_from is None:
+                    self._make_batches(self._largest_batch_s())
+                self.watcher.log(f"batches of {self.batch_s:.1f} s")
             note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step)
             if self.step and self._due() and self.step not in self.history:
                 # It was stopped between the step and its validation: what that decides is decided as if it had not been.
@@ -223,15 +217,11 @@ class Trainer:
         """Account for a step; returns its feature frames."""
         route, loss = str(batches[0].routes[0]), losses.total.item()
         if not math.isfinite(loss):
-            self._fail_on(batches, loss)
+            stop_at(self.step, batches, loss, self.folder)
         self._count_skipped(losses.too_short)
         if self.step >= self.settings.warmup_steps and loss > EXPLODING * self.recent.get(route, math.inf):
             self.exploded += 1
-            ids = ", ".join(f"`{cut.id}`" for cut in batches[0].cuts[:3])
-            self.watcher.log(
-                f"warning: at step {self.step} the loss of route {route} was {loss:.3g}, its recent mean {self.recent[route]:.3g}; the "
-                f"batch began with {ids}; look at its cuts, or lower `train.learning_rate` or `train.clip_norm`"
-            )
+            self.watcher.log(explosion(self.step, batches, loss, self.recent[route]))
         self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
         frames = sum(int(batch.feature_lengths.sum()) for batch in batches)
         self.shares.note(route, frames, losses.tokens)
@@ -269,10 +259,7 @@ class Trainer:
         recent = self.shares.recent()
         found = self.shares.starving(recent)
         for name in found.keys() - self.starving:
-            self.watcher.log(
-                f"warning: expert `{name}` starves: {recent[name]} updates since the last validation, where an even share would be "
-                f"{found[name]:.0f}; give it more data, or raise `train.temperature` or its task in `train.task_weights`"
-            )
+            self.watcher.log(starvation(name, recent[name], found[name]))
         self.starving = set(found)
         self.shares.review()
         return sorted(found)
@@ -298,14 +285,20 @@ class Trainer:
     def train_step(self, *batches: Batch) -> Losses:
         """One optimiser step on one batch, or on several as if they were one.
 
-        Experts that they do not use keep their weights bit for bit.
+        Experts that they do not use keep their weights bit for bit. Where memory is used up, the batches are halved, and the step is
+        that of all halves together.
+
+        Raises:
+            SmoeError: If the memory does not suffice for one utterance.
         """
-        seed = self.settings.seed * 1_000_003 + self.step
-        self.system.model.train()
-        # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
-        self.optimiser.zero_grad(set_to_none=True)
-        whole = reduce(add, (count_of(self.system.model, batch) for batch in batches)) if len(batches) > 1 else None
-        losses = reduce(add, (self._accumulate(batch, seed + number * PARTS_APART, whole) for number, batch in enumerate(batches)))
+        while True:
+            try:
+                losses = self._gradients(batches)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                batches = self._halved(batches)
         torch.nn.utils.clip_grad_norm_(self.system.model.parameters(), self.settings.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
@@ -313,6 +306,45 @@ class Trainer:
         if self.moving is not None:
             self.moving.update(self.system.model)
         return losses
+
+    def _gradients(self, batches: Sequence[Batch]) -> Losses:
+        """The gradients of a step, and its losses."""
+        seed = self.settings.seed * 1_000_003 + self.step
+        self.system.model.train()
+        # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
+        self.optimiser.zero_grad(set_to_none=True)
+        whole = reduce(add, (count_of(self.system.model, batch) for batch in batches)) if len(batches) > 1 else None
+        return reduce(add, (self._accumulate(batch, seed + number * PARTS_APART, whole) for number, batch in enumerate(batches)))
+
+    def _halved(self, batches: Sequence[Batch]) -> tuple[Batch, ...]:
+        """The same utterances in smaller batches.
+
+        Raises:
+            SmoeError: If each batch is of one utterance.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        parts = tuple(half for batch in batches for half in halves(batch))
+        if len(parts) == len(batches):
+            stop_without_memory(self.step, batches)
+        self.watcher.log(f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`")
+        return parts
+
+    def _largest_batch_s(self) -> float:
+        """Seconds of audio in the largest batch that memory takes; finding out leaves no trace."""
+        # The optimiser has no state yet: two numbers for each weight that learns.
+        state = sum(2 * weight.nbytes for weight in self.system.model.parameters() if weight.requires_grad)
+        return largest_batch_s(
+            self.groups,
+            self.collator,
+            lambda batch: self._gradients([batch]),
+            self.optimiser.zero_grad,
+            state,
+            Memory(self.device),
+            self.settings,
+            self.watcher,
+        )
 
     def _accumulate(self, batch: Batch, seed: int, whole: Counts | None) -> Losses:
         """Add the gradients of a batch, which may be a part of the whole, to those that are there."""
@@ -339,7 +371,7 @@ class Trainer:
         """
         model, blank_id = self.system.model, self.tokenizer.blank_id
         with self._averaged():
-            self.validation = validation_loss(model, self.dev_groups, self.collator, self.settings, self.precision, blank_id)
+            self.validation = validation_loss(model, self.dev_groups, self.collator, self.settings, self.batch_s, self.precision, blank_id)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())
         self.watcher.log(f"step {self.step}: validation loss per token  {shown}")
         return self.validation
@@ -354,6 +386,7 @@ class Trainer:
         state = {
             **self.shares.state(),
             "precision": asdict(self.precision),
+            "batch_s": self.batch_s,
             "validation": {str(step): loss for step, loss in self.history.items()},
         }
         tensors = optimiser_tensors(self.system.model, self.optimiser) | (self.moving.tensors() if self.moving is not None else {})
@@ -403,6 +436,8 @@ class Trainer:
         self.precision = Precision(**position.state["precision"])
         self.step = int(position.state["step"])
         self.shares.restore(position.state)
+        if self.settings.batch_s == "auto":
+            self._make_batches(position.state["batch_s"])
         self.history = {int(step): loss for step, loss in position.state.get("validation", {}).items()}
         self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
         return self.step
@@ -412,11 +447,3 @@ class Trainer:
         for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
             shutil.rmtree(folder, ignore_errors=True)
         self.diary.forget()
-
-    def _fail_on(self, batches: Sequence[Batch], loss: float) -> None:
-        report = self.folder / "failed-batch.txt"
-        write_text_atomically(report, "".join(f"{cut.id}\n" for batch in batches for cut in batch.cuts))
-        raise SmoeError(
-            f"the loss became {loss} at step {self.step} on route {batches[0].routes[0]}; the batch's cuts are listed in `{report}`",
-            "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
-        )

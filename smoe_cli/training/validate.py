@@ -17,13 +17,20 @@ from smoe_cli.training.step import losses_of
 
 @torch.inference_mode()
 def validation_loss(
-    model: SpeechToText, groups: Mapping[Route, CutSet], collator: Collator, settings: TrainSettings, precision: Precision, blank_id: int
+    model: SpeechToText,
+    groups: Mapping[Route, CutSet],
+    collator: Collator,
+    settings: TrainSettings,
+    batch_s: float,
+    precision: Precision,
+    blank_id: int,
 ) -> dict[str, float]:
     """Cross-entropy per target token of every route, without label smoothing.
 
     Args:
         groups: Route -> its dev cuts, of which the first `validation_utterances` are used.
         collator: Makes batches of them.
+        batch_s: Seconds of audio in one, padding included.
         blank_id: CTC's blank.
     """
     model.eval()
@@ -32,7 +39,7 @@ def validation_loss(
     for route, cuts in groups.items():
         total, tokens = 0.0, 0
         some = list(cuts)[: settings.validation_utterances]
-        for batch_cuts in chunk(sorted(some, key=lambda cut: cut.duration), settings.batch_s, settings.max_utterances):
+        for batch_cuts in chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances):
             batch = collator(batch_cuts).to(device)
             losses = losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0)
             total += float(losses.attention) * losses.tokens

@@ -11,6 +11,7 @@ from smoe_cli.preparation import PrepareReport
 from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
 from smoe_cli.steps import STEPS, Step
 from smoe_cli.training import TrainReport
+from smoe_cli.training.shares import ExpertShare
 from smoe_cli.validation.report import Lasting, Reject, Row, ValidationReport
 
 PREPARED = PrepareReport(
@@ -451,6 +452,29 @@ def test_params_of_nothing_or_of_two_things_exit_with_2(smoe, words, message):
     result = smoe("params", *words)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(("words", "seconds"), [(("--batch", "auto"), "auto"), (("--batch", "90.5"), 90.5), ((), 120.0)])
+def test_the_batch_is_a_number_of_seconds_or_found(smoe, replace, words, seconds):
+    train = replace("train", TRAINED)
+    assert smoe("train", *words).exit_code == 0
+    assert train.call_args.args[0].train.batch_s == seconds
+    assert smoe("train", "--batch", "many").exit_code == 2
+
+
+def test_train_shows_what_experts_had_to_learn_from_and_how_it_ended(smoe, replace):
+    given = {
+        "decoder.transcribe": ExpertShare(updates=1980, share=0.99, frames=36_000_000, tokens=1_000_000),
+        "decoder.translate": ExpertShare(updates=20, share=0.01, frames=360_000, tokens=9),
+    }
+    shown = {"experts": given, "starved": ["decoder.translate"], "stopped_early": True, "averaged": [400, 600]}
+    replace("train", TRAINED.model_copy(update=shown))
+    result = smoe("train")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["decoder.transcribe", "1,980", "99.0%", "100.00", "1,000,000"] in lines
+    assert "warning: expert `decoder.translate` starved" in result.stdout
+    assert "`train.patience` ended it" in result.stdout and "steps 400, 600" in result.stdout
 
 
 def test_a_checkpoint_to_start_from_is_named_from_the_working_folder(smoe, replace, tmp_path):

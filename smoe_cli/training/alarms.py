@@ -1,0 +1,80 @@
+"""What training refuses to begin with, what it warns of, and what it stops at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from smoe_cli.batching import Batch
+from smoe_cli.config import Config
+from smoe_cli.errors import DataError, SmoeError
+from smoe_cli.records import write_text_atomically
+from smoe_cli.tags import Route
+
+EXPLODING = 10.0
+"""A loss so many times the route's recent mean is no noise."""
+
+
+def check_served(config: Config, routes: Collection[Route]) -> None:
+    """Refuse a recipe with a task or language that no training cut teaches.
+
+    Args:
+        routes: Those of the training cuts.
+
+    Raises:
+        DataError: Naming it.
+    """
+    served = {(route.task, route.lang) for route in routes}
+    for route in config.routes():
+        if (route.task, route.lang) not in served:
+            if config.kind(route.task).closed:
+                raise DataError(f"no training cut for task `{route.task}`", "give the train split labels for it, or leave the task out")
+            raise DataError(
+                f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
+                f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",
+            )
+
+
+def explosion(step: int, batches: Sequence[Batch], loss: float, usual: float) -> str:
+    """The warning of a loss that is far above the recent mean of its route."""
+    ids = ", ".join(f"`{cut.id}`" for cut in batches[0].cuts[:3])
+    return (
+        f"warning: at step {step} the loss of route {batches[0].routes[0]} was {loss:.3g}, its recent mean {usual:.3g}; the batch began "
+        f"with {ids}; look at its cuts, or lower `train.learning_rate` or `train.clip_norm`"
+    )
+
+
+def starvation(expert: str, updates: int, even: float) -> str:
+    """The warning of an expert that is hardly ever updated; ``even`` is what an even share would be."""
+    return (
+        f"warning: expert `{expert}` starves: {updates} updates since the last validation, where an even share would be {even:.0f}; give "
+        "it more data, or raise `train.temperature` or its task in `train.task_weights`"
+    )
+
+
+def stop_at(step: int, batches: Sequence[Batch], loss: float, folder: Path) -> NoReturn:
+    """End at a loss that is no number.
+
+    Raises:
+        SmoeError: Naming the file with the batch's cuts.
+    """
+    report = folder / "failed-batch.txt"
+    write_text_atomically(report, "".join(f"{cut.id}\n" for batch in batches for cut in batch.cuts))
+    raise SmoeError(
+        f"the loss became {loss} at step {step} on route {batches[0].routes[0]}; the batch's cuts are listed in `{report}`",
+        "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
+    )
+
+
+def stop_without_memory(step: int, batches: Sequence[Batch]) -> NoReturn:
+    """End at utterances of which not one fits into memory.
+
+    Raises:
+        SmoeError: Naming the longest.
+    """
+    longest = max((cut for batch in batches for cut in batch.cuts), key=lambda cut: cut.duration)
+    raise SmoeError(
+        f"memory does not suffice for one utterance at step {step}; the longest is `{longest.id}` with {longest.duration:.1f} s",
+        "set `train.loss_chunk` and `train.activation_checkpointing`, leave out long cuts, or take a smaller model",
+    )

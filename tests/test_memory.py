@@ -1,0 +1,158 @@
+"""Laws of memory: the largest batch is found without passing the bound, and a batch that is too large is done in parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from smoe_cli.errors import CheckpointError, ConfigError, SmoeError
+from smoe_cli.training import memory as memories
+from smoe_cli.training import trainer as trainers
+from smoe_cli.training.memory import Memory, halves, is_out_of_memory, longest_batch, most_utterances
+from tests.test_shares import Listener
+from tests.test_training import assert_bit_identical, prepared, trainer, weights
+from tests.test_training_steps import STILL, assert_resumes_exactly, first_cuts, gradients, undisturbed
+
+__all__ = ["prepared"]
+
+
+@pytest.mark.parametrize(("held", "each", "bound"), [(100, 7, 1000), (0, 10, 1000), (900, 1, 990), (500, 400, 1000), (10, 33, 1000)])
+def test_the_most_utterances_are_found_and_nothing_is_tried_beyond_the_bound(held, each, bound):
+    tried = []
+
+    def measure(count):
+        tried.append(held + count * each)
+        return held + count * each, held
+
+    assert most_utterances(measure, bound, 10_000) == (bound - held) // each
+    assert max(tried) <= bound
+    assert len(tried) <= 12
+    assert most_utterances(measure, bound, 2) == min(2, (bound - held) // each)
+
+
+def test_a_try_that_fails_leaves_the_one_before_and_one_that_never_fits_says_so():
+    assert most_utterances(lambda count: (count, 0) if count <= 5 else None, 1000, 64) == 4
+    assert most_utterances(lambda count: None, 1000, 64) == 0
+    assert most_utterances(lambda count: (1001, 0), 1000, 64) == 0
+
+
+def test_the_longest_cuts_are_tried_and_begin_again_where_there_are_too_few(prepared, tmp_path):
+    cuts = first_cuts(trainer(prepared, tmp_path), "transcribe", 5)
+    assert [cut.duration for cut in longest_batch(cuts, 3)] == sorted((cut.duration for cut in cuts), reverse=True)[:3]
+    assert len(longest_batch(cuts, 12)) == 12
+
+
+def test_memory_is_what_the_process_takes():
+    memory = Memory(torch.device("cpu"))
+    before = memory.used()
+    large = torch.ones(50_000_000)
+    assert memory.used() - before > 150e6
+    del large
+    assert memory.peak() - before > 150e6
+    memory.reset()
+    assert memory.peak() - before < 100e6
+    assert memory.free() > 0
+
+
+def test_a_system_that_does_not_tell_is_no_place_for_auto(monkeypatch, tmp_path):
+    monkeypatch.setattr(memories, "PROCESS", tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="does not tell how much memory") as refused:
+        Memory(torch.device("cpu"))
+    assert "to a number" in refused.value.hint
+
+
+# --- batch_s: auto ---------------------------------------------------------------------------------------
+
+
+def test_a_run_with_a_batch_that_was_found_is_that_with_its_number_and_resumes_with_it(prepared, tmp_path, monkeypatch):
+    found = trainer(prepared, tmp_path / "auto", batch_s="auto")
+    found.run()
+    longest = max(cut.duration for cuts in found.groups.values() for cut in cuts)
+    assert found.batch_s == prepared.train.max_utterances * longest, "a tiny model is bounded by the utterances, not by memory"
+    trainer(prepared, tmp_path / "number", batch_s=found.batch_s).run()
+    assert_bit_identical(weights(tmp_path / "auto"), weights(tmp_path / "number"))
+
+    def refuse(*_args: object) -> int:
+        raise AssertionError("a run that goes on measures nothing")
+
+    monkeypatch.setattr(memories, "most_utterances", refuse)
+    again = trainer(prepared, tmp_path / "auto", batch_s="auto", max_steps=12)
+    assert again.run().resumed_from == 8
+    assert again.batch_s == found.batch_s
+    with pytest.raises(CheckpointError, match=r"train.batch_s: 'auto' -> 3.0"):
+        trainer(prepared, tmp_path / "auto", batch_s=3.0).run()
+
+
+def test_a_batch_that_was_found_resumes_exactly(prepared, tmp_path):
+    assert_resumes_exactly(prepared, tmp_path, batch_s="auto")
+
+
+def test_memory_bounds_the_batch(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(memories, "most_utterances", lambda measure, bound, most: 3 if measure(1) else 0)
+    run = trainer(prepared, tmp_path, batch_s="auto", max_steps=1)
+    run.watcher = Listener()
+    run.run()
+    assert run.batch_s == 3 * max(cut.duration for cuts in run.groups.values() for cut in cuts)
+    assert any("a batch of 1 x " in line and " MiB of " in line for line in run.watcher.lines)
+    monkeypatch.setattr(memories, "most_utterances", lambda measure, bound, most: 0)
+    with pytest.raises(ConfigError, match="does not suffice for one utterance"):
+        trainer(prepared, tmp_path / "none", batch_s="auto").run()
+
+
+# --- out of memory ---------------------------------------------------------------------------------------
+
+
+def narrow(monkeypatch, utterances: int, error: RuntimeError) -> None:
+    """A machine whose memory takes so many utterances at once."""
+    real = trainers.losses_of
+
+    def losses_of(model, batch, *args, **options):
+        if len(batch.cuts) > utterances:
+            raise error
+        return real(model, batch, *args, **options)
+
+    monkeypatch.setattr(trainers, "losses_of", losses_of)
+
+
+def test_a_batch_as_two_has_the_same_utterances_without_the_padding_of_the_others(prepared, tmp_path):
+    run = trainer(prepared, tmp_path)
+    batch = run.collator(first_cuts(run, "translate", 5))
+    parts = halves(batch)
+    assert [cut.id for part in parts for cut in part.cuts] == [cut.id for cut in batch.cuts]
+    for part in parts:
+        again = run.collator(part.cuts)
+        for name in ("features", "feature_lengths", "tokens_in", "targets", "ctc_targets", "ctc_lengths", "encoder_expert"):
+            assert torch.equal(getattr(part, name), getattr(again, name)), name
+    assert len(halves(halves(parts[0])[0])) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 bytes")]
+)
+def test_a_step_that_is_too_large_for_memory_is_done_in_parts_with_the_same_gradients(prepared, tmp_path, monkeypatch, error):
+    config = undisturbed(prepared)
+    whole, parts = (trainer(config, tmp_path / name, **STILL) for name in ("whole", "parts"))
+    batch = whole.collator(first_cuts(whole, "transcribe", 7))
+    one = whole.train_step(batch)
+    narrow(monkeypatch, 2, error)
+    parts.watcher = Listener()
+    several = parts.train_step(batch)
+    torch.testing.assert_close(several.total, one.total, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    assert [line for line in parts.watcher.lines if "out of memory at step 0" in line][-1].endswith("lower `train.batch_s`")
+
+
+def test_memory_for_not_even_one_utterance_ends_training_and_names_it(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path)
+    narrow(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(SmoeError, match="does not suffice for one utterance at step 0; the longest is `tones-"):
+        run.run()
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(prepared, tmp_path, monkeypatch):
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    run = trainer(prepared, tmp_path)
+    narrow(monkeypatch, 0, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run.run()
