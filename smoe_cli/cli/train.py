@@ -11,7 +11,6 @@ from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
-from smoe_cli.config import FRAMES_PER_S
 
 
 def train(
@@ -61,6 +60,7 @@ def train(
         show_plan(recipe, "train", as_json)
         return
     from smoe_cli import pipeline
+    from smoe_cli.config import FRAMES_PER_S
 
     with open_watcher() as watcher:
         report = pipeline.train(recipe, resume=resume, watcher=watcher)
