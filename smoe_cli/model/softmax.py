@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,44 +19,52 @@ class _ChosenLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, states_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, columns_RC: Tensor, rows: int
     ) -> tuple[Tensor, Tensor]:
-        chosen, means, normalisers = [], [], []
-        for states, columns in zip(states_RD.split(rows), columns_RC.split(rows), strict=True):
-            logits = F.linear(states, weight_VD, bias_V)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            normaliser = logits.logsumexp(-1)
-            chosen.append(logits.gather(1, columns) - normaliser[:, None])
-            means.append(logits.mean(-1) - normaliser)
-            normalisers.append(normaliser)
-        ctx.save_for_backward(states_RD, weight_VD, bias_V, columns_RC, torch.cat(normalisers))
+        exact = torch.float64 if states_RD.dtype == torch.float64 else torch.float32
+        chosen_RC = states_RD.new_empty(columns_RC.shape, dtype=exact)
+        sum_R, normaliser_R = (states_RD.new_empty(len(states_RD), dtype=exact) for _ in range(2))
+        for part in _parts(len(states_RD), rows):
+            logits = F.linear(states_RD[part], weight_VD, bias_V).to(exact)
+            chosen_RC[part], sum_R[part] = logits.gather(1, columns_RC[part]), logits.sum(-1)
+            normaliser_R[part] = logits.logsumexp(-1)
+        ctx.save_for_backward(states_RD, weight_VD, bias_V, columns_RC, normaliser_R)
         ctx.rows = rows
-        return torch.cat(chosen), torch.cat(means)
+        ctx.set_materialize_grads(False)
+        return chosen_RC - normaliser_R[:, None], sum_R / len(weight_VD) - normaliser_R
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_RC: Tensor | None, grad_R: Tensor | None) -> tuple[Tensor | None, ...]:
         states_RD, weight_VD, bias_V, columns_RC, normaliser_R = ctx.saved_tensors
-        grad_RC, grad_R = grads
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        # Sums over chunks are kept in float32 whatever the products are computed in.
+        # Sums over parts are kept in float32 whatever the products are computed in.
         exact = normaliser_R.dtype
-        states_grads: list[Tensor] = []
+        states_grad = torch.empty_like(states_RD) if wants_states else None
         weight_grad = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
         bias_grad = torch.zeros_like(bias_V, dtype=exact) if wants_bias else None
-        pieces = (tensor.split(ctx.rows) for tensor in (states_RD, columns_RC, normaliser_R, grad_RC, grad_R))
-        for states, columns, normaliser, grad_chosen, grad_mean in zip(*pieces, strict=True):
+        total_R = torch.zeros_like(normaliser_R)
+        for grad in (grad_R, None if grad_RC is None else grad_RC.sum(-1)):
+            total_R = total_R if grad is None else total_R + grad
+        for part in _parts(len(states_RD), ctx.rows):
             # d log p[c] / d logit[v] = (v == c) - p[v]; the mean's is 1/V - p[v].
-            logits_grad = F.linear(states, weight_VD, bias_V).to(exact).sub_(normaliser[:, None]).exp_()
-            logits_grad.mul_(-(grad_chosen.sum(-1) + grad_mean)[:, None]).add_((grad_mean / len(weight_VD))[:, None])
-            logits_grad.scatter_add_(1, columns, grad_chosen)
+            logits_grad = F.linear(states_RD[part], weight_VD, bias_V).to(exact).sub_(normaliser_R[part, None]).exp_()
+            logits_grad.mul_(-total_R[part, None])
+            if grad_R is not None:
+                logits_grad.add_((grad_R[part] / len(weight_VD))[:, None])
+            if grad_RC is not None:
+                logits_grad.scatter_add_(1, columns_RC[part], grad_RC[part])
             if bias_grad is not None:
                 bias_grad += logits_grad.sum(0)
-            logits_grad = logits_grad.to(states.dtype)
-            if wants_states:
-                states_grads.append(logits_grad @ weight_VD)
-            if weight_grad is not None and states.dtype == exact:
-                weight_grad.addmm_(logits_grad.T, states)
+            logits_grad = logits_grad.to(states_RD.dtype)
+            if states_grad is not None:
+                torch.mm(logits_grad, weight_VD, out=states_grad[part])
+            if weight_grad is not None and states_RD.dtype == exact:
+                weight_grad.addmm_(logits_grad.T, states_RD[part])
             elif weight_grad is not None:
-                weight_grad += logits_grad.T @ states
-        return torch.cat(states_grads) if wants_states else None, weight_grad, bias_grad, None, None
+                weight_grad += logits_grad.T @ states_RD[part]
+        return states_grad, weight_grad, bias_grad, None, None
+
+
+def _parts(count: int, rows: int) -> Iterator[slice]:
+    return (slice(start, start + rows) for start in range(0, count, rows))
 
 
 def chosen_log_probs(
