@@ -6,16 +6,19 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from lhotse import MonoCut, Recording
 from pydantic import Field
 
 from smoe_cli.audio import TOLERANCE_S, check_readable
+from smoe_cli.bandwidth import Estimate, estimate_bandwidth
 from smoe_cli.config import SPLITS, Config, SynthCorpus, data_root
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
-from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, tags_of, write_cuts
+from smoe_cli.cuts import check_utterance, labels_of, make_cuts, native_bandwidth, route_of, tags_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, write_json
@@ -39,6 +42,18 @@ class PrepareRow(Record):
     hours: float
 
 
+class BandwidthRow(Record):
+    """Utterances of a corpus whose band is known in one way, beside what their spectrum says."""
+
+    corpus: str
+    known_by: str = Field(description="`recipe`, or the sampling rate.")
+    known: str = Field(description="`nb`, `wb`, or `neither`.")
+    estimated: str = Field(description="`nb`, `wb`, or `unsure`.")
+    tagged: str
+    utterances: int
+    example: str = Field(description="One of them.")
+
+
 class PrepareReport(Record):
     """What `smoe prepare` wrote."""
 
@@ -46,6 +61,8 @@ class PrepareReport(Record):
     rows: list[PrepareRow]
     utterances: dict[str, int] = Field(description="Split -> utterances.")
     synthetic: bool = Field(description="Whether a machine spoke any of it.")
+    lines: dict[str, int] = Field(default={}, description="Simulated telephone line -> utterances that were sent through it.")
+    bandwidths: list[BandwidthRow] = Field(default=[], description="What is known of the bands beside what was estimated, if it was.")
     notes: list[str]
 
 
@@ -67,6 +84,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     lacking: Counter[str] = Counter()
     assumed: Counter[str] = Counter()
     unserved: Counter[str] = Counter()
+    bandwidths: list[BandwidthRow] = []
     ids: set[str] = set()
     seen: dict[str, str] = {}
     corpora = chosen_corpora(config, corpora)
@@ -81,6 +99,9 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
             check_utterance(utterance, name, config)
         assumed[name] += sum(utterance.language_assumed for utterance in found)
         _check_audio(found, name, config, jobs, watcher)
+        if "auto" in (config.data.bandwidth, config.data.corpora[name].bandwidth):
+            found = _estimated(found, name, jobs, watcher)
+            bandwidths += _compared(found, name)
         for utterance in found:
             made = list(make_cuts(utterance, name, config))
             key = f"{name}/{utterance.id}"
@@ -117,12 +138,14 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         if count
     ]
     notes += [f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(unserved.items())]
+    notes += _contradicted(bandwidths)
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not cuts[split]]
     notes += _unheard(config, cuts)
     notes += _shared_speakers(utterances)
     spoken = sum(utterance.synthetic for utterance in utterances)
     notes += [f"synthetic speech: a machine spoke {spoken:,} of {len(utterances):,} utterances"] if spoken else []
     _check_served(config, cuts, corpora)
+    lines = {tags.utterance: tags.line for some in cuts.values() for tags in map(tags_of, some) if tags.line}
     for split in SPLITS:
         if cuts[split]:
             write_cuts(layout.cuts(split), cuts[split])
@@ -133,6 +156,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         rows=_rows(cuts),
         utterances=dict(Counter(utterance.split for utterance in utterances)),
         synthetic=any(utterance.synthetic for utterance in utterances),
+        lines=dict(sorted(Counter(lines.values()).items())),
+        bandwidths=bandwidths,
         notes=notes,
     )
     write_json(layout.prepare_report, report)
@@ -210,6 +235,62 @@ def _problem(utterance: Utterance, config: Config) -> str:
     if not all(clean(text, config.data.lowercase, config.data.strip_punctuation) for text in texts):
         return f"utterance `{utterance.id}` has a text that is empty, or only punctuation"
     return ""
+
+
+def _estimated(utterances: Sequence[Utterance], corpus: str, jobs: int, watcher: Watcher) -> list[Utterance]:
+    """The same utterances with what the spectrum of the whole recording says of each one's channel."""
+    channels = {(_content(item.recording), item.channel): item.recording for item in utterances}
+    estimates: dict[tuple[str, int], Estimate] = {}
+
+    def estimate(key: tuple[str, int]) -> Estimate:
+        try:
+            samples_CN = channels[key].load_audio(channels=key[1])
+        except Exception as error:  # Lhotse wraps every reader's own errors
+            where = channels[key].sources[0].source
+            raise DataError(f"cannot read channel {key[1]} of audio `{where}`: {error}", "mend or remove it") from error
+        return estimate_bandwidth(np.asarray(samples_CN[0]), channels[key].sampling_rate)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for key, found in zip(channels, pool.map(estimate, channels), strict=True):
+            estimates[key] = found
+            watcher.progress(f"{corpus}: bandwidth estimated", len(estimates), len(channels))
+    return [replace(item, estimate=estimates[_content(item.recording), item.channel]) for item in utterances]
+
+
+def _compared(utterances: Sequence[Utterance], corpus: str) -> list[BandwidthRow]:
+    """Every way in which a band is known, beside what was estimated and what the tag will be."""
+    rows: dict[tuple[str, str, str, str], list[str]] = defaultdict(list)
+    for item in utterances:
+        assert item.estimate is not None
+        tagged = native_bandwidth(item.recording, item.bandwidth, item.estimate)
+        try:
+            known = str(native_bandwidth(item.recording, item.bandwidth))
+        except DataError:
+            known = "neither"
+        by = "recipe" if item.bandwidth else f"{item.recording.sampling_rate} Hz"
+        estimated = str(item.estimate.band) if item.estimate.reliable else "unsure"
+        rows[by, known, estimated, str(tagged)].append(item.id)
+    return [
+        BandwidthRow(corpus=corpus, known_by=by, known=known, estimated=estimated, tagged=tagged, utterances=len(ids), example=ids[0])
+        for (by, known, estimated, tagged), ids in sorted(rows.items())
+    ]
+
+
+def _contradicted(rows: Sequence[BandwidthRow]) -> list[str]:
+    notes = []
+    for row in rows:
+        if row.estimated == "unsure":
+            notes.append(
+                f"the spectrum of {row.utterances} utterances of `{row.corpus}` does not tell their band: "
+                f"tagged {row.tagged} as the {'recipe' if row.known_by == 'recipe' else 'sampling rate'} says"
+            )
+        elif row.estimated != row.known:
+            says = f"`data.corpora.{row.corpus}.bandwidth`" if row.known_by == "recipe" else f"a sampling rate of {row.known_by}"
+            notes.append(
+                f"{row.utterances} utterances of `{row.corpus}` are {row.known} by {says}, but {row.estimated} by their spectrum, "
+                f"e.g. `{row.example}`: tagged {row.tagged}"
+            )
+    return notes
 
 
 def _shared_speakers(utterances: Sequence[Utterance]) -> list[str]:

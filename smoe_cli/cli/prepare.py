@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,6 +12,13 @@ from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
 from smoe_cli.tags import shown_tags
+
+
+class BandwidthSource(StrEnum):
+    """What `data.bandwidth` can be."""
+
+    RATE = "rate"
+    AUTO = "auto"
 
 
 def prepare(
@@ -28,6 +36,14 @@ def prepare(
             show_default="the recipe's",
         ),
     ] = None,
+    bandwidth: Annotated[
+        BandwidthSource | None,
+        typer.Option(
+            "--bandwidth",
+            help="Take the band of recordings from their sampling rate, or estimate it from their spectrum and report contradictions.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Processes at once; 0: one per CPU core.")] = 0,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -42,6 +58,7 @@ def prepare(
     Example: smoe prepare --nb-downsample
     """
     flags = [] if nb_downsample is None else [f"data.nb_downsample={str(nb_downsample).lower()}"]
+    flags += [] if bandwidth is None else [f"data.bandwidth={bandwidth}"]
     recipe = options.load_recipe(config, overrides, flags)
     added = options.corpus_flags(corpus or (), recipe)
     if added:
@@ -65,6 +82,11 @@ def prepare(
         for row in report.rows
     ]
     print_table(("split", "task", "lang", "band", *(["tags"] if tagged else []), "subset", "cuts", "hours"), rows)
+    if report.bandwidths:
+        bands = [(row.corpus, row.known_by, row.known, row.estimated, row.tagged, row.utterances) for row in report.bandwidths]
+        print_table(("corpus", "known by", "band", "spectrum", "tag", "utterances"), bands)
+    if report.lines:
+        print_table(("simulated line", "utterances"), list(report.lines.items()))
     for note in report.notes:
         print(f"note: {note}")
     print(report.cuts_dir)
