@@ -128,7 +128,7 @@ class DataSettings(Settings):
         description="Where the band of recordings is taken from: their sampling rate, or an estimate from the spectrum; what a corpus "
         "says stays its tag, and with `auto` is compared with the estimate.",
     )
-    nb_downsample: bool = Field(False, description="Add a narrowband twin (8 kHz and back) of every wideband utterance.")
+    nb_downsample: bool = Field(False, description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says.")
     nb_simulation: NarrowbandSettings = NarrowbandSettings()
     lowercase: bool = Field(False, description="Lower-case all text, what is trained on and the references alike.")
     strip_punctuation: bool = Field(

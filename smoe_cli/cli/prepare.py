@@ -32,7 +32,7 @@ def prepare(
         bool | None,
         typer.Option(
             "--nb-downsample/--no-nb-downsample",
-            help="Add a narrowband twin (8 kHz and back) of every wideband utterance.",
+            help="Add a narrowband twin of every wideband utterance, made as `data.nb_simulation` says.",
             show_default="the recipe's",
         ),
     ] = None,
