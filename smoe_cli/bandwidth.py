@@ -25,8 +25,8 @@ AUDIBLE_DB = -32.0
 -19 dB or more; telephone speech at 16 kHz had -50 or less, and -37 after Opus at 16 kHz."""
 SURE_DB, SURE_S = 12.0, 0.5
 """This far from `AUDIBLE_DB`, and with this much speech, the estimate counts as sure."""
-RELIABLE = 0.25
-"""Confidence of 3 dB with half a second of speech: less is no reason to doubt what else is known of a recording."""
+RELIABLE = 0.4
+"""Confidence of 5 dB with half a second of speech: less is no reason to doubt what else is known of a recording."""
 LOUDEST = 0.03
 """Share of the frames that must carry a band: a sentence may have one short fricative, and a click is a single frame."""
 ACTIVE = 1e-4
