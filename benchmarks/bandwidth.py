@@ -57,7 +57,7 @@ def joined_digits(root: Path, files: int) -> Iterator[Samples]:
     for folder in sorted({path.parent for path in root.glob(TELEPHONE)}):
         digits = sorted(folder.iterdir())
         random.Random(0).shuffle(digits)
-        for start in range(0, min(len(digits), DIGITS * files // 6) - DIGITS + 1, DIGITS):
+        for start in range(0, min(len(digits), max(DIGITS, DIGITS * files // 6)) - DIGITS + 1, DIGITS):
             yield np.concatenate([load(path) for path in digits[start : start + DIGITS]])
 
 
@@ -122,7 +122,7 @@ def conditions(root: Path, files: int) -> Iterator[tuple[str, str, list[tuple[st
         yield name, "wb", long
         if short:
             yield f"{name}, under 1 s", "wb", short
-        wide += long[: files // 3]
+        wide += long[: max(1, files // 3)]
     digits = [(f"digits-{number}", resample(clip, UP)) for number, clip in enumerate(joined_digits(root, files))]
     yield "8 kHz digits, joined, at 16 kHz", "nb", [clip for clip in digits if len(clip[1]) >= SHORTEST_S * RATE]
     for codec in SUBTYPES:

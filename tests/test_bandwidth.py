@@ -197,7 +197,7 @@ def test_the_benchmark_finds_real_recordings_right(real_speech):
     import json
 
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "bandwidth.py", "--files", "12", "--json"],
+        [sys.executable, ROOT / "benchmarks" / "bandwidth.py", "--files", "6", "--json"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "SMOE_DATA": str(real_speech)},
         capture_output=True,
