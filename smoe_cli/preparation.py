@@ -13,10 +13,11 @@ from lhotse import MonoCut
 from pydantic import Field
 
 from smoe_cli.audio import Heard, listen
+from smoe_cli.band_check import BandwidthRow, compared, contradictions, estimated
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
-from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, write_cuts
+from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, tags_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.recipe import data_root
@@ -36,6 +37,8 @@ class PrepareReport(Record):
     rows: list[Row]
     utterances: dict[str, int] = Field(description="Split -> utterances.")
     synthetic: bool = Field(description="Whether a machine spoke any of it.")
+    lines: dict[str, int] = Field(default={}, description="Simulated telephone line -> utterances that were sent through it.")
+    bandwidths: list[BandwidthRow] = Field(default=[], description="What is known of the bands beside what was estimated, if it was.")
     notes: list[str]
     findings: list[Finding] = Field(default=[], description="What `smoe validate` has to say of the manifests.")
 
@@ -50,6 +53,7 @@ class _Gathered:
     lacking: Counter[str] = field(default_factory=Counter)
     assumed: Counter[str] = field(default_factory=Counter)
     unserved: Counter[str] = field(default_factory=Counter)
+    bandwidths: list[BandwidthRow] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     splits: dict[str, str] = field(default_factory=dict)
 
@@ -77,6 +81,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     cuts = gathered.cuts
     notes = _notes(config, gathered)
     _check_served(config, cuts, corpora)
+    lines = {tags.utterance: tags.line for some in cuts.values() for tags in map(tags_of, some) if tags.line}
     for split in SPLITS:
         if cuts[split]:
             write_cuts(layout.cuts(split), cuts[split])
@@ -90,6 +95,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         rows=validation.rows,
         utterances=dict(Counter(utterance.split for utterance in gathered.utterances)),
         synthetic=any(utterance.synthetic for utterance in gathered.utterances),
+        lines=dict(sorted(Counter(lines.values()).items())),
+        bandwidths=gathered.bandwidths,
         notes=notes,
         findings=validation.findings,
     )
@@ -129,12 +136,15 @@ def _gather(gathered: _Gathered, config: Config, work: Work, watcher: Watcher) -
     read = len(found) + len(work.problems)
     sound = [utterance for utterance in found if _passes(work, _check, utterance, work.name, config)]
     heard = _listen(sound, work, watcher)
-    for utterance in sound:
-        problem = heard[promise_of(utterance.recording)].problem
+    for problem in (heard[promise_of(utterance.recording)].problem for utterance in sound):
         if problem is not None:
             work.unfit(problem)
-        else:
-            _passes(work, _serve, gathered, utterance, work.name, config)
+    sound = [utterance for utterance in sound if heard[promise_of(utterance.recording)].problem is None]
+    if "auto" in (config.data.bandwidth, config.data.corpora[work.name].bandwidth):
+        sound = list(estimated(sound, work))
+        gathered.bandwidths += compared(sound, work.name)
+    for utterance in sound:
+        _passes(work, _serve, gathered, utterance, work.name, config)
     if work.problems:
         raise _refusal(work, read)
     gathered.heard += [note for one in heard.values() for note in one.notes]
@@ -188,6 +198,7 @@ def _notes(config: Config, gathered: _Gathered) -> list[str]:
     notes += [
         f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(gathered.unserved.items())
     ]
+    notes += contradictions(gathered.bandwidths)
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered.cuts)
     spoken = sum(utterance.synthetic for utterance in gathered.utterances)
