@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -57,26 +58,43 @@ def estimated(utterances: Sequence[Utterance], work: Work) -> Iterator[Utterance
             yield replace(item, estimate=said)
 
 
-def compared(utterances: Sequence[Utterance], corpus: str) -> list[BandwidthRow]:
-    """Every way in which a band is known, beside what was estimated and what the tag will be; what gets no tag is left out."""
-    rows: dict[tuple[str, str, str, str], list[str]] = defaultdict(list)
-    for item in utterances:
-        assert item.estimate is not None
-        try:
-            tagged = native_bandwidth(item.recording, item.bandwidth, item.estimate)
-        except DataError:
-            continue
-        try:
-            known = str(native_bandwidth(item.recording, item.bandwidth))
-        except DataError:
-            known = "neither"
-        by = "recipe" if item.bandwidth else f"{item.recording.sampling_rate} Hz"
-        estimated = str(item.estimate.band) if item.estimate.reliable else "unsure"
-        rows[by, known, estimated, str(tagged)].append(item.id)
-    return [
-        BandwidthRow(corpus=corpus, known_by=by, known=known, estimated=estimated, tagged=tagged, utterances=len(ids), example=ids[0])
-        for (by, known, estimated, tagged), ids in sorted(rows.items())
-    ]
+class Bands:
+    """Every way in which a band is known, beside what was estimated and what the tag will be."""
+
+    def __init__(self) -> None:
+        self._count: Counter[tuple[str, str, str, str, str]] = Counter()
+        self._example: dict[tuple[str, str, str, str, str], str] = {}
+
+    def add(self, utterances: Iterable[Utterance], corpus: str) -> Iterator[Utterance]:
+        """Count utterances with estimates, and hand them on; one that gets no tag is not counted."""
+        for item in utterances:
+            with suppress(DataError):
+                tagged = native_bandwidth(item.recording, item.bandwidth, item.estimate)
+                key = corpus, *_known(item), _said(item.estimate), str(tagged)
+                self._count[key] += 1
+                self._example.setdefault(key, item.id)
+            yield item
+
+    def rows(self) -> list[BandwidthRow]:
+        """What was counted, sorted."""
+        names = ("corpus", "known_by", "known", "estimated", "tagged")
+        return [
+            BandwidthRow(**dict(zip(names, key, strict=True)), utterances=count, example=self._example[key])
+            for key, count in sorted(self._count.items())
+        ]
+
+
+def _known(item: Utterance) -> tuple[str, str]:
+    """(by what, which band) before anything was estimated."""
+    try:
+        band = str(native_bandwidth(item.recording, item.bandwidth))
+    except DataError:
+        band = "neither"
+    return "recipe" if item.bandwidth else f"{item.recording.sampling_rate} Hz", band
+
+
+def _said(estimate: Estimate | None) -> str:
+    return str(estimate.band) if estimate is not None and estimate.reliable else "unsure"
 
 
 def contradictions(rows: Sequence[BandwidthRow]) -> list[str]:

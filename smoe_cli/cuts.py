@@ -13,7 +13,7 @@ from smoe_cli.bandwidth import TELEPHONE_HZ, Estimate
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance
 from smoe_cli.errors import DataError, RouteError
-from smoe_cli.manifests import read_manifest, write_lines
+from smoe_cli.manifests import manifest_writer, read_manifest
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
 from smoe_cli.telephone import bands_of, send
@@ -242,7 +242,14 @@ def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
     Raises:
         DataError: If the folder cannot be written or the disk is full.
     """
-    write_lines(path, ((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode() for cut in cuts))
+    with manifest_writer(path) as write:
+        for cut in cuts:
+            write(line_of_cut(cut))
+
+
+def line_of_cut(cut: MonoCut) -> bytes:
+    """A cut as a line of a manifest."""
+    return (json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode()
 
 
 def open_manifest(path: Path) -> CutSet:
