@@ -50,6 +50,7 @@ class _Gathered:
     lacking: Counter[str] = field(default_factory=Counter)
     assumed: Counter[str] = field(default_factory=Counter)
     unserved: Counter[str] = field(default_factory=Counter)
+    left_out: list[str] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     splits: dict[str, str] = field(default_factory=dict)
 
@@ -137,6 +138,7 @@ def _gather(gathered: _Gathered, config: Config, work: Work, watcher: Watcher) -
             _passes(work, _serve, gathered, utterance, work.name, config)
     if work.problems:
         raise _refusal(work, read)
+    gathered.left_out += [f"`{work.name}`: {count:,} {what} left out" for what, count in sorted(work.left_out.items())]
     gathered.heard += [note for one in heard.values() for note in one.notes]
     gathered.assumed[work.name] += sum(utterance.language_assumed for utterance in found)
     gathered.utterances += found
@@ -188,6 +190,7 @@ def _notes(config: Config, gathered: _Gathered) -> list[str]:
     notes += [
         f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(gathered.unserved.items())
     ]
+    notes += gathered.left_out
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered.cuts)
     spoken = sum(utterance.synthetic for utterance in gathered.utterances)
