@@ -100,6 +100,11 @@ class SynthCorpus(CorpusSettings):
 # --- corpora as their makers publish them ------------------------------------------------------------------
 
 
+def _parts(**splits: str) -> dict[str, str]:
+    """Split as a corpus names it -> split of the recipe."""
+    return {part: split for split, parts in splits.items() for part in parts.split()}
+
+
 class PublishedCorpus(CorpusSettings):
     """A corpus in the tree that its archives unpack to, its parts under their own names, which `splits` renames or leaves out."""
 
@@ -125,15 +130,7 @@ class LibrispeechCorpus(PublishedCorpus):
     """LibriSpeech: audio books, English; `clean` and `other` are scored apart."""
 
     reader = "smoe_cli.corpora.librispeech"
-    parts = {
-        "train-clean-100": "train",
-        "train-clean-360": "train",
-        "train-other-500": "train",
-        "dev-clean": "dev",
-        "dev-other": "dev",
-        "test-clean": "test",
-        "test-other": "test",
-    }
+    parts = _parts(train="train-clean-100 train-clean-360 train-other-500", dev="dev-clean dev-other", test="test-clean test-other")
     type: Literal["librispeech"] = "librispeech"
     path: Path = Field(Path("LibriSpeech"), description="Folder with one folder per part, e.g. `train-clean-100`.")
 
@@ -142,7 +139,7 @@ class MiniLibrispeechCorpus(PublishedCorpus):
     """Mini LibriSpeech: five hours of LibriSpeech to learn from and two to validate with."""
 
     reader = "smoe_cli.corpora.librispeech"
-    parts = {"train-clean-5": "train", "dev-clean-2": "dev"}
+    parts = _parts(train="train-clean-5", dev="dev-clean-2")
     type: Literal["mini-librispeech"] = "mini-librispeech"
     path: Path = Field(Path("LibriSpeech"), description="Folder with the folders `train-clean-5` and `dev-clean-2`.")
 
@@ -151,7 +148,7 @@ class MustcCorpus(PublishedCorpus):
     """MuST-C: English TED talks with translations; a segment that several language pairs have is one utterance."""
 
     reader = "smoe_cli.corpora.mustc"
-    parts = {"train": "train", "dev": "dev", "tst-COMMON": "test", "tst-HE": "test"}
+    parts = _parts(train="train", dev="dev", test="tst-COMMON tst-HE")
     type: Literal["mustc"] = "mustc"
     path: Path = Field(Path(), description="Folder with one folder per language pair, e.g. `en-de`.")
     targets: list[str] = Field(min_length=1, description="Target languages, e.g. `[de, fr]`.")
@@ -164,7 +161,7 @@ class CovostCorpus(PublishedCorpus):
     """CoVoST 2: the recordings of Common Voice in one language, with translations; `language` names what is spoken."""
 
     reader = "smoe_cli.corpora.covost"
-    parts = {"train": "train", "dev": "dev", "test": "test"}
+    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["covost"] = "covost"
     path: Path = Field(description="Common Voice in that language: the folder with `validated.tsv` and `clips/`.")
     translations: dict[str, Path] = Field(
@@ -179,7 +176,7 @@ class MtedxCorpus(PublishedCorpus):
     """Multilingual TEDx: talks in one language; a segment that several language pairs have is one utterance."""
 
     reader = "smoe_cli.corpora.mtedx"
-    parts = {"train": "train", "valid": "dev", "test": "test"}
+    parts = _parts(train="train", dev="valid", test="test")
     type: Literal["mtedx"] = "mtedx"
     path: Path = Field(Path(), description="Folder with one folder per language pair, e.g. `es-es` (transcripts only) and `es-en`.")
     spoken: str = Field(description="Language of the talks, e.g. `es`.")
@@ -199,7 +196,7 @@ class FleursCorpus(PublishedCorpus):
     """FLEURS: the same sentences read in many languages; a translation is what readers of another language read."""
 
     reader = "smoe_cli.corpora.fleurs"
-    parts = {"train": "train", "dev": "dev", "test": "test"}
+    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["fleurs"] = "fleurs"
     path: Path = Field(Path(), description="Folder with one folder per language, e.g. `en_us`.")
     spoken: str = Field(description="Folder of the spoken language, e.g. `en_us`; `language` names it, by default as the folder begins.")
@@ -210,7 +207,7 @@ class EuroparlStCorpus(PublishedCorpus):
     """Europarl-ST: debates of the European Parliament; a segment that several language pairs have is one utterance."""
 
     reader = "smoe_cli.corpora.europarl_st"
-    parts = {"train": "train", "dev": "dev", "test": "test"}
+    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["europarl-st"] = "europarl-st"
     path: Path = Field(Path("v1.1"), description="Folder with one folder per spoken language, e.g. `en`.")
     spoken: str = Field(description="Spoken language, e.g. `en`.")
@@ -224,7 +221,7 @@ class VoxpopuliCorpus(PublishedCorpus):
     """VoxPopuli, transcribed: debates of the European Parliament in one language."""
 
     reader = "smoe_cli.corpora.voxpopuli"
-    parts = {"train": "train", "dev": "dev", "test": "test"}
+    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["voxpopuli"] = "voxpopuli"
     path: Path = Field(Path("transcribed_data"), description="Folder with one folder per language, e.g. `en`.")
     spoken: str = Field(description="Folder of the spoken language, e.g. `en`.")
@@ -237,15 +234,11 @@ class FisherCallhomeCorpus(PublishedCorpus):
     """Fisher and CALLHOME Spanish with English translations: telephone calls at 8 kHz; the two are scored apart."""
 
     reader = "smoe_cli.corpora.fisher_callhome"
-    parts = {
-        "fisher_train": "train",
-        "fisher_dev": "dev",
-        "fisher_dev2": "dev",
-        "fisher_test": "test",
-        "callhome_train": "train",
-        "callhome_devtest": "dev",
-        "callhome_evltest": "test",
-    }
+    parts = _parts(
+        train="fisher_train callhome_train",
+        dev="fisher_dev fisher_dev2 callhome_devtest",
+        test="fisher_test callhome_evltest",
+    )
     type: Literal["fisher-callhome"] = "fisher-callhome"
     path: Path = Field(Path("fisher-callhome-corpus"), description="Folder with the translations: `mapping/` and `corpus/ldc/`.")
     fisher_speech: Path = Field(Path("LDC2010S01"), description="Folder that holds Fisher's calls, however deep.")
@@ -261,7 +254,7 @@ class SwitchboardCorpus(PublishedCorpus):
     """Switchboard-1: English telephone calls at 8 kHz; which of them are dev and test is said here, as the corpus has no splits."""
 
     reader = "smoe_cli.corpora.switchboard"
-    parts = {"train": "train", "dev": "dev", "test": "test"}
+    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["switchboard"] = "switchboard"
     path: Path = Field(Path("LDC97S62"), description="Folder that holds the calls, however deep.")
     transcripts: Path = Field(Path("swb_ms98_transcriptions"), description="Folder that holds the transcripts, however deep.")

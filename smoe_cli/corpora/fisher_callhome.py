@@ -110,7 +110,9 @@ class _Collection:
             raise DataError(f"no transcript of call `{call}` below `{self.transcripts}`", "bring it back")
         if self.name != "fisher":
             return self.source.lines(path, "iso8859-1")
-        # The numbers count from the first line that is no header.
+        if _number_of(call) not in self._people:
+            raise DataError(f"call `{call}` is not in the table of calls, `*_call.tbl`", PUBLISHED)
+        # The lines that a mapping names are counted from the first one that is no header.
         return [line for line in self.source.lines(path) if ";;MM" not in line and "file;unicode" not in line]
 
     def audio(self, call: str) -> Path:
@@ -118,17 +120,8 @@ class _Collection:
         return self._calls.get(call) or self.speech / f"{call}.sph"
 
     def speaker(self, call: str, channel: int) -> str:
-        """Who speaks: Fisher numbers people, in CALLHOME each side of a call is somebody of its own.
-
-        Raises:
-            DataError: If the table of calls lacks the call.
-        """
-        if self.name != "fisher":
-            return f"{call}-{'AB'[channel]}"
-        place = (call.split("_") + [""] * 3)[2]
-        if place not in self._people:
-            raise DataError(f"call `{place}` is not in the table of calls, `*_call.tbl`", PUBLISHED)
-        return f"fsp-{self._people[place][channel]}"
+        """Who speaks: Fisher numbers people, in CALLHOME each side of a call is somebody of its own."""
+        return f"fsp-{self._people[_number_of(call)][channel]}" if self.name == "fisher" else f"{call}-{'AB'[channel]}"
 
     def spoken(self, call: str, numbers: list[str]) -> list[Line]:
         """Some lines of a call's transcript, by their numbers.
@@ -153,6 +146,11 @@ class _Collection:
             )
         rows = (line.split(",") for line in self.source.lines(tables[0]))
         return {row[0]: (row[2], row[8]) for row in rows if len(row) > 8}
+
+
+def _number_of(call: str) -> str:
+    """The number of a call of Fisher, as its table of calls has it: 22 of `20050908_182943_22_fsp`."""
+    return (call.split("_") + [""] * 3)[2]
 
 
 def _fisher_line(line: str) -> Line:

@@ -46,7 +46,8 @@ def _chapter(source: Source, folder: Path, part: str) -> Iterator[Segment]:
             source.work.unfit(DataError(f"`{listed}` line {number} has no transcript", PUBLISHED))
             continue
         kind = next((kind for kind in ("clean", "other") if kind in part.split("-")), "")
-        yield Segment(name, f"`{listed}` line {number}", part, folder / f"{name}.flac", "en", text, speaker=speaker, subset=kind)
+        where = f"`{listed}` line {number}"
+        yield Segment(name, where, part, folder / f"{name}.flac", text, language="en", speaker=speaker, subset=kind)
     for path in sorted(folder.glob("*.flac")):
         if path.stem not in named:
             source.work.unfit(DataError(f"`{listed}` has no transcript of `{path.name}`", "bring back the whole file, or remove the audio"))

@@ -41,10 +41,9 @@ class Segment:
         where: Names the place that says all this, for messages.
         split: As the corpus names it.
         audio: The recording.
-        language: Language that is spoken.
         transcript: What is said.
         translations: Target language -> right answers.
-        speaker, subset: As in `Utterance`.
+        language, speaker, subset: As in `Utterance`.
         span_s: Start and end; None: the whole recording.
         channel, channels: Whose voice it is, and how many there are.
     """
@@ -53,8 +52,8 @@ class Segment:
     where: str
     split: str
     audio: Path
-    language: str
     transcript: str
+    language: str = ""
     translations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     speaker: str = ""
     subset: str = ""
@@ -165,9 +164,9 @@ class Source:
             try:
                 entries = yaml.load("\n".join(lines[first:last]), LOADER)
             except yaml.YAMLError as error:
-                mark = getattr(error, "problem_mark", None)
-                line = first + mark.line + 1 if mark else first + 1
-                raise DataError(f"`{path}` line {line} is not YAML: {error}", PUBLISHED) from error
+                line = first + (error.problem_mark.line if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 0) + 1
+                problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else "a character that it cannot have"
+                raise DataError(f"`{path}` line {line} is not YAML: {problem}", PUBLISHED) from error
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
                 raise DataError(f"`{path}` is no list of segments from line {first + 1} on", PUBLISHED)
             found += entries
@@ -175,11 +174,10 @@ class Source:
 
     def calls(self, folder: Path, suffixes: Sequence[str] = AUDIO) -> dict[str, Path]:
         """Name of a file, in small letters and without its suffix -> the file, from anywhere below a folder."""
-        found: dict[str, Path] = {}
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
         # The preferred suffix comes last, and stays.
-        for suffix in reversed(suffixes):
-            found |= {path.stem.lower(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() == suffix}
-        return found
+        files.sort(key=lambda path: -suffixes.index(path.suffix.lower()))
+        return {path.stem.lower(): path for path in files}
 
     def every_part(self, read: Callable[[str], Iterable[Segment]]) -> Iterator[Segment]:
         """The segments of every part that is not left out; what keeps one part from being read goes to `work.unfit`."""
@@ -269,7 +267,7 @@ def merged(segments: Iterable[Segment]) -> list[Segment]:
     found: dict[tuple[object, ...], Segment] = {}
     ids: set[str] = set()
     for segment in segments:
-        key = (segment.split, segment.audio.stem, segment.span_s, segment.transcript)
+        key: tuple[object, ...] = (segment.split, segment.audio.stem, segment.span_s, segment.transcript)
         same = found.get(key)
         if same is not None and not same.translations.keys() & segment.translations.keys():
             found[key] = replace(same, translations={**same.translations, **segment.translations})
