@@ -108,6 +108,8 @@ def _parts(**splits: str) -> dict[str, str]:
 class PublishedCorpus(CorpusSettings):
     """A corpus in the tree that its archives unpack to, its parts under their own names, which `splits` renames or leaves out."""
 
+    parts: ClassVar[dict[str, str]] = _parts(train="train", dev="dev", test="test")
+
     train_within_s: tuple[float, float] | None = Field(
         None,
         description="Shortest and longest segment of the train split; others are left out of it, and counted in a note. null: all are "
@@ -119,6 +121,8 @@ class PublishedCorpus(CorpusSettings):
         unknown = [part for part in self.splits if part not in self.parts]
         if unknown:
             raise ValueError(f"`splits` names `{unknown[0]}`; this corpus has: {', '.join(self.parts)}")
+        if self.train_within_s and not 0 <= self.train_within_s[0] < self.train_within_s[1]:
+            raise ValueError(f"`train_within_s` is a shortest and a longest segment, in seconds, not {list(self.train_within_s)}")
         return self
 
     def kept_parts(self) -> list[str]:
@@ -161,7 +165,6 @@ class CovostCorpus(PublishedCorpus):
     """CoVoST 2: the recordings of Common Voice in one language, with translations; `language` names what is spoken."""
 
     reader = "smoe_cli.corpora.covost"
-    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["covost"] = "covost"
     path: Path = Field(description="Common Voice in that language: the folder with `validated.tsv` and `clips/`.")
     translations: dict[str, Path] = Field(
@@ -196,7 +199,6 @@ class FleursCorpus(PublishedCorpus):
     """FLEURS: the same sentences read in many languages; a translation is what readers of another language read."""
 
     reader = "smoe_cli.corpora.fleurs"
-    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["fleurs"] = "fleurs"
     path: Path = Field(Path(), description="Folder with one folder per language, e.g. `en_us`.")
     spoken: str = Field(description="Folder of the spoken language, e.g. `en_us`; `language` names it, by default as the folder begins.")
@@ -207,7 +209,6 @@ class EuroparlStCorpus(PublishedCorpus):
     """Europarl-ST: debates of the European Parliament; a segment that several language pairs have is one utterance."""
 
     reader = "smoe_cli.corpora.europarl_st"
-    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["europarl-st"] = "europarl-st"
     path: Path = Field(Path("v1.1"), description="Folder with one folder per spoken language, e.g. `en`.")
     spoken: str = Field(description="Spoken language, e.g. `en`.")
@@ -221,7 +222,6 @@ class VoxpopuliCorpus(PublishedCorpus):
     """VoxPopuli, transcribed: debates of the European Parliament in one language."""
 
     reader = "smoe_cli.corpora.voxpopuli"
-    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["voxpopuli"] = "voxpopuli"
     path: Path = Field(Path("transcribed_data"), description="Folder with one folder per language, e.g. `en`.")
     spoken: str = Field(description="Folder of the spoken language, e.g. `en`.")
@@ -254,7 +254,6 @@ class SwitchboardCorpus(PublishedCorpus):
     """Switchboard-1: English telephone calls at 8 kHz; which of them are dev and test is said here, as the corpus has no splits."""
 
     reader = "smoe_cli.corpora.switchboard"
-    parts = _parts(train="train", dev="dev", test="test")
     type: Literal["switchboard"] = "switchboard"
     path: Path = Field(Path("LDC97S62"), description="Folder that holds the calls, however deep.")
     transcripts: Path = Field(Path("swb_ms98_transcriptions"), description="Folder that holds the transcripts, however deep.")
