@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from lhotse import AudioSource, Recording
-from lhotse.audio.backend import get_current_audio_backend, set_current_audio_backend
+from lhotse.audio.backend import set_current_audio_backend
 from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
@@ -61,15 +59,9 @@ def describe(path: Path, recording_id: str, channels: int = 1) -> Recording:
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
 
 
-@contextmanager
-def through_libsndfile() -> Iterator[None]:
-    """Let Lhotse read files with what they were checked with; of `.sph` files it would ask a program, in a line of shell."""
-    before = get_current_audio_backend()
+def read_as_checked() -> None:
+    """Let Lhotse read files with libsndfile, as they are checked here; for `.sph` it would run a program, in a line of shell."""
     set_current_audio_backend("LibsndfileBackend")
-    try:
-        yield
-    finally:
-        set_current_audio_backend(before)
 
 
 def _check_wav_length(path: Path, recording_id: str) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json
+from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.validate import show_findings, show_rows
 from smoe_cli.cli.watcher import open_watcher
+
+
+class BandwidthSource(StrEnum):
+    """What `data.bandwidth` can be."""
+
+    RATE = "rate"
+    AUTO = "auto"
 
 
 def prepare(
@@ -24,7 +32,15 @@ def prepare(
         bool | None,
         typer.Option(
             "--nb-downsample/--no-nb-downsample",
-            help="Add a narrowband twin (8 kHz and back) of every wideband utterance.",
+            help="Add a narrowband twin of every wideband utterance, made as `data.nb_simulation` says.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    bandwidth: Annotated[
+        BandwidthSource | None,
+        typer.Option(
+            "--bandwidth",
+            help="Take the band of recordings from their sampling rate, or estimate it from their spectrum and report contradictions.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -43,6 +59,7 @@ def prepare(
     Example: smoe prepare --nb-downsample
     """
     flags = [] if nb_downsample is None else [f"data.nb_downsample={str(nb_downsample).lower()}"]
+    flags += [] if bandwidth is None else [f"data.bandwidth={bandwidth}"]
     recipe = options.load_recipe(config, overrides, flags)
     added = options.corpus_flags(corpus or (), recipe)
     if added:
@@ -61,6 +78,11 @@ def prepare(
         print_json(report)
     else:
         show_rows(report.rows)
+        if report.bandwidths:
+            bands = [(row.corpus, row.known_by, row.known, row.estimated, row.tagged, row.utterances) for row in report.bandwidths]
+            print_table(("corpus", "known by", "band", "spectrum", "tag", "utterances"), bands)
+        if report.lines:
+            print_table(("simulated line", "utterances"), list(report.lines.items()))
         for note in report.notes:
             print(f"note: {note}")
         show_findings(report.findings)

@@ -42,7 +42,7 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
     }
 
     def clips() -> Iterator[Segment]:
-        for name in sorted(splits):
+        for name in source.follow(sorted(splits), "clips"):
             row = spoken.get(name)
             if row is None:
                 work.unfit(

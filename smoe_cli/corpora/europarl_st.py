@@ -28,7 +28,7 @@ def read(settings: EuroparlStCorpus, work: Work) -> Iterator[Utterance]:
         for target in settings.targets:
             yield from _language_pair(source, folder, (settings.spoken, target), name)
 
-    yield from source.utterances(merged(source.every_part(part)))
+    yield from source.utterances(merged(source, source.every_part(part)))
 
 
 def _language_pair(source: Source, folder: Path, languages: tuple[str, str], part: str) -> Iterator[Segment]:

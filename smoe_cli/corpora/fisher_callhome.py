@@ -71,7 +71,7 @@ def read(settings: FisherCallhomeCorpus, work: Work) -> Iterator[Utterance]:
                 channels=2,
             )
 
-        rows = enumerate(zip(lines, *translations, strict=True), start=1)
+        rows = enumerate(zip(source.follow(lines, name), *translations, strict=True), start=1)
         items = ((f"`{listed}` line {place}", row) for place, row in rows if row[0].partition(" ")[0] not in missing)
         yield from source.each(items, segment)
 

@@ -26,7 +26,7 @@ def read(settings: LibrispeechCorpus | MiniLibrispeechCorpus, work: Work) -> Ite
             raise DataError(
                 f"no folder `{folder / name}`", f"unpack it, or leave the part out: `data.corpora.{work.name}.splits: {{{name}: null}}`"
             )
-        for chapter in sorted(path for path in (folder / name).glob("*/*") if path.is_dir()):
+        for chapter in source.follow(sorted(path for path in (folder / name).glob("*/*") if path.is_dir()), name):
             try:
                 yield from _chapter(source, chapter, name)
             except DataError as error:

@@ -24,4 +24,4 @@ def read(settings: MtedxCorpus, work: Work) -> Iterator[Utterance]:
             languages = [settings.spoken, *([target] if target else [])]
             yield from language_pair(source, folder / pair / "data" / name, languages, ".flac")
 
-    yield from source.utterances(merged(source.every_part(part)))
+    yield from source.utterances(merged(source, source.every_part(part)))

@@ -26,7 +26,7 @@ def read(settings: MustcCorpus, work: Work) -> Iterator[Utterance]:
         for target in settings.targets:
             yield from language_pair(source, folder / f"en-{target}" / "data" / name, ("en", target), ".wav", subset)
 
-    yield from source.utterances(merged(source.every_part(part)))
+    yield from source.utterances(merged(source, source.every_part(part)))
 
 
 def language_pair(source: Source, folder: Path, languages: Sequence[str], suffix: str, subset: str = "") -> Iterator[Segment]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from lhotse import Recording
@@ -23,6 +23,7 @@ from smoe_cli.corpus_settings import PublishedCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 
+T = TypeVar("T")
 PUBLISHED = "bring back the file as it was published"
 AUDIO = (".flac", ".wav", ".sph")
 """Suffixes of calls, the preferred one first: who had to unpack a file of the LDC puts the result beside it."""
@@ -32,7 +33,7 @@ AT_ONCE = 1000
 """Segments of a YAML list that are parsed together: a list of 200,000 would fill the memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A part of a recording with its texts.
 
@@ -138,7 +139,8 @@ class Source:
         if missing:
             named = ", ".join(f"`{name}`" for name in missing)
             raise DataError(f"table `{path}` has no column {named}; it has: {', '.join(header)}", PUBLISHED)
-        for number, line in enumerate(lines[0 if columns else 1 :], start=1 if columns else 2):
+        rows = lines if columns else lines[1:]
+        for number, line in enumerate(self.follow(rows, path.name), start=1 if columns else 2):
             fields = re.split(r"(?<!\\)\t", line) if escaped else line.split("\t")
             if len(fields) != len(header):
                 self.work.unfit(
@@ -200,8 +202,7 @@ class Source:
 
         Left out, and counted: segments and translations without a letter or digit, and what `train_within_s` says.
         """
-        segments = list(segments)
-        for done, segment in enumerate(segments, start=1):
+        for segment in segments:
             try:
                 utterance = self._utterance(segment)
             except DataError as error:
@@ -209,7 +210,12 @@ class Source:
                 continue
             if utterance is not None:
                 yield utterance
-            self.work.progress(done, len(segments), f"{self.work.name}: segments")
+
+    def follow(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield the items, and report how many are done."""
+        for done, item in enumerate(items, start=1):
+            yield item
+            self.work.progress(done, len(items), f"{self.work.name}: {what}")
 
     def _utterance(self, segment: Segment) -> Utterance | None:
         if not _says_something(segment.transcript):
@@ -241,25 +247,28 @@ class Source:
         )
 
     def _recording(self, segment: Segment) -> Recording:
-        """The recording of a segment; its header is read once.
+        """The recording of a segment; the header of one that several share is read once.
 
         Raises:
             DataError: The same for each of its segments.
         """
-        if segment.audio not in self._recordings:
-            try:
-                if self.settings.untrusted:
-                    check_within(segment.audio, self.work.root, f"corpus `{self.work.name}`")
-                self._recordings[segment.audio] = describe(segment.audio, segment.audio.stem, segment.channels)
-            except DataError as error:
-                self._recordings[segment.audio] = error
-        found = self._recordings[segment.audio]
+        found = self._recordings.get(segment.audio) or self._described(segment)
+        if segment.span_s is not None:
+            self._recordings[segment.audio] = found
         if isinstance(found, DataError):
             raise found
         return found
 
+    def _described(self, segment: Segment) -> Recording | DataError:
+        try:
+            if self.settings.untrusted:
+                check_within(segment.audio, self.work.root, f"corpus `{self.work.name}`")
+            return describe(segment.audio, segment.audio.stem, segment.channels)
+        except DataError as error:
+            return error
 
-def merged(segments: Iterable[Segment]) -> list[Segment]:
+
+def merged(source: Source, segments: Iterable[Segment]) -> Iterator[Segment]:
     """One segment where several language pairs have the same part of the same recording with the same transcript.
 
     Where their transcripts differ, each stays, the later ones with the target language at the end of their ids.
@@ -277,7 +286,7 @@ def merged(segments: Iterable[Segment]) -> list[Segment]:
             key = (*key, segment.id, len(found))
         ids.add(segment.id)
         found[key] = segment
-    return list(found.values())
+    yield from source.follow(list(found.values()), "segments")
 
 
 def number(text: str | None, what: str) -> float:

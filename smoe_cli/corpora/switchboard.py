@@ -61,7 +61,7 @@ def read(settings: SwitchboardCorpus, work: Work) -> Iterator[Utterance]:
         )
 
     def segments() -> Iterator[Segment]:
-        for call, side, path in sides:
+        for call, side, path in source.follow(sides, "transcripts"):
             if settings.split_of(splits[call]) is None:
                 continue
             try:

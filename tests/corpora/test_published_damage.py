@@ -183,7 +183,7 @@ def test_damage_is_named_and_nothing_is_written(name, what, tmp_path):
         pipeline.prepare(recipe(name, tmp_path))
     assert caught.value.hint
     assert len(caught.value.message.splitlines()) <= 2, "one line for one damage"
-    assert not list((tmp_path / "exp").rglob("cuts*"))
+    assert not list((tmp_path / "exp").rglob("cuts.*"))
 
 
 def test_every_published_corpus_is_damaged_in_some_way():
