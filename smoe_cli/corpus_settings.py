@@ -23,8 +23,8 @@ class CorpusSettings(Settings):
     """Module with `read(settings, work) -> Iterator[Utterance]`."""
     made: ClassVar[bool] = False
     """Whether it is made here: it then has no files that `data.root` could say the place of."""
-    parts: ClassVar[dict[str, str]] = {}
-    """Split as the corpus names it -> split of the recipe, where `splits` does not say otherwise."""
+    parts: ClassVar[dict[str, str | None]] = {}
+    """Split as the corpus names it -> split of the recipe, where `splits` does not say otherwise; None: left out."""
 
     language: str = Field(
         "", description="Spoken language, unless the corpus names one per utterance; where neither does, `en`, and `smoe prepare` says so."
@@ -101,7 +101,7 @@ class SynthCorpus(CorpusSettings):
 # --- corpora as their makers publish them ------------------------------------------------------------------
 
 
-def _parts(**splits: str) -> dict[str, str]:
+def _parts(**splits: str) -> dict[str, str | None]:
     """Split as a corpus names it -> split of the recipe."""
     return {part: split for split, parts in splits.items() for part in parts.split()}
 
@@ -109,7 +109,7 @@ def _parts(**splits: str) -> dict[str, str]:
 class PublishedCorpus(CorpusSettings):
     """A corpus in the tree that its archives unpack to, its parts under their own names, which `splits` renames or leaves out."""
 
-    parts: ClassVar[dict[str, str]] = _parts(train="train", dev="dev", test="test")
+    parts: ClassVar[dict[str, str | None]] = _parts(train="train", dev="dev", test="test")
 
     train_within_s: tuple[float, float] | None = Field(
         None,
@@ -207,9 +207,13 @@ class FleursCorpus(PublishedCorpus):
 
 
 class EuroparlStCorpus(PublishedCorpus):
-    """Europarl-ST: debates of the European Parliament; a segment that several language pairs have is one utterance."""
+    """Europarl-ST: debates of the European Parliament; a segment that several language pairs have is one utterance.
+
+    `train-noisy`, whose texts fit the audio less well, is left out unless `splits` says `{train-noisy: train}`.
+    """
 
     reader = "smoe_cli.corpora.europarl_st"
+    parts = _parts(train="train", dev="dev", test="test") | {"train-noisy": None}
     type: Literal["europarl-st"] = "europarl-st"
     path: Path = Field(Path("v1.1"), description="Folder with one folder per spoken language, e.g. `en`.")
     spoken: str = Field(description="Spoken language, e.g. `en`.")

@@ -9,8 +9,10 @@ from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import CovostCorpus
 from smoe_cli.errors import DataError
 
-EXTENDED_TRAIN = "train_covost"
-"""CoVoST 2 adds these rows to the train split of Common Voice. Its `dev_covost` and `test_covost` belong to no split."""
+SPLITS = {"train": "train", "train_covost": "train", "dev": "dev", "test": "test", "dev_covost": None, "test_covost": None}
+"""Split as the tables name it -> split of CoVoST 2, which adds to the train split of Common Voice; None: of none."""
+STRUCK_OUT = "REMOVE"
+"""What stands where a translator found nothing to translate."""
 
 
 def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
@@ -25,24 +27,24 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
     splits: dict[str, str] = {}
     translations: dict[str, dict[str, list[str]]] = {}
     places: dict[str, str] = {}
-    for target, table in settings.translations.items():
-        for where, row in source.table(work.root / table, ("path", "translation", "split"), escaped=True):
-            name, split = row["path"], "train" if row["split"] == EXTENDED_TRAIN else row["split"]
-            if split not in settings.parts:
-                work.left_out[f"translations into `{target}` of split `{split}`, which CoVoST 2 does not use,"] += 1
-            elif settings.split_of(split) is not None:
-                if splits.setdefault(name, split) != split:
-                    work.unfit(DataError(f"{where}: clip `{name}` is in split `{split}`, and elsewhere in `{splits[name]}`", PUBLISHED))
-                    continue
-                translations.setdefault(name, {}).setdefault(target, []).append(row["translation"])
-                places.setdefault(name, where)
+    for target, where, row in _translations(source, settings):
+        name, split = row["path"], SPLITS[row["split"]]
+        if split is None:
+            work.left_out[f"translations into `{target}` of split `{row['split']}`, which CoVoST 2 does not use,"] += 1
+        elif row["translation"].strip() == STRUCK_OUT:
+            work.left_out[f"translations into `{target}` that say `{STRUCK_OUT}`"] += 1
+        elif splits.setdefault(name, split) != split:
+            work.unfit(DataError(f"{where}: clip `{name}` is in split `{split}`, and elsewhere in `{splits[name]}`", PUBLISHED))
+        elif settings.split_of(split) is not None:
+            translations.setdefault(name, {}).setdefault(target, []).append(row["translation"])
+            places.setdefault(name, where)
     validated = folder / "validated.tsv"
     spoken = {
-        row["path"]: row for _, row in source.table(validated, ("path", "sentence", "client_id"), escaped=True) if row["path"] in splits
+        row["path"]: row for _, row in source.table(validated, ("path", "sentence", "client_id"), escaped=True) if row["path"] in places
     }
 
     def clips() -> Iterator[Segment]:
-        for name in source.follow(sorted(splits), "clips"):
+        for name in source.follow(sorted(places), "clips"):
             row = spoken.get(name)
             if row is None:
                 work.unfit(
@@ -64,3 +66,13 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
             )
 
     yield from source.utterances(clips())
+
+
+def _translations(source: Source, settings: CovostCorpus) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(target language, table and line, row) of every translation in a split that there is; other rows go to `work.unfit`."""
+    for target, table in settings.translations.items():
+        for where, row in source.table(source.work.root / table, ("path", "translation", "split"), escaped=True):
+            if row["split"] in SPLITS:
+                yield target, where, row
+            else:
+                source.work.unfit(DataError(f"{where} is in split `{row['split']}`; known: {', '.join(SPLITS)}", PUBLISHED))

@@ -35,6 +35,9 @@ def _language_pair(source: Source, folder: Path, languages: tuple[str, str], par
     texts = folder / languages[1] / part
     listed = texts / "segments.lst"
     entries = source.lines(listed)
+    speeches = source.lines(texts / "speeches.lst")
+    (people,) = source.parallel(texts / "speeches.lst", len(speeches), [texts / "speakers.lst"])
+    speakers = dict(zip(speeches, people, strict=True))
     transcripts, translations = source.parallel(listed, len(entries), [texts / f"segments.{lang}" for lang in languages])
 
     def segment(where: str, row: tuple[str, str, str]) -> Segment:
@@ -42,6 +45,8 @@ def _language_pair(source: Source, folder: Path, languages: tuple[str, str], par
         fields = entry.split()
         if len(fields) != 3:
             raise DataError(f"`{entry}` is not a speech, a start and an end", PUBLISHED)
+        if fields[0] not in speakers:
+            raise DataError(f"speech `{fields[0]}` is not in `{texts / 'speeches.lst'}`", PUBLISHED)
         span_s = (number(fields[1], "start"), number(fields[2], "end"))
         paths = [folder / "audios" / f"{fields[0]}{suffix}" for suffix in AUDIO]
         return Segment(
@@ -52,6 +57,7 @@ def _language_pair(source: Source, folder: Path, languages: tuple[str, str], par
             language=languages[0],
             transcript=transcript,
             translations={languages[1]: [translation]},
+            speaker=speakers[fields[0]],
             span_s=span_s,
         )
 

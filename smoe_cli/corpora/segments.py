@@ -106,7 +106,7 @@ class Source:
         return [line.removesuffix("\r") for line in lines]
 
     def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:
-        """The lines of files that have one line for each segment of a list.
+        """The lines of files that have one line for each entry of a list.
 
         Raises:
             DataError: As `lines`, and if a file has more or fewer lines.
@@ -115,7 +115,7 @@ class Source:
         for path, lines in zip(texts, found, strict=True):
             if len(lines) != count:
                 raise DataError(
-                    f"`{path}` has {len(lines)} lines, `{listed}` {count} segments: which text belongs to which cannot be told",
+                    f"`{path}` has {len(lines)} lines, `{listed}` {count}: which belongs to which cannot be told",
                     "bring back both files, whole",
                 )
         return found

@@ -163,6 +163,7 @@ def test_covost_joins_common_voice_by_clip_and_extends_its_train_split(tmp_path)
     report, cuts = prepared("covost", tmp_path)
     assert report.utterances == {"train": 2, "dev": 1, "test": 1}
     assert "`en`: 1 translations into `de` of split `dev_covost`, which CoVoST 2 does not use, left out" in report.notes
+    assert "`en`: 1 translations into `de` that say `REMOVE` left out" in report.notes
     cut = by_utterance(cuts, "translate", "wb")["common_voice_en_1"]
     assert (cut.supervisions[0].text, cut.supervisions[0].speaker) == ('Er sagte "nein".', "speaker1")
     assert cut.recording.sources[0].source.endswith("clips/common_voice_en_1.mp3")
@@ -192,8 +193,18 @@ def test_europarl_st_is_read_from_converted_speeches(tmp_path):
     _, cuts = prepared("europarl-st", tmp_path)
     cut = by_utterance(cuts, "transcribe", "wb")["train-en.20080924.31.3-001-00001250-00002750"]
     assert (cut.start, cut.duration, cut.supervisions[0].text) == (1.25, 1.5, "that is all")
-    french = [cut for cut in cuts if cut.supervisions[0].language == "fr" and tags_of(cut).utterance == tags_of(cut).utterance]
+    assert cut.supervisions[0].speaker == "MEP_1"
+    french = [cut for cut in cuts if cut.supervisions[0].language == "fr"]
     assert {cut.supervisions[0].text for cut in french} == {"Monsieur le Président,", "C'est tout."}
+
+
+def test_noisy_speeches_are_taken_only_where_the_recipe_says_so(tmp_path):
+    TREES["europarl-st"](tmp_path)
+    for lang in ("de", "fr"):
+        folder = tmp_path / "europarl-st" / "v1.1" / "en" / lang
+        shutil.copytree(folder / "train", folder / "train-noisy")
+    assert prepared("europarl-st", tmp_path)[0].utterances["train"] == 2
+    assert prepared("europarl-st", tmp_path, "data.corpora.en.splits={train-noisy: train}")[0].utterances["train"] == 4
 
 
 def test_voxpopuli_names_language_and_speaker(tmp_path):

@@ -55,7 +55,7 @@ DAMAGES: dict[str, list[tuple[str, Callable[[Path], object], str]]] = {
         (
             "too few lines",
             lambda r: text(r / MUSTC / "txt/train.de", "Danke."),
-            r"train.de` has 1 lines, `.*train.yaml` 3 segments: which text",
+            r"train.de` has 1 lines, `.*train.yaml` 3: which",
         ),
         ("too many lines", lambda r: text(r / MUSTC / "txt/train.en", *"abcd"), r"train.en` has 4 lines"),
         ("missing audio", lambda r: (r / MUSTC / "wav/ted_1.wav").unlink(), r"no audio file `.*en-de/data/train/wav/ted_1.wav`"),
@@ -95,6 +95,7 @@ DAMAGES: dict[str, list[tuple[str, Callable[[Path], object], str]]] = {
             lambda r: edit(r / COVOST, "translation\tsplit", "text\tsplit"),
             r"no column `translation`; it has: path, text, split",
         ),
+        ("unknown split", lambda r: edit(r / COVOST, "\tdev\n", "\tdve\n"), r"line 4 is in split `dve`; known: .*train_covost"),
         ("missing table", lambda r: (r / COVOST).unlink(), r"no file `.*covost_v2.en_de.tsv`"),
     ],
     "fleurs": [
@@ -115,7 +116,17 @@ DAMAGES: dict[str, list[tuple[str, Callable[[Path], object], str]]] = {
         (
             "too few lines",
             lambda r: text(r / PARL / "fr/dev/segments.fr", "Merci."),
-            r"segments.fr` has 1 lines, `.*segments.lst` 2 segments",
+            r"segments.fr` has 1 lines, `.*segments.lst` 2: which",
+        ),
+        (
+            "unknown speaker",
+            lambda r: text(r / PARL / "de/dev/speakers.lst", "MEP_1", "MEP_2"),
+            r"speakers.lst` has 2 lines, `.*speeches.lst` 1: which",
+        ),
+        (
+            "unknown speech",
+            lambda r: edit(r / PARL / "de/dev/segments.lst", "en.20080924.31.3-002 0.0", "en.19990101 0.0"),
+            r"segments.lst` line 1: speech `en.19990101` is not in `.*speeches.lst`",
         ),
         (
             "no times",

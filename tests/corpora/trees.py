@@ -104,6 +104,7 @@ def covost(root: Path) -> None:
         tone(folder / "clips" / name, 1.5, 32000, format="MP3")
         rows.append(f'{name}\tEr sagte \\"nein\\".\t{split}')
         said.append(f'speaker{number}\t{name}\tHe said "no".\t2\t0\t\t\t')
+    rows.append("common_voice_en_99.mp3\tREMOVE\ttrain")
     text(root / "covost2" / "covost_v2.en_de.tsv", "path\ttranslation\tsplit", *rows)
     text(folder / "validated.tsv", *said, "speaker9\tcommon_voice_en_99.mp3\tNobody translated this.\t2\t0\t\t\t")
 
@@ -135,6 +136,7 @@ def europarl_st(root: Path) -> None:
         tone(folder / "audios" / f"{speech}.flac", 3.0, 44100)
         for lang, lines in translated.items():
             text(folder / lang / split / "speeches.lst", speech)
+            text(folder / lang / split / "speakers.lst", f"MEP_{number}")
             text(folder / lang / split / "segments.lst", f"{speech} 0.0 1.25", f"{speech} 1.25 2.75")
             text(folder / lang / split / "segments.en", "Mr President,", "that is all.")
             text(folder / lang / split / f"segments.{lang}", *lines)
