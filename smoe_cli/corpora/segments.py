@@ -165,11 +165,11 @@ class Source:
         for first, last in pairwise([0, *starts[AT_ONCE::AT_ONCE], len(lines)]):
             try:
                 entries = yaml.load("\n".join(lines[first:last]), LOADER)
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, RecursionError) as error:
                 line = first + (error.problem_mark.line if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 0) + 1
-                problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else "a character that it cannot have"
+                problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else "characters or depths that it cannot have"
                 raise DataError(f"`{path}` line {line} is not YAML: {problem}", PUBLISHED) from error
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            if not isinstance(entries, list) or not all(map(_is_flat, entries)):
                 raise DataError(f"`{path}` is no list of segments from line {first + 1} on", PUBLISHED)
             found += entries
         return found
@@ -307,6 +307,10 @@ def number(text: str | None, what: str) -> float:
 def span_id(split: str, recording: str, span_s: tuple[float, float]) -> str:
     """The id of a part of a recording, in milliseconds."""
     return f"{split}-{recording}-{round(1000 * span_s[0]):08d}-{round(1000 * span_s[1]):08d}"
+
+
+def _is_flat(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(item, str) for pair in entry.items() for item in pair)
 
 
 def _says_something(text: str) -> bool:
