@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from lhotse import Recording
 
-from smoe_cli.audio import describe
+from smoe_cli.audio import TOLERANCE_S, describe
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import PublishedCorpus
 from smoe_cli.errors import DataError
@@ -227,8 +227,10 @@ class Source:
                 self.work.left_out[f"translations into `{lang}` without a word"] += 1
         recording = self._recording(segment)
         start_s, end_s = segment.span_s or (0.0, recording.duration)
-        within = self.settings.train_within_s
-        if within and self.settings.split_of(segment.split) == "train" and not within[0] <= end_s - start_s <= within[1]:
+        within = self.settings.train_within_s if self.settings.split_of(segment.split) == "train" else None
+        # A time that cannot be is damage, however long.
+        sound = 0 <= start_s <= end_s <= recording.duration + TOLERANCE_S
+        if within and sound and not within[0] <= end_s - start_s <= within[1]:
             self.work.left_out[f"train segments outside {within[0]:g} to {within[1]:g} s"] += 1
             return None
         return Utterance(

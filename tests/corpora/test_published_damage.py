@@ -69,6 +69,8 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
         ("outside", edit(MUSTC + "/txt/train.yaml", "offset: 2.000000", "offset: 3.900000"), r"from 3.90 to 4.90 s, but audio"),
         ("no number", edit(MUSTC + "/txt/train.yaml", "0.250000", "soon"), r"train.yaml` segment 1: `offset` `soon` is not a number"),
         ("no audio named", edit(MUSTC + "/txt/train.yaml", "wav: ted_1.wav", "x: y"), r"segment 1: names no audio as `wav`"),
+        ("far outside", edit(MUSTC + "/txt/train.yaml", "duration: 1.0", "duration: 100.0"), r"from 2.00 to 102.00 s, but audio"),
+        ("backwards", edit(MUSTC + "/txt/train.yaml", "duration: 1.0", "duration: -1.0"), r"lasts -1.00 s"),
         ("nested", edit(MUSTC + "/txt/train.yaml", "0.250000", "[0.25]"), r"train.yaml` is no list of segments from line 1 on"),
         ("no YAML", edit(MUSTC + "/txt/train.yaml", "}", ""), r"train.yaml` line \d is not YAML"),
         ("latin-1", lambda r: (r / MUSTC / "txt/train.de").write_bytes(b"a\n\xfcber\nc\n"), r"train.de` line 2 is not UTF-8: byte 0xfc"),
