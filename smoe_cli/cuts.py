@@ -252,20 +252,28 @@ def line_of_cut(cut: MonoCut) -> bytes:
     return (json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode()
 
 
-def open_manifest(path: Path) -> CutSet:
-    """Read a manifest into memory, whatever its tags.
+def stream_manifest(path: Path) -> Iterator[MonoCut]:
+    """Yield a manifest's cuts one by one, whatever their tags.
 
     Raises:
         DataError: If the manifest is missing, damaged or empty, or a cut's audio is not a file.
     """
-    cuts = []
+    item = None
     for item in read_manifest(path):
-        if item.problem is not None:
-            raise item.problem
-        cuts.append(item.cut)
-    if not cuts:
+        if item.cut is None:
+            raise item.problem or AssertionError
+        yield item.cut
+    if item is None:
         raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
-    return CutSet.from_cuts(cuts)
+
+
+def open_manifest(path: Path) -> CutSet:
+    """Read a manifest into memory, whatever its tags.
+
+    Raises:
+        DataError: As `stream_manifest`.
+    """
+    return CutSet.from_cuts(list(stream_manifest(path)))
 
 
 def read_cuts(path: Path) -> CutSet:

@@ -21,7 +21,7 @@ LEVELS = [
     ["corpus_settings"],
     ["config"],
     ["recipe"],
-    ["routing", "records", "watch", "html", "layout", "steps", "bandwidth"],
+    ["cluster", "routing", "records", "watch", "html", "layout", "steps", "bandwidth"],
     ["manifests", "audio", "features", "tokenizer", "model", "loss", "corpora", "telephone"],
     ["cuts", "checkpoint"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -324,3 +325,33 @@ def test_variables_in_exp_dir_are_read_and_a_dollar_in_a_folders_name_is_none(co
     assert data_root(load_config(folder / "smoe.yaml")) == folder
     with pytest.raises(ConfigError, match=r"`exp_dir` names `\$SMOE_NOWHERE`, which is not set"):
         load_config(folder / "smoe.yaml", ["exp_dir=$SMOE_NOWHERE/exp"])
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_a_cluster_reads_what_threads_would(corpus, config, scheduler):
+    pipeline.prepare(config)
+    here = Layout.of(config).cuts("train").read_bytes()
+    shutil.rmtree(config.exp_dir)
+    pipeline.prepare(config, cluster=scheduler)
+    assert Layout.of(config).cuts("train").read_bytes() == here
+    (corpus / "a1.flac").write_bytes((corpus / "a1.flac").read_bytes()[:3000])
+    with pytest.raises(DataError, match="1 of 30 utterances are not fit for use"):
+        pipeline.prepare(config, cluster=scheduler)
+
+
+def test_a_cluster_that_is_not_there_is_named(config, monkeypatch):
+    monkeypatch.setattr("smoe_cli.cluster.TIMEOUT_S", 1)
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at `tcp://127\.0\.0\.1:9`") as caught:
+        pipeline.prepare(config, cluster="tcp://127.0.0.1:9")
+    assert "dask scheduler" in caught.value.hint
+    assert not config.exp_dir.exists()
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ConfigError, match="not installed: dask"):
+        pipeline.prepare(config, cluster="tcp://127.0.0.1:9")

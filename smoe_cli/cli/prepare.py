@@ -44,7 +44,16 @@ def prepare(
             show_default="the recipe's",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Processes at once; 0: one per CPU core.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Recordings read at once; 0: one per CPU core.")] = 0,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Dask scheduler whose workers read the recordings, e.g. `tcp://host:8786`; needs `pip install 'smoe[dask]'`.",
+            show_default="threads here",
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -73,7 +82,7 @@ def prepare(
     from smoe_cli import pipeline
 
     with open_watcher() as watcher:
-        report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs)
+        report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs, cluster=cluster)
     if as_json:
         print_json(report)
     else:
