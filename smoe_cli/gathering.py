@@ -40,6 +40,7 @@ class Gathered:
         lacking: What utterances lack for a task -> how many.
         assumed: Corpus -> utterances whose language nobody named.
         unserved: Language -> utterances that serve no task.
+        left_out: What corpora left out by their own rules, or the recipe's.
         lines: Simulated telephone line -> utterances.
         bands: What is known of bands beside what was estimated.
         tags: (axis, value) pairs that the train split has.
@@ -54,6 +55,7 @@ class Gathered:
     lacking: Counter[str] = field(default_factory=Counter)
     assumed: Counter[str] = field(default_factory=Counter)
     unserved: Counter[str] = field(default_factory=Counter)
+    left_out: list[str] = field(default_factory=list)
     lines: Counter[str] = field(default_factory=Counter)
     bands: Bands = field(default_factory=Bands)
     tags: set[tuple[str, str]] = field(default_factory=set)
@@ -136,6 +138,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         gathered.synthetic += sum(utterance.synthetic for utterance in some)
     if work.problems:
         raise _refusal(work, read)
+    gathered.left_out += [f"`{work.name}`: {count:,} {what} left out" for what, count in sorted(work.left_out.items())]
     if not read:
         raise DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`")
 

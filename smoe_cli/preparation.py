@@ -140,6 +140,7 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
     notes += [
         f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(gathered.unserved.items())
     ]
+    notes += gathered.left_out
     notes += contradictions(gathered.bands.rows())
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered)
