@@ -38,6 +38,11 @@ class CorpusSettings(Settings):
     tags: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> value, unless the corpus has one per utterance.")
     labels: dict[str, str] = Field({}, description="Label, e.g. `intent` -> value, unless the corpus has one per utterance.")
     splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
+    max_unfit: int = Field(
+        0,
+        ge=0,
+        description="How many unfit utterances may be left out, each by name, in `cuts/unfit.CORPUS.txt`; with one more it is refused.",
+    )
     untrusted: bool = Field(
         False, description="Whether somebody else made it: its files must then lie in `data.root`, symbolic links followed."
     )
