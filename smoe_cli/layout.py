@@ -34,8 +34,17 @@ class Layout:
         return self.root / "audio"
 
     @property
+    def heard(self) -> Path:
+        """What a preparation that was stopped has read so far."""
+        return self.root / "heard.jsonl"
+
+    @property
     def cuts_dir(self) -> Path:
         return self.root / "cuts"
+
+    def unfit(self, corpus: str) -> Path:
+        """What is wrong with the utterances of a corpus that were left out."""
+        return self.cuts_dir / f"unfit.{corpus}.txt"
 
     def cuts(self, split: str) -> Path:
         return self.cuts_dir / f"cuts.{split}.jsonl.gz"

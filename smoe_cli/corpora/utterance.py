@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lhotse import Recording
 
+from smoe_cli.bandwidth import Estimate
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
@@ -33,6 +35,7 @@ class Utterance:
         start_s, duration_s: The part of the recording; None: to its end.
         channel: Channel of the recording.
         bandwidth: What the recording carries, where its sampling rate does not tell.
+        estimate: What its spectrum says, where that was asked for.
         tags: Axis of the recipe's own -> value.
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
         language_assumed: Whether nobody named the language.
@@ -52,6 +55,7 @@ class Utterance:
     duration_s: float | None = None
     channel: int = 0
     bandwidth: Bandwidth | None = None
+    estimate: Estimate | None = None
     tags: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     language_assumed: bool = False
@@ -63,7 +67,7 @@ class Utterance:
             self,
             split=split,
             subset=self.subset or settings.subset,
-            bandwidth=settings.bandwidth,
+            bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else None,
             language=self.language or settings.language or ASSUMED_LANGUAGE,
             language_assumed=not (self.language or settings.language),
             tags=settings.tags | self.tags,
@@ -82,6 +86,7 @@ class Work:
         jobs: Processes that may run at once.
         progress: Called with (done, total, what) as work goes on.
         problems: What is wrong with single utterances, which are then not yielded.
+        left_out: What the recipe, or the corpus's own rules, leave out -> how often; `prepare` says so in a note.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Work:
     jobs: int = 1
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     problems: list[DataError] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def unfit(self, problem: DataError) -> None:
         """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing."""

@@ -32,6 +32,7 @@ from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.alarms import EXPLODING, check_served, explosion, starvation, stop_at, stop_without_memory
+from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints
 from smoe_cli.training.compiling import compile_parts
@@ -96,6 +97,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
+        keep_memory()
         front_end = FrontEnd(config.features)
         self.collator = Collator(front_end, tokenizer, self.plan, config.model.max_tokens)
         for task, labels in self.plan.labels.items():
@@ -270,9 +272,8 @@ class Trainer:
 
     def _ended(self) -> bool:
         """Whether there are no more steps to do."""
-        if self.step >= self.settings.max_steps:
-            return True
-        return bool(self.settings.patience) and validations_without_gain(self.history) >= self.settings.patience
+        patience = self.settings.patience or math.inf
+        return self.step >= self.settings.max_steps or validations_without_gain(self.history) >= patience
 
     def _count_skipped(self, utterances: int) -> None:
         if utterances and not self.ctc_skipped:
