@@ -29,11 +29,14 @@ FAINT = 0.001
 """Peak (-60 dBFS) below which speech is lost in the noise of 16 bits."""
 
 
-def describe(path: Path, recording_id: str) -> Recording:
+def describe(path: Path, recording_id: str, channel: int | None = None) -> Recording:
     """A Recording from a file's header, not yet read.
 
+    Args:
+        channel: Which channel will be used where the file has several, from 0; None: the file must have one.
+
     Raises:
-        DataError: If the file is missing, unreadable, empty or has several channels.
+        DataError: If the file is missing, unreadable or empty, has several channels and none was chosen, or lacks the chosen one.
     """
     if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
         raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
@@ -45,13 +48,18 @@ def describe(path: Path, recording_id: str) -> Recording:
         ) from error
     if info.frames <= 0:
         raise DataError(f"audio `{path}` (utterance `{recording_id}`) holds no samples", "remove it, or bring back the whole file")
-    if info.channels != 1:
+    if channel is not None and info.channels > 1 and channel >= info.channels:
+        raise DataError(
+            f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels, and number {channel + 1} is wanted",
+            "correct the channel, or bring back the right file",
+        )
+    if info.channels != 1 and channel is None:
         raise DataError(
             f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels; one is expected",
             "split it into one file per channel, for example with `sox in.wav out.wav remix 1`",
         )
     _check_wav_length(path, recording_id)
-    source = AudioSource(type="file", channels=[0], source=str(path.resolve()))
+    source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
 
 

@@ -16,16 +16,14 @@ from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.config import SPLITS, Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
 from smoe_cli.errors import CheckError, ConfigError, DataError, RouteError
+from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
 from smoe_cli.layout import VALIDATION, Layout, model_digest
 from smoe_cli.records import (
     AuditReport,
-    ConvertReport,
-    Export,
     Hypothesis,
     ParameterReport,
     Record,
     ScoreReport,
-    SlimReport,
     TokenizerReport,
     read_audit,
     write_json,
@@ -33,16 +31,42 @@ from smoe_cli.records import (
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
+from smoe_cli.tags import Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
     from smoe_cli.checkpoint import System
+    from smoe_cli.packing import Codec, PackReport
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
     from smoe_cli.validation.report import ValidationReport
+
+__all__ = [
+    "DecodeReport",
+    "ParameterReport",
+    "RunReport",
+    "TokenizerReport",
+    "check_audit",
+    "check_export",
+    "check_pack",
+    "check_slim",
+    "check_start",
+    "convert",
+    "decode",
+    "export",
+    "pack",
+    "params",
+    "prepare",
+    "route_audit",
+    "run",
+    "score",
+    "slim",
+    "tokenize",
+    "train",
+    "validate",
+]
 
 
 class DecodeReport(Record):
@@ -102,10 +126,8 @@ def validate(
     from smoe_cli.validation import validate as validation
     from smoe_cli.validation.mend import mend
 
+    paths = _manifests(config, cuts)
     layout = Layout.of(config) if config is not None and not cuts else None
-    paths = list(dict.fromkeys(cuts)) or [path for split in SPLITS if layout and (path := layout.cuts(split)).exists()]
-    if not paths:
-        raise DataError(f"no manifests in `{layout.cuts_dir if layout else '.'}`", "run `smoe prepare` first, or name manifests")
     ears = validation.Ears(jobs or usable_cores() if audio else 0, within=within)
     report, findings = validation.validate(paths, config, ears, watcher or Silent())
     if fix and findings.unfit:
@@ -118,6 +140,46 @@ def validate(
     if target is not None:
         write_json(target, report)
     return report
+
+
+def pack(
+    config: Config | None,
+    *,
+    cuts: Sequence[Path] = (),
+    out: Path,
+    shard_size: int = 1000,
+    audio: Codec = "flac",
+    watcher: Watcher | None = None,
+) -> PackReport:
+    """Write manifests as Lhotse Shar. See `smoe_cli.packing.pack`.
+
+    Args:
+        config: The recipe; None: manifests are named.
+        cuts: Manifests; empty: those that the recipe has.
+    """
+    from smoe_cli import packing
+
+    return packing.pack(_manifests(config, cuts), out, shard_size, audio, watcher or Silent())
+
+
+def check_pack(config: Config | None, *, cuts: Sequence[Path] = (), out: Path) -> list[Path]:
+    """The manifests that `pack` would read; arguments and errors as of `pack`, but nothing is written."""
+    from smoe_cli import packing
+
+    return list(packing.check(_manifests(config, cuts), out).values())
+
+
+def _manifests(config: Config | None, cuts: Sequence[Path]) -> list[Path]:
+    """The named manifests, each once, or those that the recipe has.
+
+    Raises:
+        DataError: If there is none.
+    """
+    layout = Layout.of(config) if config is not None else None
+    paths = list(dict.fromkeys(cuts)) or [path for split in SPLITS if layout and (path := layout.cuts(split)).exists()]
+    if not paths:
+        raise DataError(f"no manifests in `{layout.cuts_dir if layout else '.'}`", "run `smoe prepare` first, or name manifests")
+    return paths
 
 
 def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerReport:
@@ -438,94 +500,3 @@ def _check_valid(layout: Layout) -> None:
             f"the manifests have {errors:,} errors: `{layout.validation}`",
             "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
         )
-
-
-def slim(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> SlimReport:
-    """Write the model of one route as a dense checkpoint with the same output. See `smoe_cli.slimming.slim`."""
-    from smoe_cli import slimming
-
-    return slimming.slim(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def check_slim(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Route:
-    """The route that `slim` would write; arguments and errors as of `slim`, but nothing is written."""
-    from smoe_cli import slimming
-
-    return slimming.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def export(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    int8: bool = False,
-    watcher: Watcher | None = None,
-) -> Export:
-    """Write the model of one route as ONNX graphs that compute what torch computes. See `smoe_cli.exporting.export`."""
-    from smoe_cli import exporting
-
-    return exporting.export(checkpoint, out, _one_route(task, lang, bandwidth, tags), int8, watcher)
-
-
-def check_export(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Route:
-    """The route that `export` would write; arguments and errors as of `export`, but nothing is exported or written."""
-    from smoe_cli import exporting
-
-    return exporting.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def _one_route(task: str | None, lang: str | None, bandwidth: str | None, tags: Mapping[str, str] | None) -> Choice:
-    return Choice(task, lang, None if bandwidth is None else str(parse_bandwidth(bandwidth)), tuple((tags or {}).items()))
-
-
-def convert(
-    folder: Path, *, out: Path, task: str = "transcribe", langs: Sequence[str] = (), source_lang: str | None = None
-) -> ConvertReport:
-    """Write the model of a transformers folder as a checkpoint with the same output. See `smoe_cli.conversion.convert`."""
-    from smoe_cli.conversion import convert as conversion
-
-    return conversion.convert(folder, out, task, langs, source_lang)
-
-
-def params(config: Config | None, *, checkpoint: Path | None = None) -> ParameterReport:
-    """Count a model's parameters and multiply-adds without allocating it. See `smoe_cli.counting`.
-
-    Args:
-        config: The recipe; None: there is a checkpoint.
-        checkpoint: A trained model, which is counted instead.
-    """
-    from smoe_cli import counting
-
-    if checkpoint is not None:
-        return counting.of_checkpoint(checkpoint)
-    if config is None:
-        raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or name a preset or a checkpoint")
-    return counting.of_recipe(config)

@@ -16,7 +16,7 @@ from smoe_cli.audio import Heard, listen
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Utterance, Work
-from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, write_cuts
+from smoe_cli.cuts import check_utterance, labels_of, make_cuts, route_of, tags_of, write_cuts
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.recipe import data_root
@@ -88,13 +88,20 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     report = PrepareReport(
         cuts_dir=layout.cuts_dir,
         rows=validation.rows,
-        utterances=dict(Counter(utterance.split for utterance in gathered.utterances)),
+        utterances=_count(gathered.utterances),
         synthetic=any(utterance.synthetic for utterance in gathered.utterances),
         notes=notes,
         findings=validation.findings,
     )
     write_json(layout.prepare_report, report)
     return report
+
+
+def _count(utterances: Sequence[Utterance]) -> dict[str, int]:
+    """Split -> utterances; of those that come as several prepared cuts, each is counted once."""
+    cuts = [(utterance.split, utterance.prepared) for utterance in utterances]
+    known = {(split, tags_of(cut).utterance) for split, cut in cuts if cut is not None}
+    return dict(Counter([*(split for split, cut in cuts if cut is None), *(split for split, _ in known)]))
 
 
 def chosen_corpora(config: Config, names: Sequence[str] | None) -> list[str]:
@@ -171,7 +178,7 @@ def _serve(gathered: _Gathered, utterance: Utterance, corpus: str, config: Confi
         gathered.unserved[utterance.language] += 1
     served = {(route.task, route.lang) for route in map(route_of, made)}
     for task, lang in config.targets():
-        if config.kind(task).target == "label" and (task, lang) not in served:
+        if utterance.prepared is None and config.kind(task).target == "label" and (task, lang) not in served:
             gathered.lacking[f"label `{config.label(task)}` for {task}"] += 1
     gathered.cuts[utterance.split] += made
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lhotse import Recording
+from lhotse import MonoCut, Recording
 
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
@@ -37,6 +37,7 @@ class Utterance:
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
         language_assumed: Whether nobody named the language.
         source: Where the corpus says all this, e.g. the line of its table; empty where there is no such place.
+        prepared: The one cut that it gives, where it was prepared and tagged before; it is taken as it is.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Utterance:
     labels: dict[str, str] = field(default_factory=dict)
     language_assumed: bool = False
     source: str = ""
+    prepared: MonoCut | None = None
 
     def placed(self, split: str, settings: CorpusSettings) -> Utterance:
         """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""
