@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
+from smoe_cli.corpora.lines import utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
@@ -30,14 +31,7 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     if settings.untrusted:
         check_within(table, work.root, f"`data.corpora.{work.name}.path`")
     rows = list(_rows(table, settings, work))
-    for done, (where, row) in enumerate(rows, start=1):
-        try:
-            utterance = _utterance(row, settings, work, table.parent, where)
-        except DataError as error:
-            work.unfit(error if error.message.startswith(where) else DataError(f"{where}: {error.message}", error.hint))
-            continue
-        yield utterance
-        work.progress(done, len(rows), f"{work.name}: rows")
+    yield from utterances(rows, lambda where, row: _utterance(row, settings, work, table.parent, where), work, "rows")
 
 
 def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Path, where: str) -> Utterance:
