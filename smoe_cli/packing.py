@@ -111,11 +111,18 @@ def check(manifests: Sequence[Path], out: Path) -> dict[str, Path]:
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"`{out}` is a file", "name a folder with --out")
-    for split in sources:
-        folder = out / split
-        if folder.exists() and _card(folder) is None and not (folder.is_dir() and not any(folder.iterdir())):
+    for folder in (out / split for split in sources):
+        if not _free(folder):
             raise ConfigError(f"`{folder}` is there already, and `smoe pack` did not write it", "name a new folder with --out")
     return sources
+
+
+def _free(folder: Path) -> bool:
+    """Whether a folder holds nothing but what was packed into it."""
+    if not folder.is_dir():
+        return not folder.exists()
+    card = _card(folder)
+    return {path.name for path in folder.iterdir()} <= ({CARD, *card.shards} if card is not None else set())
 
 
 def _card(folder: Path) -> Card | None:

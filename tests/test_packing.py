@@ -152,6 +152,11 @@ def test_nothing_but_an_earlier_pack_is_replaced(prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"`.*pack/dev` is there already, and `smoe pack` did not write it"):
         pipeline.pack(prepared, out=tmp_path / "pack")
     assert [path.name for path in (tmp_path / "pack").rglob("*")] == ["dev", "thesis.txt"]
+    (tmp_path / "own").mkdir()
+    pipeline.pack(prepared, out=tmp_path / "own")
+    (tmp_path / "own" / "dev" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"`.*own/dev` is there already"):
+        pipeline.pack(prepared, out=tmp_path / "own", audio="opus")
     with pytest.raises(ConfigError, match="is a file"):
         pipeline.pack(prepared, out=tmp_path / "pack" / "dev" / "thesis.txt")
     with pytest.raises(ConfigError, match="numbers shards with `%`"):

@@ -86,13 +86,15 @@ def text_lines(path: Path, work: Work) -> Iterator[tuple[str, str]]:
 
 
 def objects(path: Path, work: Work) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, object) of JSON lines; a line that is none goes to `work.unfit`.
+    """Yield (place, object) of JSON lines, empty ones left out; a line that is none goes to `work.unfit`.
 
     Raises:
         DataError: If the file cannot be read, or would fill the memory.
     """
     for number, raw in read_lines(path, JSON_SUFFIXES):
         where = f"`{path}` line {number}"
+        if not raw.strip():
+            continue
         try:
             yield where, read_object(raw, where)
         except DataError as error:
