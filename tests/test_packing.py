@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -275,6 +276,22 @@ def test_a_half_written_file_is_never_believed_and_extraction_goes_on(root, monk
     taken[1].write_bytes(b"half")  # what a copy without `whole_file` might leave
     pipeline.prepare(config)
     assert first.stat().st_mtime_ns == before and taken[1].stat().st_size > 4
+
+
+def test_a_full_disk_ends_it_at_once_and_is_called_what_it_is(root, monkeypatch):
+    shar(root)
+    tried = []
+
+    def full(path):
+        tried.append(path)
+        raise DataError(f"cannot write `{path}`: No space left on device", "free some") from OSError(
+            errno.ENOSPC, "No space left on device"
+        )
+
+    monkeypatch.setattr(archive, "whole_file", full)
+    with pytest.raises(DataError, match=r"^cannot write `.*`: No space left on device\n"):
+        pipeline.prepare(theirs(root))
+    assert len(tried) == 1
 
 
 def test_an_archive_that_was_written_anew_is_taken_out_anew(root):

@@ -25,6 +25,10 @@ TARFILE_RAISES = (tarfile.TarError, OSError, EOFError, ValueError, IndexError, K
 CURE = "bring back the whole archive, or pack it again"
 
 
+class Unwritable(DataError):
+    """Audio that cannot be written: no other can be either, so nothing more is tried."""
+
+
 class _Bounded:
     """A file that reads no more at once than a header takes: an archive says how long its own headers are."""
 
@@ -115,7 +119,8 @@ class Archive:
         Its name comes from the archive's place, size and time, never from a name in the archive.
 
         Raises:
-            DataError: If the archive has no such audio or breaks off, or the file cannot be written.
+            DataError: If the archive has no such audio, or breaks off.
+            Unwritable: If the folder cannot be written or the disk is full.
         """
         member = self.audio.get(cut_id)
         if member is None:
@@ -125,16 +130,29 @@ class Archive:
         target = folder / name[:2] / (name + (suffix if suffix in AUDIO_SUFFIXES else ""))
         if target.is_file() and target.stat().st_size == member.size:
             return target
-        self._file.seek(member.offset_data)
-        with whole_file(target) as file:
-            left = member.size
-            while left:
-                block = self._file.read(min(CHUNK, left))
-                if not block:
-                    raise DataError(f"`{self.path}` breaks off in member `{member.name}`", CURE)
-                file.write(block)
-                left -= len(block)
+        try:
+            with whole_file(target) as file:
+                for block in self._blocks(member):
+                    file.write(block)
+        except DataError as error:
+            if isinstance(error.__cause__, OSError):
+                raise Unwritable(error.message, error.hint) from error
+            raise
         return target
+
+    def _blocks(self, member: tarfile.TarInfo) -> Iterator[bytes]:
+        """The bytes of a member, a bounded number at a time."""
+        self._file.seek(member.offset_data)
+        left = member.size
+        while left:
+            try:
+                block = self._file.read(min(CHUNK, left))
+            except OSError as error:
+                raise DataError(f"cannot read `{self.path}` in member `{member.name}`: {error.strerror}", CURE) from None
+            if not block:
+                raise DataError(f"`{self.path}` breaks off in member `{member.name}`", CURE)
+            yield block
+            left -= len(block)
 
 
 @contextmanager

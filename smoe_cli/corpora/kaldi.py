@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
         return _table(found(path / name, settings, work, f"folders.{split}", "file"), work)
 
     def table_if_any(name: str) -> Table | None:
-        return table(name) if (path / name).exists() else None
+        # A link that leads nowhere is a file that was lost, not one that never was.
+        return table(name) if os.path.lexists(path / name) else None
 
     named = {lang: [names] if isinstance(names, str) else names for lang, names in settings.translations.items()}
     return _Folder(

@@ -157,7 +157,9 @@ def lacking(columns: Iterable[str], there: Iterable[str], path: Path) -> None:
         )
 
 
-def id_of(path: str) -> str:
-    """An utterance's id from the path of its audio: `anna/001.wav` gives `anna-001`."""
-    parts = PurePosixPath(path).with_suffix("").parts if PurePosixPath(path).name else ()
+def id_of(path: str, folder: Path) -> str:
+    """An utterance's id from the path of its audio: `anna/001.wav` gives `anna-001`, wherever the folder of the manifest lies."""
+    named = PurePosixPath(path)
+    named = named.relative_to(folder) if named.is_relative_to(folder) else named
+    parts = named.with_suffix("").parts if named.name else ()
     return "-".join(part for part in parts if part not in ("/", ".", ".."))

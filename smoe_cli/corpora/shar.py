@@ -9,7 +9,7 @@ from typing import Any
 from lhotse import MonoCut
 
 from smoe_cli.audio import TOLERANCE_S, describe
-from smoe_cli.corpora.archive import Archive, open_archive
+from smoe_cli.corpora.archive import Archive, Unwritable, open_archive
 from smoe_cli.corpora.lhotse_cuts import utterance_of
 from smoe_cli.corpora.lines import placed, wanted
 from smoe_cli.corpora.utterance import Utterance, Work
@@ -29,8 +29,8 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
     Cuts that `smoe pack` wrote come as they were prepared.
 
     Raises:
-        DataError: If a folder holds no shards, or a manifest is damaged as a whole. A cut that is damaged or lacks its audio, audio
-            that no cut names, and members of an archive that could do harm, go to `work.unfit`.
+        DataError: If a folder holds no shards, or audio cannot be written. What cannot be read, a cut that is damaged or lacks its audio,
+            audio that no cut names, and members of an archive that could do harm, go to `work.unfit`.
     """
     for split, name in wanted(settings, settings.folders):
         shards = _shards(work.root / settings.path / name, split, settings, work)
@@ -44,6 +44,8 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
                         work.progress(done, total, f"{work.name}: {split} cuts")
                         if utterance is not None:
                             yield utterance
+            except Unwritable:
+                raise
             except DataError as error:
                 work.unfit(placed(error, f"`{cuts}`"))
 
@@ -79,6 +81,8 @@ def _read(cuts: Path, archive: Archive, split: str, settings: SharCorpus, work: 
             tree = read_object(raw, where)
             unnamed.discard(str(tree.get("id")))
             yield _utterance(tree, archive, split, settings, work, where)
+        except Unwritable:
+            raise
         except DataError as error:
             work.unfit(placed(error, where))
             yield None
