@@ -141,7 +141,9 @@ class NemoCorpus(CorpusSettings):
         "text", description="Field with the text: what is said, or in rows that translate and have no answer, the translation."
     )
     answer_field: str = Field("answer", description="Field with the text in `target_lang`, where rows have both; `na`: there is none.")
-    id_field: str = Field("id", description="Field with the utterance's id; rows without it are named by path and offset.")
+    id_field: str = Field(
+        "id", description="Field with the utterance's id; rows without it are named by their path in `data.root` and offset."
+    )
     speaker_field: str = Field("speaker", description="Field with the speaker.")
     translations: dict[str, str] = Field({}, description="Target language -> field with its text, for rows that hold several.")
     tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> field with its value.")
@@ -160,7 +162,7 @@ class AudioFolderCorpus(FolderCorpus):
         "metadata.csv", description="The table; its `file_name` starts from its folder."
     )
     transcript_column: str = Field("transcription", description="Column with what is said.")
-    id_column: str | None = Field(None, description="Column with the utterance's id; null: the file's name.")
+    id_column: str | None = Field(None, description="Column with the utterance's id; null: its path in `path`, e.g. `train-001`.")
     speaker_column: str | None = Field(None, description="Column with the speaker.")
     language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
     subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_rows_of_nemo_about_the_same_audio_become_one_utterance(tmp_path):
     found, problems = read(tmp_path / "corpus", NEMO)
     assert problems == []
     assert [(u.id, u.language, u.transcript, u.translations, u.start_s, u.duration_s, u.speaker) for u in found] == [
-        ("wav-a", "en", "one", {"de": ["eins"], "fr": ["un"]}, 0.0, None, ""),
+        ("m-wav-a", "en", "one", {"de": ["eins"], "fr": ["un"]}, 0.0, None, ""),
         ("b7", "de", "zwei", {}, 0.5, 1.0, "b"),
     ]
     assert pipeline.prepare(recipe(tmp_path / "corpus", NEMO)).utterances == {"train": 2}
@@ -214,16 +215,16 @@ def test_segments_of_one_file_have_ids_by_their_offset_and_a_rounded_duration_cu
     found, problems = read(tmp_path / "corpus", NEMO)
     assert problems == []
     assert [(u.id, u.start_s, u.duration_s) for u in found] == [
-        ("wav-a-00000000", 0, 1),
-        ("wav-a-00001000", 1, 1),
-        ("wav-b", 0, None),
+        ("m-wav-a-00000000", 0, 1),
+        ("m-wav-a-00001000", 1, 1),
+        ("m-wav-b", 0, None),
     ]
 
 
 def test_ids_do_not_say_where_the_corpus_lies(tmp_path):
     root = tmp_path / "corpus"
     nemo(root, row(audio_filepath=str(root / "m" / "wav" / "a.wav")), row(audio_filepath="./wav/b.wav"))
-    assert [utterance.id for utterance in read(root, NEMO)[0]] == ["wav-a", "wav-b"]
+    assert [utterance.id for utterance in read(root, NEMO)[0]] == ["m-wav-a", "m-wav-b"]
 
 
 def test_empty_lines_are_no_rows(tmp_path):
@@ -289,10 +290,17 @@ def test_an_audio_folder_gives_what_its_table_says_in_its_order(tmp_path, table)
     found, problems = read(tmp_path / "corpus", corpus)
     assert problems == []
     assert [(u.id, u.transcript, u.translations, u.speaker) for u in found] == [
-        ("sub-b", 'two, "three"\nand so on', {"de": ["zwei"]}, "b"),
-        ("a", "one", {}, "a"),
+        ("train-sub-b", 'two, "three"\nand so on', {"de": ["zwei"]}, "b"),
+        ("train-a", "one", {}, "a"),
     ]
     assert pipeline.prepare(recipe(tmp_path / "corpus", corpus)).utterances == {"train": 2}
+
+
+def test_splits_of_an_audio_folder_may_have_files_of_the_same_name(tmp_path):
+    audiofolder(tmp_path / "corpus", ROWS)
+    shutil.copytree(tmp_path / "corpus" / "train", tmp_path / "corpus" / "test")
+    found, problems = read(tmp_path / "corpus", FOLDER | {"splits": {"dev": None}})
+    assert problems == [] and [u.id for u in found] == ["train-sub-b", "train-a", "test-sub-b", "test-a"]
 
 
 def damaged(text: bytes) -> Callable[[Path], object]:

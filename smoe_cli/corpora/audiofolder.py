@@ -76,7 +76,7 @@ def _utterance(where: str, row: Mapping[str, Any], folder: Path, split: str, set
         raise DataError(f"`{FILE}` is empty", "name the audio file, or remove the line")
     if settings.untrusted:
         check_within(folder / name, work.root, where)
-    utterance_id = said(settings.id_column) or id_of(name, folder.absolute())
+    utterance_id = said(settings.id_column) or id_of(folder / name, work.root / settings.path)
     return Utterance(
         id=utterance_id,
         recording=describe(folder / name, utterance_id),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -157,9 +158,8 @@ def lacking(columns: Iterable[str], there: Iterable[str], path: Path) -> None:
         )
 
 
-def id_of(path: str, folder: Path) -> str:
-    """An utterance's id from the path of its audio: `anna/001.wav` gives `anna-001`, wherever the folder of the manifest lies."""
-    named = PurePosixPath(path)
-    named = named.relative_to(folder) if named.is_relative_to(folder) else named
-    parts = named.with_suffix("").parts if named.name else ()
-    return "-".join(part for part in parts if part not in ("/", ".", ".."))
+def id_of(audio: Path, folder: Path) -> str:
+    """An utterance's id from the path of its audio: `train/anna/001.wav` in a folder gives `train-anna-001`, wherever that folder lies."""
+    path, root = (PurePosixPath(os.path.abspath(one)) for one in (audio, folder))
+    named = path.relative_to(root) if path.is_relative_to(root) else path
+    return "-".join(part for part in named.with_suffix("").parts if part != "/")

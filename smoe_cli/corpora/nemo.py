@@ -58,7 +58,7 @@ def _merged(path: Path, settings: NemoCorpus, work: Work) -> list[tuple[str, _Ro
     merged: dict[tuple[object, ...], tuple[str, _Row]] = {}
     for where, tree in objects(path, work):
         try:
-            row = _row(tree, path.parent, settings)
+            row = _row(tree, path.parent, settings, work)
             key = (row.id, row.audio, row.offset_s, row.duration_s)
             merged[key] = (merged[key][0], _together(merged[key][1], row)) if key in merged else (where, row)
         except DataError as error:
@@ -66,7 +66,7 @@ def _merged(path: Path, settings: NemoCorpus, work: Work) -> list[tuple[str, _Ro
     return list(merged.values())
 
 
-def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus) -> _Row:
+def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus, work: Work) -> _Row:
     audio = text_of(tree, "audio_filepath")
     if not audio:
         raise DataError("the row has no `audio_filepath`", "name the audio file, or remove the row")
@@ -89,7 +89,7 @@ def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus) -> _Row:
         transcript = answer or text
     start = "" if offset_s is None else f"-{round(1000 * offset_s):08d}"
     return _Row(
-        id=text_of(tree, settings.id_field) or id_of(audio, folder.absolute()) + start,
+        id=text_of(tree, settings.id_field) or id_of(folder / audio, work.root) + start,
         audio=audio,
         offset_s=offset_s,
         duration_s=duration_s,
