@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import torch
 from lhotse import MonoCut
 from lhotse.audio.backend import get_current_audio_backend, set_current_audio_backend
 from lhotse.shar import SharWriter
@@ -17,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.manifests import read_lines, read_manifest
+from smoe_cli.preparation import usable_cores
 from smoe_cli.records import Record, file_digest, whole_folder, write_json
 from smoe_cli.validation.validate import split_of
 from smoe_cli.watch import Watcher
@@ -57,7 +62,7 @@ class PackReport(Record):
     splits: list[Packed]
 
 
-def pack(manifests: Sequence[Path], out: Path, shard_size: int, audio: Codec, watcher: Watcher) -> PackReport:
+def pack(manifests: Sequence[Path], out: Path, shard_size: int, audio: Codec, jobs: int, watcher: Watcher) -> PackReport:
     """Write each manifest as Shar into a folder of its split, whole or not at all.
 
     A split that was packed from the same manifest in the same way is left as it is, so that a pack that was stopped goes on with
@@ -68,6 +73,7 @@ def pack(manifests: Sequence[Path], out: Path, shard_size: int, audio: Codec, wa
         out: Folder for the splits.
         shard_size: Cuts in one shard.
         audio: `flac` keeps 16-bit samples as they are; `opus` is smaller, and loses some.
+        jobs: Shards that are written at once; 0: one per core.
 
     Raises:
         ConfigError: If something else lies where a split would be written, or two manifests are of the same split.
@@ -82,10 +88,16 @@ def pack(manifests: Sequence[Path], out: Path, shard_size: int, audio: Codec, wa
             kept = False
             _clear(out, split)
             with _written(out / split) as folder:
-                cuts, seconds = _write(manifest, folder, shard_size, audio, watcher)
-                shards = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+                shards = _Shards(manifest, folder, shard_size, audio, watcher)
+                shards.write(jobs or usable_cores())
+                sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
                 earlier = Card(
-                    made_from=digest, audio=audio, shard_size=shard_size, cuts=cuts, hours=round(seconds / 3600, 4), shards=shards
+                    made_from=digest,
+                    audio=audio,
+                    shard_size=shard_size,
+                    cuts=shards.cuts,
+                    hours=round(shards.seconds / 3600, 4),
+                    shards=sizes,
                 )
                 write_json(folder / CARD, earlier)
         archives = [name for name in earlier.shards if name.endswith(".tar")]
@@ -161,29 +173,75 @@ def _written(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _write(manifest: Path, folder: Path, shard_size: int, audio: Codec, watcher: Watcher) -> tuple[int, float]:
-    """Cuts and seconds that were written."""
-    total = sum(1 for _ in read_lines(manifest))
-    if not total:
-        raise DataError(f"manifest `{manifest}` is empty", "prepare it again with `smoe prepare`")
-    done, seconds, ids = 0, 0.0, set[str]()
-    with _libsndfile(), SharWriter(str(folder), {"recording": audio}, shard_size=shard_size, warn_unused_fields=False) as writer:
-        for item in read_manifest(manifest):
+class _Shards:
+    """The shards of one split, several of which are written at the same time.
+
+    Args:
+        manifest: What they are made of.
+        folder: Where they go.
+        shard_size, audio: As of `pack`.
+        watcher: Shown progress.
+
+    Attributes:
+        cuts, seconds: What was written so far.
+    """
+
+    def __init__(self, manifest: Path, folder: Path, shard_size: int, audio: Codec, watcher: Watcher) -> None:
+        self.manifest, self.folder, self.shard_size, self.audio, self.watcher = manifest, folder, shard_size, audio, watcher
+        self.cuts, self.seconds = 0, 0.0
+        self._total = sum(1 for _ in read_lines(manifest))
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+
+    def write(self, jobs: int) -> None:
+        """Write all of them.
+
+        Raises:
+            DataError: If the manifest is damaged or empty, or a cut cannot be packed.
+            OSError: If the disk is full.
+        """
+        if not self._total:
+            raise DataError(f"manifest `{self.manifest}` is empty", "prepare it again with `smoe prepare`")
+        cuts = self._sound_cuts()
+        with _alone(), ThreadPoolExecutor(jobs) as pool:
+            under_way: list[Future[None]] = []
+            try:
+                for number in range(-(-self._total // self.shard_size)):
+                    under_way.append(pool.submit(self._write_shard, number, list(islice(cuts, self.shard_size))))
+                    if len(under_way) > jobs:  # no more of the manifest is in memory than is worked on
+                        under_way.pop(0).result()
+                for shard in under_way:
+                    shard.result()
+            except BaseException:
+                self._stopped.set()
+                raise
+
+    def _sound_cuts(self) -> Iterator[tuple[int, MonoCut]]:
+        """(line, cut) of the manifest."""
+        ids = set[str]()
+        for item in read_manifest(self.manifest):
             if item.cut is None:
                 raise item.problem or AssertionError
-            _check_id(item.cut, ids, f"`{manifest}` line {item.number}")
-            try:
-                writer.write(item.cut)
-            except Exception as error:  # Lhotse passes on whatever its readers and writers raise
-                if isinstance(error, OSError) and error.errno in DISK:
-                    raise
-                raise DataError(
-                    f"`{manifest}` line {item.number}: cannot pack cut `{item.cut.id}`: {error}",
-                    "`smoe validate` says what is wrong with its audio; opus takes 8, 12, 16, 24 and 48 kHz only",
-                ) from error
-            done, seconds = done + 1, seconds + item.cut.duration
-            watcher.progress(f"{manifest.name}: cuts packed", done, total)
-    return done, seconds
+            _check_id(item.cut, ids, f"`{self.manifest}` line {item.number}")
+            yield item.number, item.cut
+
+    def _write_shard(self, number: int, cuts: Sequence[tuple[int, MonoCut]]) -> None:
+        fields = {"recording": self.audio}
+        with SharWriter(str(self.folder), fields, shard_size=self.shard_size, shard_offset=number, warn_unused_fields=False) as writer:
+            for line, cut in cuts:
+                if self._stopped.is_set():
+                    return
+                try:
+                    writer.write(cut)
+                except Exception as error:  # Lhotse passes on whatever its readers and writers raise
+                    if isinstance(error, OSError) and error.errno in DISK:
+                        raise
+                    raise DataError(
+                        f"`{self.manifest}` line {line}: cannot pack cut `{cut.id}`: {error}",
+                        "`smoe validate` says what is wrong with its audio; opus takes 8, 12, 16, 24 and 48 kHz only",
+                    ) from error
+                with self._lock:
+                    self.cuts, self.seconds = self.cuts + 1, self.seconds + cut.duration
+                    self.watcher.progress(f"{self.manifest.name}: cuts packed", self.cuts, self._total)
 
 
 def _check_id(cut: MonoCut, ids: set[str], where: str) -> None:
@@ -197,11 +255,16 @@ def _check_id(cut: MonoCut, ids: set[str], where: str) -> None:
 
 
 @contextmanager
-def _libsndfile() -> Iterator[None]:
-    """Let Lhotse read and write with the library that the audio was checked with; another brings opus to 48 kHz first."""
-    before = get_current_audio_backend()
+def _alone() -> Iterator[None]:
+    """Let Lhotse read and write with the library that the audio was checked with; another brings opus to 48 kHz first.
+
+    Each shard has a thread, so none takes more for itself.
+    """
+    backend, threads = get_current_audio_backend(), torch.get_num_threads()
     set_current_audio_backend("LibsndfileBackend")
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        set_current_audio_backend(before)
+        set_current_audio_backend(backend)
+        torch.set_num_threads(threads)

@@ -149,6 +149,7 @@ def pack(
     out: Path,
     shard_size: int = 1000,
     audio: Codec = "flac",
+    jobs: int = 0,
     watcher: Watcher | None = None,
 ) -> PackReport:
     """Write manifests as Lhotse Shar. See `smoe_cli.packing.pack`.
@@ -156,10 +157,11 @@ def pack(
     Args:
         config: The recipe; None: manifests are named.
         cuts: Manifests; empty: those that the recipe has.
+        jobs: Shards that are written at once; 0: one per core.
     """
     from smoe_cli import packing
 
-    return packing.pack(_manifests(config, cuts), out, shard_size, audio, watcher or Silent())
+    return packing.pack(_manifests(config, cuts), out, shard_size, audio, jobs, watcher or Silent())
 
 
 def check_pack(config: Config | None, *, cuts: Sequence[Path] = (), out: Path) -> list[Path]:

@@ -112,6 +112,17 @@ def test_opus_is_smaller_and_comes_back_as_long(prepared, tmp_path):
     assert all(abs(cut.load_audio().shape[1] - after[name].load_audio().shape[1]) <= 1 for name, cut in before.items())
 
 
+def test_shards_that_are_written_at_once_are_those_that_are_written_one_by_one(prepared, tmp_path):
+    for jobs in (1, 3):
+        pipeline.pack(prepared, out=tmp_path / str(jobs), shard_size=7, jobs=jobs)
+    one, three = ({path.name: path for path in (tmp_path / jobs / "train").iterdir()} for jobs in "13")
+    assert one.keys() == three.keys() and len(one) == 2 * -(-48 // 7) + 1
+    for name, path in one.items():
+        unpack = gzip.decompress if name.endswith(".gz") else bytes  # a packed file has the time in its head
+        if name != CARD:
+            assert unpack(path.read_bytes()) == unpack(three[name].read_bytes())
+
+
 def test_packing_again_keeps_what_is_whole_and_does_anew_what_is_not(prepared, tmp_path):
     out = tmp_path / "pack"
     pipeline.pack(prepared, out=out)

@@ -26,6 +26,7 @@ def pack(
         Literal["flac", "opus"],
         typer.Option("--audio", help="`flac` keeps 16-bit samples bit for bit; `opus` takes a fraction of the space, and loses some."),
     ] = "flac",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Shards written at once; 0: one per CPU core.")] = 0,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -47,7 +48,7 @@ def pack(
         show_plan(None, "pack", as_json, reads, [out], f"{audio}, {shard_size:,} cuts a shard")
         return
     with open_watcher() as watcher:
-        report = pipeline.pack(recipe, cuts=cuts or (), out=out, shard_size=shard_size, audio=audio, watcher=watcher)
+        report = pipeline.pack(recipe, cuts=cuts or (), out=out, shard_size=shard_size, audio=audio, jobs=jobs, watcher=watcher)
     if as_json:
         print_json(report)
         return

@@ -17,11 +17,11 @@ def report() -> PackReport:
 
 def test_pack_hands_on_its_options_and_prints_what_it_wrote(smoe, replace, tmp_path, report):
     pack = replace("pack", report)
-    result = smoe("pack", "--out", "pack", "--shard-size", "600", "--audio", "opus")
+    result = smoe("pack", "--out", "pack", "--shard-size", "600", "--audio", "opus", "--jobs", "3")
     assert result.exit_code == 0 and result.stdout.splitlines()[-1] == "pack"
     assert [word for word in ("train", "1,200", "1.50", "2", "86.40", "as it was") if word not in result.stdout] == []
     asked = pack.call_args.kwargs
-    assert (asked["cuts"], asked["out"], asked["shard_size"], asked["audio"]) == ((), Path("pack"), 600, "opus")
+    assert (asked["cuts"], asked["out"], asked["shard_size"], asked["audio"], asked["jobs"]) == ((), Path("pack"), 600, "opus", 3)
     assert pack.call_args.args[0].name == "tiny"
     assert json.loads(smoe("pack", "--out", "pack", "--json").stdout) == json.loads(report.model_dump_json())
 
