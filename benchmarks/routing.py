@@ -1,14 +1,15 @@
 """What supervised routing costs: time of training steps and of decoding, S-MoE against the dense model it is made of.
 
-    python benchmarks/routing.py                    paper scale, about 35 minutes and 13 GB of memory
+    python benchmarks/routing.py                    paper scale, about an hour on an idle machine, 13 GB of memory
     python benchmarks/routing.py --scale small      the preset `small`, five minutes and 2 GB
     python benchmarks/routing.py --scale tiny       seconds; shows that it runs, its numbers mean nothing
     python benchmarks/routing.py --json
 
 One process holds the dense model and one S-MoE model at a time, whose experts are all copies of the dense model's
 networks: that both compute the same is checked before anything is timed. The variants then take turns, round after round
-in changing order; what is reported is the median over rounds of (variant / dense in the same round), so that a machine
-that becomes busier or slower in between slows both sides of each ratio.
+in changing order, in training step by step, in decoding token by token; so a machine that becomes busier or slower in between
+slows both sides of each ratio. What is reported is the geometric mean over rounds of (variant / dense in the same round), and the
+interval that holds it with 95 % certainty (bootstrap over rounds): a bound within that interval is not decided.
 
 Measured on one thread, CPU seconds leave out the time in which other processes had the core. Experts that no batch here
 uses are parameters of model and optimiser like all others, but lie in the memory of one that is used: nothing reads or
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from smoe_cli.batching import Batch
 from smoe_cli.config import TrainSettings
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.tokenizer import PAD_ID
+from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.optimiser import make_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.trainer import losses_of
@@ -75,6 +77,7 @@ SCALES = {
 USED_EXPERTS = 8
 """Experts of each layer that batches use, at most: a mixed one of 8 utterances all of them, single-route ones one after the other."""
 BOUNDS = {"single-route": 1.02, "mixed": 1.05}
+RESAMPLES = 2000
 FLAT = 0.03
 """How far decoding may move from the fewest experts to any other number of them."""
 
@@ -97,8 +100,8 @@ class Row:
         experts: Of each layer.
         batch: `single-route` or `mixed`.
         routes: Experts that one batch uses in each layer.
-        ratio: Median over rounds of CPU seconds / the dense model's in the same round.
-        lowest, highest: Of these ratios, the middle half.
+        ratio: Geometric mean over rounds of CPU seconds / the dense model's in the same round.
+        lowest, highest: The interval that holds it with 95 % certainty.
         wall_ratio: The same of wall seconds.
         cpu_s, dense_cpu_s: Medians.
         phases: Part of a training step -> ratio, as above.
@@ -118,11 +121,19 @@ class Row:
 
 
 class Clock:
-    """Seconds since it was made, and of the phases that were marked."""
+    """Seconds of the pieces of work that were done under it, and of the phases that were marked."""
 
     def __init__(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        self.wall = self.cpu = 0.0
         self.phases: dict[str, float] = {}
+
+    def piece(self, work: Iterator[object]) -> bool:
+        """Do the next piece of work; false if there is none."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        done = next(work, self) is not self
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+        return done
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -131,8 +142,8 @@ class Clock:
         self.phases[name] = time.process_time() - start
 
     def put_into(self, times: Times) -> None:
-        times.cpu.append(time.process_time() - self.cpu)
-        times.wall.append(time.perf_counter() - self.wall)
+        times.cpu.append(self.cpu)
+        times.wall.append(self.wall)
         times.phases.append(self.phases)
 
 
@@ -180,8 +191,8 @@ class Trained:
     def with_experts(self, expert_N: Tensor) -> Batch:
         return replace(self.batch, encoder_expert=expert_N, decoder_expert=expert_N)
 
-    def phases(self, expert_N: Tensor, clock: Clock) -> None:
-        """One optimiser step with these experts."""
+    def phases(self, expert_N: Tensor, clock: Clock) -> Iterator[None]:
+        """One optimiser step with these experts, in one piece: the next model's then has all the memory that this one used."""
         batch, model = self.with_experts(expert_N), self.model
         self.optimiser.zero_grad(set_to_none=True)
         with clock.phase("forward"):
@@ -192,29 +203,34 @@ class Trained:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
         with clock.phase("AdamW"):
             self.optimiser.step()
+        yield
 
     @torch.inference_mode()
-    def decode(self, beams: int, forced_tokens: int, expert_N: Tensor) -> Tensor:
-        """Encode, then write tokens that are given; returns the last logits."""
+    def decode(self, beams: int, forced_tokens: int, expert_N: Tensor) -> Iterator[Tensor]:
+        """Encode, then write tokens that are given; yields after each, first the encoder's states, then logits."""
         batch, model = self.with_experts(expert_N), self.model
         memory = model.encoder(batch.features, batch.feature_lengths, batch.encoder_expert)
         state = model.decoder.start(memory, beams)
+        yield memory.states
         for position in range(forced_tokens):
             tokens_M = batch.tokens_in[:, position % batch.tokens_in.shape[1]].repeat_interleave(beams)
-            logits = model.decoder.step(tokens_M, state, memory, batch.decoder_expert)
-        return logits
+            yield model.decoder.step(tokens_M, state, memory, batch.decoder_expert)
 
 
-def take_turns(variants: dict[str, Callable[[int, Clock], object]], rounds: int, say: Callable[[str], None]) -> dict[str, Times]:
-    """Time every variant once in each round, in an order that changes; one round before them warms up."""
+def take_turns(variants: dict[str, Callable[[int, Clock], Iterator[object]]], rounds: int, say: Callable[[str], None]) -> dict[str, Times]:
+    """Time every variant once in each round, piece by piece in turn, in an order that changes; one round before them warms up."""
     times = {name: Times() for name in variants}
     order, shuffle = list(variants), random.Random(0)
     for number in range(-1, rounds):
-        shuffle.shuffle(order)
-        for name in order:
-            clock = Clock()
-            variants[name](number, clock)
-            if number >= 0:
+        clocks = {name: Clock() for name in variants}
+        running = {name: variants[name](number, clocks[name]) for name in variants}
+        while running:
+            shuffle.shuffle(order)
+            for name in order:
+                if name in running and not clocks[name].piece(running[name]):
+                    del running[name]
+        if number >= 0:
+            for name, clock in clocks.items():
                 clock.put_into(times[name])
         if number >= 0:
             say("  ".join(f"{name} {times[name].cpu[-1]:.3f}" for name in variants))
@@ -222,23 +238,31 @@ def take_turns(variants: dict[str, Callable[[int, Clock], object]], rounds: int,
 
 
 def compare(work: str, experts: int, batch: str, routes: int, times: Times, dense: Times) -> Row:
-    ratios = sorted(own / base for own, base in zip(times.cpu, dense.cpu, strict=True))
-    quarter = len(ratios) // 4
+    ratios = [own / base for own, base in zip(times.cpu, dense.cpu, strict=True)]
+    lowest, highest = interval(ratios)
     return Row(
         work=work,
         experts=experts,
         batch=batch,
         routes=routes,
-        ratio=median(ratios),
-        lowest=ratios[quarter],
-        highest=ratios[-1 - quarter],
-        wall_ratio=median(own / base for own, base in zip(times.wall, dense.wall, strict=True)),
+        ratio=geometric_mean(ratios),
+        lowest=lowest,
+        highest=highest,
+        wall_ratio=geometric_mean(own / base for own, base in zip(times.wall, dense.wall, strict=True)),
         cpu_s=median(times.cpu),
         dense_cpu_s=median(dense.cpu),
         phases={
-            name: median(own[name] / base[name] for own, base in zip(times.phases, dense.phases, strict=True)) for name in dense.phases[0]
+            name: geometric_mean(own[name] / base[name] for own, base in zip(times.phases, dense.phases, strict=True))
+            for name in dense.phases[0]
         },
     )
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Where the geometric mean lies with 95 % certainty: percentiles of its bootstrap over rounds."""
+    generator = random.Random(0)
+    means = sorted(geometric_mean(generator.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
 
 
 def mixed_batch(utterances: int, routes: int) -> Tensor:
@@ -271,7 +295,7 @@ def measure_decoding(scale: Scale, dense: Trained, routed: Trained, experts: int
     zeros = torch.zeros(n, dtype=torch.int64)
     for beams in scale.beams:
 
-        def run(trained: Trained, expert: int, beams: int = beams) -> Tensor:
+        def run(trained: Trained, expert: int, beams: int = beams) -> Iterator[Tensor]:
             return trained.decode(beams, scale.forced_tokens, zeros + expert)
 
         times = take_turns(
@@ -287,8 +311,8 @@ def check_equal(dense: Trained, routed: Trained, experts: int) -> None:
     """Both models must compute the same, or their times say nothing."""
     n = len(dense.batch.features)
     mixed = mixed_batch(n, min(USED_EXPERTS, experts, n))
-    one, other = (trained.decode(1, 2, index) for trained, index in ((dense, mixed * 0), (routed, mixed)))
-    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+    for one, other in zip(dense.decode(1, 2, mixed * 0), routed.decode(1, 2, mixed), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 
 
 def machine() -> dict[str, Any]:
@@ -315,6 +339,7 @@ def measure(
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    keep_memory()
     load_before = os.getloadavg()
     train_precision = choose_precision(precision, torch.device("cpu"))
     say(f"{train_precision}, load {load_before[0]:.1f}")
@@ -359,14 +384,17 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
     for work in dict.fromkeys(row["work"] for row in rows if row["work"].startswith("decoding")):
         found = [row for row in rows if row["work"] == work]
         off = max(abs(row["ratio"] / found[0]["ratio"] - 1.0) for row in found)
-        noisy = any(row["highest"] - row["lowest"] > 2 * FLAT for row in found)
+        ranges = [(row["lowest"] / found[0]["highest"] - 1.0, row["highest"] / found[0]["lowest"] - 1.0) for row in found[1:]]
+        inside = all(low >= -FLAT and high <= FLAT for low, high in ranges)
+        outside = any(low > FLAT or high < -FLAT for low, high in ranges)
+        noisy = not (inside or outside)
         said.append(f"{work}: within {off:.1%} of {rows[0]['experts']} experts; bound {FLAT:.0%}: {_verdict(off <= FLAT, noisy)}")
     return said
 
 
 def _verdict(kept: bool, noisy: bool) -> str:
-    """Of the medians; and whether the rounds were too unlike each other to tell."""
-    return ("kept" if kept else "MISSED") + (" in the median, but the rounds are too unlike each other to tell" if noisy else "")
+    """Of the means; and whether the rounds were too unlike each other to tell."""
+    return ("kept" if kept else "MISSED") + (" in the mean, but the rounds are too unlike each other to tell" if noisy else "")
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -377,7 +405,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{on['python']}; {result['precision']}; {result['rounds']} rounds; load {result['load_before']:.1f} before, "
         f"{result['load_after']:.1f} after; {result['peak_memory_gb']} GB.",
         "",
-        "| work | experts | batch | experts in one batch | dense, CPU s | S-MoE / dense | middle half of the rounds | wall |",
+        "| work | experts | batch | experts in one batch | dense, CPU s | S-MoE / dense | 95 % interval | wall |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
@@ -399,7 +427,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="paper", help="default: %(default)s")
     parser.add_argument("--experts", type=int, nargs="+", default=[2, 8, 32, 64], metavar="E", help="of each layer; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s, so that CPU seconds count work and no waiting")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; default: as `smoe train`")
     parser.add_argument("--no-ctc", action="store_true", help="without the auxiliary CTC head, which costs every variant the same")

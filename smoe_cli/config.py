@@ -31,6 +31,25 @@ Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 TagValue = Annotated[str, Field(pattern=VALUE_PATTERN)]
 
 
+class NarrowbandSettings(Settings):
+    """How telephone speech is simulated. By default as in arXiv:2508.10009: down to 8 kHz and back, nothing else."""
+
+    codecs: list[Literal["plain", "mulaw", "alaw", "gsm"]] = Field(
+        ["plain"],
+        min_length=1,
+        description="One is drawn for each utterance: G.711 mu-law or A-law, GSM 06.10, or plain down-sampling; one named twice is drawn "
+        "twice as often.",
+    )
+    telephone_band: float = Field(0.0, ge=0, le=1, description="Share of the utterances of which only 300 to 3400 Hz are left.")
+    pairing: Literal["both", "one"] = Field(
+        "both",
+        description="`both`: the narrowband twin beside the wideband utterance; `one`: each training utterance in one band, drawn "
+        "evenly; dev and test have both.",
+    )
+    seed: int = Field(0, ge=0, description="Same seed, same codec, line and band for each utterance.")
+    write: bool = Field(False, description="Write simulated audio as FLAC under `exp_dir`, instead of making it whenever it is read.")
+
+
 class DataSettings(Settings):
     """Which speech, in which bands."""
 
@@ -38,7 +57,13 @@ class DataSettings(Settings):
         None, description="Folder that relative corpus paths start from, by default the recipe's; `$NAME` is read from the environment."
     )
     corpora: dict[str, Corpus] = Field({"synth": SynthCorpus()}, description="Name -> corpus.")
-    nb_downsample: bool = Field(False, description="Add a narrowband twin (8 kHz and back) of every wideband utterance.")
+    bandwidth: Literal["rate", "auto"] = Field(
+        "rate",
+        description="Where the band of recordings is taken from: their sampling rate, or an estimate from the spectrum; what a corpus "
+        "says stays its tag, and with `auto` is compared with the estimate.",
+    )
+    nb_downsample: bool = Field(False, description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says.")
+    nb_simulation: NarrowbandSettings = NarrowbandSettings()
     lowercase: bool = Field(
         False, description="Lower-case all text: what is trained on, the references, and hypotheses before they are scored."
     )

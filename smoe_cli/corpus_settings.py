@@ -27,9 +27,10 @@ class CorpusSettings(Settings):
     language: str = Field(
         "", description="Spoken language, unless the corpus names one per utterance; where neither does, `en`, and `smoe prepare` says so."
     )
-    bandwidth: Bandwidth | None = Field(
+    bandwidth: Bandwidth | Literal["auto"] | None = Field(
         None,
-        description="What the recordings carry where their sampling rate does not tell, e.g. `nb` for telephone speech at 16 kHz.",
+        description="What the recordings carry where their sampling rate does not tell, e.g. `nb` for telephone speech at 16 kHz; "
+        "`auto`: estimated from each one's spectrum; null: as `data.bandwidth` says.",
     )
     subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
     tags: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> value, unless the corpus has one per utterance.")

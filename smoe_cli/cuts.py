@@ -9,21 +9,25 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from smoe_cli.bandwidth import TELEPHONE_HZ, Estimate
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance
 from smoe_cli.errors import DataError, RouteError
-from smoe_cli.manifests import read_manifest, write_lines
+from smoe_cli.manifests import manifest_writer, read_manifest
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
+from smoe_cli.telephone import bands_of, send
 
-NARROWBAND_HZ = 8000
+NARROWBAND_HZ = TELEPHONE_HZ
 WIDEBAND_HZ = 16000
 
 
 class Tags(BaseModel):
     """What the supervision of every cut carries besides text and language. A missing or wrong field is an error.
 
-    `axes` holds the tags on the recipe's own axes; manifests of recipes without such axes may lack it.
+    `axes` holds the tags on the recipe's own axes; manifests of recipes without such axes may lack it. `line` names the telephone
+    line that was simulated, `bandwidth_hz` and `bandwidth_confidence` what the spectrum of the recording says, if that was asked
+    for; they are left out where they say nothing.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -38,10 +42,13 @@ class Tags(BaseModel):
     subset: str
     synthetic: bool
     axes: dict[str, str] = {}
+    line: str | None = None
+    bandwidth_hz: int | None = None
+    bandwidth_confidence: float | None = None
 
 
-def native_bandwidth(recording: Recording, said: Bandwidth | None) -> Bandwidth:
-    """What a recording carries: the user's word, else what its sampling rate allows.
+def native_bandwidth(recording: Recording, said: Bandwidth | None, estimate: Estimate | None = None) -> Bandwidth:
+    """What a recording carries: the user's word, else a reliable estimate, else what its sampling rate allows.
 
     Raises:
         DataError: If it is called wideband below 16 kHz, or nothing is said and its rate is between telephone and wideband.
@@ -52,6 +59,8 @@ def native_bandwidth(recording: Recording, said: Bandwidth | None) -> Bandwidth:
         raise DataError(f"{where} is called wideband, but is sampled at {rate} Hz, below {WIDEBAND_HZ} Hz", cure)
     if said is not None:
         return said
+    if estimate is not None and estimate.reliable and (estimate.band is Bandwidth.NB or rate >= WIDEBAND_HZ):
+        return estimate.band
     if NARROWBAND_HZ < rate < WIDEBAND_HZ:
         raise DataError(
             f"{where} is sampled at {rate} Hz: neither telephone ({NARROWBAND_HZ} Hz or less) nor wideband ({WIDEBAND_HZ} Hz or more)",
@@ -63,23 +72,25 @@ def native_bandwidth(recording: Recording, said: Bandwidth | None) -> Bandwidth:
 def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[MonoCut]:
     """One cut per task and band that the utterance can serve; audio stays where it is, all resampling is lazy.
 
-    A narrowband twin goes to 8 kHz and back, as in arXiv:2508.10009, section 3.1.
+    A narrowband twin goes to 8 kHz and back, as in arXiv:2508.10009, section 3.1, and there through the line that
+    `data.nb_simulation` has for it.
 
     Raises:
-        DataError: As `check_utterance`.
+        DataError: As `check_utterance`, and if simulated audio is to be written and cannot.
     """
     check_utterance(utterance, corpus, config)
     if utterance.prepared is not None:
         cut, rate = utterance.prepared, config.features.sample_rate_hz
         yield cut if cut.sampling_rate == rate else cut.resample(rate)
         return
-    native = native_bandwidth(utterance.recording, utterance.bandwidth)
+    native = native_bandwidth(utterance.recording, utterance.bandwidth, utterance.estimate)
     bands = [native]
     if native is Bandwidth.WB and config.data.nb_downsample:
-        bands.append(Bandwidth.NB)
+        bands = bands_of(config.data.nb_simulation, f"{corpus}/{utterance.id}", utterance.split)
     for band in bands:
-        for route, target, references in _targets(utterance, band, config):
-            yield _cut(utterance, corpus, route, target, references, native, config)
+        heard, line = (utterance, None) if band is native else send(utterance, corpus, config)
+        for route, target, references in _targets(heard, band, config):
+            yield _cut(heard, corpus, route, target, references, line, config)
 
 
 def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
@@ -159,7 +170,7 @@ def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[
             yield Route(task, lang, band, extra), right[0], right
 
 
-def _cut(utterance: Utterance, corpus: str, route: Route, target: str, references: list[str], native: Bandwidth, config: Config) -> MonoCut:
+def _cut(utterance: Utterance, corpus: str, route: Route, target: str, references: list[str], line: str | None, config: Config) -> MonoCut:
     tags = Tags(
         utterance=f"{corpus}/{utterance.id}",
         corpus=corpus,
@@ -171,11 +182,11 @@ def _cut(utterance: Utterance, corpus: str, route: Route, target: str, reference
         subset=utterance.subset,
         synthetic=utterance.synthetic,
         axes=dict(route.extra),
+        line=line,
+        bandwidth_hz=utterance.estimate.bandwidth_hz if utterance.estimate else None,
+        bandwidth_confidence=utterance.estimate.confidence if utterance.estimate else None,
     )
-    recording = utterance.recording
-    if native is Bandwidth.WB and route.bandwidth is Bandwidth.NB:
-        recording = recording.resample(NARROWBAND_HZ)
-    recording = recording.resample(config.features.sample_rate_hz)
+    recording = utterance.recording.resample(config.features.sample_rate_hz)
     rest = recording.duration - utterance.start_s
     duration = rest if utterance.duration_s is None else min(utterance.duration_s, rest)
     cut_id = f"{corpus}-{utterance.id}-{route.task}-{route.lang}-{route.bandwidth}"
@@ -188,7 +199,7 @@ def _cut(utterance: Utterance, corpus: str, route: Route, target: str, reference
         text=target,
         language=route.lang,
         speaker=utterance.speaker,
-        custom=tags.model_dump(),
+        custom=tags.model_dump(exclude_none=True),
     )
     return MonoCut(
         id=cut_id, start=utterance.start_s, duration=duration, channel=utterance.channel, supervisions=[supervision], recording=recording
@@ -260,23 +271,38 @@ def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
     Raises:
         DataError: If the folder cannot be written or the disk is full.
     """
-    write_lines(path, ((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode() for cut in cuts))
+    with manifest_writer(path) as write:
+        for cut in cuts:
+            write(line_of_cut(cut))
+
+
+def line_of_cut(cut: MonoCut) -> bytes:
+    """A cut as a line of a manifest."""
+    return (json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode()
+
+
+def stream_manifest(path: Path) -> Iterator[MonoCut]:
+    """Yield a manifest's cuts one by one, whatever their tags.
+
+    Raises:
+        DataError: If the manifest is missing, damaged or empty, or a cut's audio is not a file.
+    """
+    item = None
+    for item in read_manifest(path):
+        if item.cut is None:
+            raise item.problem or AssertionError
+        yield item.cut
+    if item is None:
+        raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
 
 
 def open_manifest(path: Path) -> CutSet:
     """Read a manifest into memory, whatever its tags.
 
     Raises:
-        DataError: If the manifest is missing, damaged or empty, or a cut's audio is not a file.
+        DataError: As `stream_manifest`.
     """
-    cuts = []
-    for item in read_manifest(path):
-        if item.problem is not None:
-            raise item.problem
-        cuts.append(item.cut)
-    if not cuts:
-        raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
-    return CutSet.from_cuts(cuts)
+    return CutSet.from_cuts(list(stream_manifest(path)))
 
 
 def read_cuts(path: Path) -> CutSet:

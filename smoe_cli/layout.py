@@ -34,6 +34,11 @@ class Layout:
         return self.root / "audio"
 
     @property
+    def heard(self) -> Path:
+        """What a preparation that was stopped has read so far."""
+        return self.root / "heard.jsonl"
+
+    @property
     def cuts_dir(self) -> Path:
         return self.root / "cuts"
 

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ LONGEST_LINE = 4 * 2**20
 MOST_EXPANSION, SMALL = 200, 64 * 2**20
 """How many times as large as its file a manifest may become, once it is larger than `SMALL` bytes: ours grow 15 to 40 times,
 gzip can make it a thousand."""
+MEMBER_LINES = 64
+"""Cuts that are packed together: reading one out of a million then unpacks as many, and packing loses nothing."""
 NOT_A_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 """What Lhotse would take for an address or a program where a path is expected."""
 LHOTSE_RAISES = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
@@ -223,16 +226,41 @@ def check_within(path: Path, folder: Path, where: str) -> None:
         )
 
 
-def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a manifest, packed if its name ends in `.gz`, whole or not at all; the same lines always give the same bytes.
+@contextmanager
+def manifest_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Write a manifest line by line, packed if its name ends in `.gz`, whole or not at all.
+
+    The same lines always give the same bytes. A packed manifest is a row of members of a few lines each, which every program reads
+    as one file; ours can begin in the middle.
 
     Raises:
         DataError: If the folder cannot be written or the disk is full.
     """
     with whole_file(path) as file:
-        if not path.name.endswith(".gz"):
-            file.writelines(lines)
-            return
-        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
-            for line in lines:
-                packed.write(line)
+        packed = path.name.endswith(".gz")
+        waiting: list[bytes] = []
+
+        def flush() -> None:
+            content = b"".join(waiting)
+            file.write(gzip.compress(content, 6, mtime=0) if packed else content)
+            waiting.clear()
+
+        def write(line: bytes) -> None:
+            waiting.append(line)
+            if len(waiting) == MEMBER_LINES:
+                flush()
+
+        yield write
+        if waiting:
+            flush()
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write all lines of a manifest, as `manifest_writer` does.
+
+    Raises:
+        DataError: If the folder cannot be written or the disk is full.
+    """
+    with manifest_writer(path) as write:
+        for line in lines:
+            write(line)

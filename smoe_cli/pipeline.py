@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,13 +87,26 @@ class RunReport(Record):
     audit: Path
 
 
-def prepare(config: Config, *, corpora: Sequence[str] | None = None, jobs: int = 0, watcher: Watcher | None = None) -> PrepareReport:
-    """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`."""
+def prepare(
+    config: Config,
+    *,
+    corpora: Sequence[str] | None = None,
+    jobs: int = 0,
+    cluster: str | None = None,
+    watcher: Watcher | None = None,
+) -> PrepareReport:
+    """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`.
+
+    Args:
+        cluster: Address of a Dask scheduler whose workers read the recordings; None: threads of this process do.
+    """
     from smoe_cli import preparation
+    from smoe_cli.cluster import connect
 
     chosen = preparation.chosen_corpora(config, corpora)
-    mark(config, "prepare", whole=False)
-    report = preparation.prepare(config, chosen, jobs, watcher or Silent())
+    with connect(cluster) if cluster else nullcontext() as executor:
+        mark(config, "prepare", whole=False)
+        report = preparation.prepare(config, chosen, jobs, watcher or Silent(), executor)
     mark(config, "prepare", whole=set(chosen) == set(config.data.corpora))
     return report
 

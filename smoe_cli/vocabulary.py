@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
 from smoe_cli.checkpoint import read_parts
 from smoe_cli.config import Config
-from smoe_cli.cuts import read_cuts, route_of, tags_of
+from smoe_cli.cuts import route_of, stream_manifest, tags_of
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import TokenizerReport
 from smoe_cli.tags import ANY
-from smoe_cli.tokenizer import ByteBPE
+from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from smoe_cli.watch import Watcher
 
 
@@ -25,13 +30,6 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         CheckpointError: If `train.init_from` is no checkpoint.
     """
     layout = Layout.of(config)
-    texts: dict[tuple[str, str], str] = {}
-    for cut in read_cuts(layout.cuts("train")):
-        tags, route, text = tags_of(cut), route_of(cut), str(cut.supervisions[0].text)
-        if tags.transcript:
-            texts[tags.utterance, tags.source_lang] = tags.transcript
-        # A label is one name, however many utterances have it: once, it does not outweigh the sentences.
-        texts[f"{route.task} {text}" if route.lang == ANY else tags.utterance, route.lang] = text
     guiding = [f"<{name}>" for name in config.tasks]
     guiding += [f"<{lang}>" for lang in dict.fromkeys(lang for _, lang in config.targets())]
     if len(set(guiding)) != len(guiding):
@@ -44,39 +42,82 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         needed = {token for route in config.routes() for token in given.tokens_of(route)}
         tokenizer = given.extend([token for token in guiding if token in needed], layout.tokenizer)
     else:
-        tokenizer = ByteBPE.train(texts.values(), config.tokenizer.vocab_size, guiding, layout.tokenizer)
-    words: dict[str, int] = {}
-    tokens: dict[str, int] = {}
-    changed: list[str] = []
-    longest = max(len(tokenizer.guiding_ids(route)) for route in config.routes())
-    for (key, lang), text in texts.items():
-        ids = tokenizer.encode(text)
-        # A label is a name, of no language.
-        if lang != ANY:
-            words[lang] = words.get(lang, 0) + len(text.split())
-            tokens[lang] = tokens.get(lang, 0) + len(ids)
-        if tokenizer.decode(ids) != text:
-            if tokenizer.exact:
-                raise DataError(f"text does not survive the tokenizer: {text!r}", "report this: byte-level BPE must be exact")
-            changed.append(text)
-        if config.model.max_tokens is not None and longest + len(ids) > config.model.max_tokens:
-            raise DataError(
-                f"a text of `{key}` has {len(ids)} tokens; the model takes {config.model.max_tokens - longest} after its guiding tokens",
-                "split the utterance, or leave it out",
-            )
-    if changed:
+        tokenizer = ByteBPE.train((text.text for text in _texts(layout)), config.tokenizer.vocab_size, guiding, layout.tokenizer)
+    found = _Fertility(config, tokenizer)
+    for text in _texts(layout):
+        found.add(text)
+    if found.changed:
         watcher.log(
-            f"{len(changed):,} of {len(texts):,} texts do not come back as they were, and the model cannot learn to write them so: "
-            f"{changed[0]!r} becomes {tokenizer.decode(tokenizer.encode(changed[0]))!r}; `data.lowercase` may be what is missing"
+            f"{found.changed:,} of {found.texts:,} texts do not come back as they were, and the model cannot learn to write them so: "
+            f"{found.example!r} becomes {tokenizer.decode(tokenizer.encode(found.example))!r}; `data.lowercase` may be what is missing"
         )
-    sentences = sum(lang != ANY for _, lang in texts)
-    how = f"learned {tokenizer.vocab_size:,} pieces from {sentences:,} sentences"
+    how = f"learned {tokenizer.vocab_size:,} pieces from {found.sentences:,} sentences"
     watcher.log(how if source is None else f"took the {tokenizer.vocab_size:,} pieces of `{source}`")
     return TokenizerReport(
         path=layout.tokenizer,
         kind=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
-        sentences=sentences,
+        sentences=found.sentences,
         guiding_tokens=list(tokenizer.guiding_tokens),
-        fertility={lang: round(tokens[lang] / max(1, words[lang]), 3) for lang in sorted(words)},
+        fertility={lang: round(found.tokens[lang] / max(1, found.words[lang]), 3) for lang in sorted(found.words)},
     )
+
+
+class _Text(NamedTuple):
+    """A training text, and whose it is."""
+
+    key: str
+    lang: str
+    text: str
+
+
+def _texts(layout: Layout) -> Iterator[_Text]:
+    """The texts of the train split, each once per utterance, and each label once."""
+    seen: set[bytes] = set()
+    for cut in stream_manifest(layout.cuts("train")):
+        tags, route, text = tags_of(cut), route_of(cut), str(cut.supervisions[0].text)
+        # A label is one name, however many utterances have it: once, it does not outweigh the sentences.
+        found = [_Text(f"{route.task} {text}" if route.lang == ANY else tags.utterance, route.lang, text)]
+        if tags.transcript:
+            found.insert(0, _Text(tags.utterance, tags.source_lang, tags.transcript))
+        for one in found:
+            key = blake2b(repr(one).encode(), digest_size=16).digest()
+            if key not in seen:
+                seen.add(key)
+                yield one
+
+
+class _Fertility:
+    """How many tokens the words of each language take, and whether texts come back from the tokenizer as they were."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._max_tokens = tokenizer, config.model.max_tokens
+        self._guiding = max(len(tokenizer.guiding_ids(route)) for route in config.routes())
+        self.words: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.texts = self.sentences = self.changed = 0
+        self.example = ""
+
+    def add(self, one: _Text) -> None:
+        """Count a text.
+
+        Raises:
+            DataError: If it has more tokens than the model takes, or a tokenizer that must be exact changes it.
+        """
+        ids = self._tokenizer.encode(one.text)
+        self.texts += 1
+        # A label is a name, of no language.
+        if one.lang != ANY:
+            self.sentences += 1
+            self.words[one.lang] += len(one.text.split())
+            self.tokens[one.lang] += len(ids)
+        if self._tokenizer.decode(ids) != one.text:
+            if self._tokenizer.exact:
+                raise DataError(f"text does not survive the tokenizer: {one.text!r}", "report this: byte-level BPE must be exact")
+            self.changed += 1
+            self.example = self.example or one.text
+        if self._max_tokens is not None and self._guiding + len(ids) > self._max_tokens:
+            raise DataError(
+                f"a text of `{one.key}` has {len(ids)} tokens; the model takes {self._max_tokens - self._guiding} after its guiding tokens",
+                "split the utterance, or leave it out",
+            )

@@ -218,7 +218,7 @@ def test_results_that_an_interrupted_run_left_do_not_count_as_those_of_the_run_b
 
 def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatch):
     pipeline.prepare(config)
-    monkeypatch.setattr("smoe_cli.preparation.read_corpus", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("smoe_cli.gathering.read_corpus", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config)
     assert plan_step(config, "prepare").reason == "it was stopped, or did only a part of its work, the last time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -97,7 +98,7 @@ def test_a_damaged_corpus_is_named_and_nothing_is_written(corpus, config, damage
         pipeline.prepare(config)
     assert caught.value.exit_code == 2
     assert caught.value.hint
-    assert not list((config.exp_dir).rglob("cuts*"))
+    assert not [path for path in config.exp_dir.rglob("*cuts*") if path.is_file()]
 
 
 def test_every_problem_is_counted_not_only_the_first(corpus, config):
@@ -158,7 +159,7 @@ def test_a_cut_that_leaves_its_recording_is_refused(corpus, tmp_path, start_s, d
 
 def test_a_long_recording_is_read_once_for_all_its_cuts(corpus, tmp_path, monkeypatch):
     read = Mock(side_effect=audio.listen)
-    monkeypatch.setattr("smoe_cli.preparation.listen", read)
+    monkeypatch.setattr("smoe_cli.listening.listen", read)
     calls = [Recording.from_file(corpus / name, recording_id=name) for name in ("a1.flac", "a2.flac")]
     pipeline.prepare(lhotse_config(tmp_path, [spoken(f"c{n}", calls[n % 2], n / 100, 0.2) for n in range(10)]))
     assert sorted(call.args[0].id for call in read.call_args_list) == ["a1.flac", "a2.flac"]
@@ -166,6 +167,51 @@ def test_a_long_recording_is_read_once_for_all_its_cuts(corpus, tmp_path, monkey
     with pytest.raises(DataError, match="5 of 10 utterances are not fit") as caught:
         pipeline.prepare(lhotse_config(tmp_path, [spoken(f"c{n}", calls[n % 2], n / 100, 0.2) for n in range(10)]))
     assert caught.value.message.count("\n") == 1, "one line for one damaged file"
+
+
+def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not_stopped(corpus, config, tmp_path, monkeypatch):
+    pipeline.prepare(config)
+    whole = {split: Layout.of(config).cuts(split).read_bytes() for split in ("train", "dev")}
+    shutil.rmtree(config.exp_dir)
+    monkeypatch.setattr("smoe_cli.gathering.CHUNK", 4)
+    read = Mock(side_effect=audio.listen)
+    monkeypatch.setattr("smoe_cli.listening.listen", read)
+    stopped = Mock(
+        side_effect=[*[audio.listen(Recording.from_file(path)) for path in sorted(corpus.glob("*.flac"))[:9]], KeyboardInterrupt]
+    )
+    monkeypatch.setattr("smoe_cli.listening.listen", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    layout = Layout.of(config)
+    assert not layout.cuts("train").exists() and len(layout.heard.read_text().splitlines()) == 8
+    with layout.heard.open("a") as file:
+        file.write('["half a li')
+    (corpus / "a1.flac").touch()  # changed since, so read again
+    monkeypatch.setattr("smoe_cli.listening.listen", read)
+    said: list[str] = []
+    watcher = Mock(log=said.append)
+    pipeline.prepare(config, watcher=watcher)
+    assert "8 recordings were found sound before" in said[0]
+    assert read.call_count == len(list(corpus.glob("*.flac"))) - 8 + 1
+    assert {split: layout.cuts(split).read_bytes() for split in whole} == whole
+    assert not layout.heard.exists()
+
+
+def test_every_utterance_is_seen_whatever_is_in_memory_at_once(corpus, config, monkeypatch):
+    pipeline.prepare(config)
+    whole = Layout.of(config).cuts("train").read_bytes()
+    for size in (1, 7):
+        monkeypatch.setattr("smoe_cli.gathering.CHUNK", size)
+        pipeline.prepare(config)
+        assert Layout.of(config).cuts("train").read_bytes() == whole
+    replace_in_table(corpus, "\tone\teins", "\t?\teins")
+    (corpus / "b3.flac").unlink()
+    with pytest.raises(DataError, match=r"(?s)of 30 utterances are not fit.*b3") as caught:
+        pipeline.prepare(config)
+    monkeypatch.setattr("smoe_cli.gathering.CHUNK", 512)
+    with pytest.raises(DataError) as at_once:
+        pipeline.prepare(config)
+    assert sorted(caught.value.message.splitlines()) == sorted(at_once.value.message.splitlines())
 
 
 @pytest.mark.parametrize("kind", ["command", "url"])
@@ -279,3 +325,33 @@ def test_variables_in_exp_dir_are_read_and_a_dollar_in_a_folders_name_is_none(co
     assert data_root(load_config(folder / "smoe.yaml")) == folder
     with pytest.raises(ConfigError, match=r"`exp_dir` names `\$SMOE_NOWHERE`, which is not set"):
         load_config(folder / "smoe.yaml", ["exp_dir=$SMOE_NOWHERE/exp"])
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_a_cluster_reads_what_threads_would(corpus, config, scheduler):
+    pipeline.prepare(config)
+    here = Layout.of(config).cuts("train").read_bytes()
+    shutil.rmtree(config.exp_dir)
+    pipeline.prepare(config, cluster=scheduler)
+    assert Layout.of(config).cuts("train").read_bytes() == here
+    (corpus / "a1.flac").write_bytes((corpus / "a1.flac").read_bytes()[:3000])
+    with pytest.raises(DataError, match="1 of 30 utterances are not fit for use"):
+        pipeline.prepare(config, cluster=scheduler)
+
+
+def test_a_cluster_that_is_not_there_is_named(config, monkeypatch):
+    monkeypatch.setattr("smoe_cli.cluster.TIMEOUT_S", 1)
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at `tcp://127\.0\.0\.1:9`") as caught:
+        pipeline.prepare(config, cluster="tcp://127.0.0.1:9")
+    assert "dask scheduler" in caught.value.hint
+    assert not config.exp_dir.exists()
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ConfigError, match="not installed: dask"):
+        pipeline.prepare(config, cluster="tcp://127.0.0.1:9")

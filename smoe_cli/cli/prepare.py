@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json
+from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.validate import show_findings, show_rows
 from smoe_cli.cli.watcher import open_watcher
+
+
+class BandwidthSource(StrEnum):
+    """What `data.bandwidth` can be."""
+
+    RATE = "rate"
+    AUTO = "auto"
 
 
 def prepare(
@@ -24,11 +32,28 @@ def prepare(
         bool | None,
         typer.Option(
             "--nb-downsample/--no-nb-downsample",
-            help="Add a narrowband twin (8 kHz and back) of every wideband utterance.",
+            help="Add a narrowband twin of every wideband utterance, made as `data.nb_simulation` says.",
             show_default="the recipe's",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Processes at once; 0: one per CPU core.")] = 0,
+    bandwidth: Annotated[
+        BandwidthSource | None,
+        typer.Option(
+            "--bandwidth",
+            help="Take the band of recordings from their sampling rate, or estimate it from their spectrum and report contradictions.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Recordings read at once; 0: one per CPU core.")] = 0,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Dask scheduler whose workers read the recordings, e.g. `tcp://host:8786`; needs `pip install 'smoe[dask]'`.",
+            show_default="threads here",
+        ),
+    ] = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -43,6 +68,7 @@ def prepare(
     Example: smoe prepare --nb-downsample
     """
     flags = [] if nb_downsample is None else [f"data.nb_downsample={str(nb_downsample).lower()}"]
+    flags += [] if bandwidth is None else [f"data.bandwidth={bandwidth}"]
     recipe = options.load_recipe(config, overrides, flags)
     added = options.corpus_flags(corpus or (), recipe)
     if added:
@@ -56,11 +82,16 @@ def prepare(
     from smoe_cli import pipeline
 
     with open_watcher() as watcher:
-        report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs)
+        report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs, cluster=cluster)
     if as_json:
         print_json(report)
     else:
         show_rows(report.rows)
+        if report.bandwidths:
+            bands = [(row.corpus, row.known_by, row.known, row.estimated, row.tagged, row.utterances) for row in report.bandwidths]
+            print_table(("corpus", "known by", "band", "spectrum", "tag", "utterances"), bands)
+        if report.lines:
+            print_table(("simulated line", "utterances"), list(report.lines.items()))
         for note in report.notes:
             print(f"note: {note}")
         show_findings(report.findings)

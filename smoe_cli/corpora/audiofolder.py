@@ -26,12 +26,15 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     """
     for split, name in wanted(settings, settings.folders):
         table = found(work.root / settings.path / name / settings.metadata, settings, work, f"folders.{split}", "table")
-        rows = list(objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work))
+        rows: Iterator[tuple[str, Mapping[str, Any]]]
+        rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
+        with table.open("rb") as file:
+            total = sum(1 for _ in file) - (table.suffix == ".csv")
 
         def make(where: str, row: Mapping[str, Any], folder: Path = table.parent, split: str = split) -> Utterance:
             return _utterance(where, row, folder, split, settings, work)
 
-        yield from utterances(rows, make, work, f"{split} rows")
+        yield from utterances(rows, total, make, work, f"{split} rows")
 
 
 def _columns(settings: AudioFolderCorpus) -> list[str]:

@@ -52,12 +52,12 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
         folder = _open(split, work.root / settings.path / name, settings, work)
         keys = folder.segments if folder.segments is not None else folder.wavs
         _report_strays(folder, keys, settings, work)
-        rows = [(keys[key][0], key) for key in sorted(keys)]
+        rows = ((keys[key][0], key) for key in sorted(keys))
 
         def make(where: str, key: str, folder: _Folder = folder) -> Utterance:
             return _utterance(where, key, folder, settings, work)
 
-        yield from utterances(rows, make, work, f"{split} utterances")
+        yield from utterances(rows, len(keys), make, work, f"{split} utterances")
 
 
 def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -44,11 +44,14 @@ def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str 
     return path
 
 
-def utterances(rows: Sequence[tuple[str, T]], make: Callable[[str, T], Utterance], work: Work, what: str) -> Iterator[Utterance]:
+def utterances(
+    rows: Iterable[tuple[str, T]], total: int, make: Callable[[str, T], Utterance], work: Work, what: str
+) -> Iterator[Utterance]:
     """Yield what is made of each row; one that cannot be used goes to `work.unfit`, with its place.
 
     Args:
         rows: (place, row), the place as it stands in messages.
+        total: How many there are, for the progress.
         make: Called with both; raises DataError.
         what: What the rows are called in the progress.
     """
@@ -59,7 +62,7 @@ def utterances(rows: Sequence[tuple[str, T]], make: Callable[[str, T], Utterance
             work.unfit(placed(error, where))
             continue
         yield utterance
-        work.progress(done, len(rows), f"{work.name}: {what}")
+        work.progress(done, total, f"{work.name}: {what}")
 
 
 def placed(error: DataError, where: str) -> DataError:

@@ -50,7 +50,7 @@ def read(settings: NemoCorpus, work: Work) -> Iterator[Utterance]:
         def make(where: str, row: _Row, folder: Path = path.parent, split: str = split) -> Utterance:
             return _utterance(where, row, folder, split, settings, work)
 
-        yield from utterances(rows, make, work, f"{split} rows")
+        yield from utterances(rows, len(rows), make, work, f"{split} rows")
 
 
 def _merged(path: Path, settings: NemoCorpus, work: Work) -> list[tuple[str, _Row]]:

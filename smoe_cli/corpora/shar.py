@@ -16,6 +16,7 @@ from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import SharCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within, make_cut, read_lines, read_object
+from smoe_cli.tags import Bandwidth
 
 KEPT = ("type", "id", "start", "duration", "supervisions")
 """What is read of a cut. Its audio comes from the archive; features and further recordings are not used."""
@@ -114,7 +115,7 @@ def _utterance(tree: dict[str, Any], archive: Archive, split: str, settings: Sha
 
 def _as_prepared(cut: MonoCut, custom: dict[str, Any], split: str, settings: SharCorpus, work: Work, where: str) -> Utterance:
     for tag, said in (("bandwidth", settings.bandwidth), ("subset", settings.subset)):
-        if said and said != custom.get(tag):
+        if said and said != "auto" and said != custom.get(tag):
             raise DataError(
                 f"cut `{cut.id}` was prepared with {tag} `{custom.get(tag)}`, and `data.corpora.{work.name}.{tag}` says `{said}`",
                 "take that setting away: packed cuts keep their tags",
@@ -129,6 +130,7 @@ def _as_prepared(cut: MonoCut, custom: dict[str, Any], split: str, settings: Sha
         synthetic=bool(custom.get("synthetic")),
         start_s=cut.start,
         duration_s=cut.duration,
+        bandwidth=Bandwidth(custom["bandwidth"]) if custom["bandwidth"] in list(Bandwidth) else None,
         source=where,
         prepared=cut,
     )

@@ -11,7 +11,6 @@ import numpy as np
 import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
-from smoe_cli.corpora.lines import utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
@@ -30,8 +29,16 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     table = work.root / settings.path
     if settings.untrusted:
         check_within(table, work.root, f"`data.corpora.{work.name}.path`")
-    rows = list(_rows(table, settings, work))
-    yield from utterances(rows, lambda where, row: _utterance(row, settings, work, table.parent, where), work, "rows")
+    total = sum(1 for _ in _lines(table)) - 1
+    for number, row in _rows(table, settings, work):
+        where = f"`{table}` line {number}"
+        try:
+            utterance = _utterance(row, settings, work, table.parent, where)
+        except DataError as error:
+            work.unfit(error if error.message.startswith(where) else DataError(f"{where}: {error.message}", error.hint))
+            continue
+        yield utterance
+        work.progress(number - 1, total, f"{work.name}: rows")
 
 
 def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Path, where: str) -> Utterance:
@@ -70,16 +77,37 @@ def _references(text: str) -> list[str]:
     return [part.strip() for part in text.split(REFERENCE_SEPARATOR) if part.strip()]
 
 
-def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
-    """(table and line, row) of each row that `splits`, `where` and `minimum` keep."""
+def _lines(table: Path) -> Iterator[bytes]:
+    """The lines of a table without their ends; empty ones at its end are none.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    empty = 0
     try:
-        lines = table.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-        header = lines[0].decode().split("\t")
+        with table.open("rb") as file:
+            for number, raw in enumerate(file):
+                line = (raw if number else raw.removeprefix(codecs.BOM_UTF8)).removesuffix(b"\n").removesuffix(b"\r")
+                if not line:
+                    empty += 1
+                    continue
+                yield from [b""] * empty
+                empty = 0
+                yield line
     except FileNotFoundError:
         raise DataError(
             f"no table `{table}`", "set `data.root` to the folder that holds the corpus, for example --set data.root=FOLDER"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read table `{table}`: {error.strerror}", "check the file and its rights") from error
+
+
+def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of each row that `splits`, `where` and `minimum` keep."""
+    lines = _lines(table)
+    try:
+        header = next(lines, b"").decode().split("\t")
+    except UnicodeDecodeError as error:
         raise DataError(f"cannot read table `{table}`: {error}", "it must be UTF-8 text, tab-separated") from error
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
     texts = (settings.translations, settings.tag_columns, settings.label_columns)
@@ -94,7 +122,7 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
             f"table `{table}` has no column {', '.join(f'`{name}`' for name in missing)}; it has: {', '.join(header)}",
             "name the columns in the recipe as the table does",
         )
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=2):
         where = f"`{table}` line {number}"
         try:
             row = _row(line, header, where)
@@ -107,7 +135,7 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
             work.unfit(error)
             continue
         if kept:
-            yield where, row
+            yield number, row
 
 
 def _row(line: bytes, header: list[str], where: str) -> dict[str, str]:

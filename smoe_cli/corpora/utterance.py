@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lhotse import MonoCut, Recording
 
+from smoe_cli.bandwidth import Estimate
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
@@ -33,6 +34,7 @@ class Utterance:
         start_s, duration_s: The part of the recording; None: to its end.
         channel: Channel of the recording.
         bandwidth: What the recording carries, where its sampling rate does not tell.
+        estimate: What its spectrum says, where that was asked for.
         tags: Axis of the recipe's own -> value.
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
         language_assumed: Whether nobody named the language.
@@ -53,6 +55,7 @@ class Utterance:
     duration_s: float | None = None
     channel: int = 0
     bandwidth: Bandwidth | None = None
+    estimate: Estimate | None = None
     tags: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     language_assumed: bool = False
@@ -65,7 +68,7 @@ class Utterance:
             self,
             split=split,
             subset=self.subset or settings.subset,
-            bandwidth=settings.bandwidth,
+            bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else self.bandwidth,
             language=self.language or settings.language or ASSUMED_LANGUAGE,
             language_assumed=not (self.language or settings.language),
             tags=settings.tags | self.tags,

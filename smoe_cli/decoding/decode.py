@@ -210,6 +210,6 @@ def cut_of_file(
         duration=recording.duration,
         text="",
         language=lang,
-        custom=supervised.model_dump(),
+        custom=supervised.model_dump(exclude_none=True),
     )
     return MonoCut(id=str(path), start=0.0, duration=recording.duration, channel=0, supervisions=[supervision], recording=recording)

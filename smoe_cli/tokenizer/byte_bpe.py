@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import sentencepiece as spm
 
-from smoe_cli.errors import CheckpointError, ConfigError, DataError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.records import write_atomically, write_text_atomically
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer
@@ -85,7 +86,7 @@ class ByteBPE(Tokenizer):
         """Learn merges from texts and write the tokenizer's folder.
 
         Args:
-            texts: Training sentences.
+            texts: Training sentences; gone through once.
             vocab_size: Pieces in all: 256 bytes, 3 special and the guiding tokens, and merges.
             guiding_tokens: e.g. `<transcribe>`, `<de>`; control symbols, so text that looks like them stays text.
             folder: Where to write.
@@ -94,13 +95,23 @@ class ByteBPE(Tokenizer):
             DataError: If there is no text.
             ConfigError: If the texts cannot give so many pieces.
         """
-        lines = [_as_characters(text) for text in texts]
-        if not any(lines):
+        broken: list[SmoeError] = []
+
+        def characters() -> Iterator[str]:
+            try:
+                yield from filter(None, map(_as_characters, texts))
+            except SmoeError as error:
+                broken.append(error)  # which the trainer would hand on as text
+                raise
+
+        lines = characters()
+        first = next(lines, None)
+        if first is None:
             raise DataError("no text to learn a tokenizer from", "check that the train split has transcripts")
         model = io.BytesIO()
         try:
             spm.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
+                sentence_iterator=chain([first], lines),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
@@ -119,8 +130,10 @@ class ByteBPE(Tokenizer):
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if broken:
+                raise broken[0] from None
             raise ConfigError(
-                f"cannot learn a vocabulary of {vocab_size} pieces from {len(lines)} sentences: {error}",
+                f"cannot learn a vocabulary of {vocab_size} pieces from these texts: {error}",
                 "lower `tokenizer.vocab_size`, or train on more text",
             ) from error
         write_atomically(folder / MODEL_FILE, model.getvalue())

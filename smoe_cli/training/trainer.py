@@ -33,6 +33,7 @@ from smoe_cli.model.speech_to_text import SpeechToText, count_parameters
 from smoe_cli.records import Record, write_text_atomically
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.loading import CutBatches, From
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
@@ -97,6 +98,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
+        keep_memory()
         front_end = FrontEnd(config.features)
         self.collator = Collator(front_end, tokenizer, self.plan, config.model.max_tokens)
         for task, labels in self.plan.labels.items():

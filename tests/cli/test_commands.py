@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from smoe_cli import pipeline
+from smoe_cli.band_check import BandwidthRow
 from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
 from smoe_cli.preparation import PrepareReport
 from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
@@ -325,8 +326,18 @@ def test_prepare_hands_on_its_options(smoe, replace):
     prepare = replace("prepare", PREPARED)
     assert smoe("prepare", "--nb-downsample", "--jobs", "3", "--set", "data.max_duration_s=9").exit_code == 0
     recipe = prepare.call_args.args[0]
-    assert (recipe.data.nb_downsample, recipe.data.max_duration_s) == (True, 9.0)
+    assert (recipe.data.nb_downsample, recipe.data.max_duration_s, recipe.data.bandwidth) == (True, 9.0, "rate")
     assert (prepare.call_args.kwargs["jobs"], prepare.call_args.kwargs["corpora"]) == (3, None)
+    assert smoe("prepare", "--bandwidth", "auto", "--set", "data.nb_simulation.codecs=[gsm, alaw]").exit_code == 0
+    assert (prepare.call_args.args[0].data.bandwidth, prepare.call_args.args[0].data.nb_simulation.codecs) == ("auto", ["gsm", "alaw"])
+    assert smoe("prepare", "--bandwidth", "nb").exit_code == 2
+
+
+def test_prepare_prints_simulated_lines_and_what_was_estimated(smoe, replace):
+    row = BandwidthRow(corpus="calls", known_by="16000 Hz", known="wb", estimated="nb", tagged="nb", utterances=7, example="a")
+    replace("prepare", PREPARED.model_copy(update={"lines": {"gsm, 300-3400 Hz": 41}, "bandwidths": [row]}))
+    shown = smoe("prepare").stdout
+    assert all(word in shown for word in ("gsm, 300-3400 Hz", "41", "16000 Hz", "spectrum"))
 
 
 def test_a_corpus_that_needs_no_settings_can_be_named_without_being_in_the_recipe(smoe, replace, recipe):

@@ -1,0 +1,220 @@
+"""Corpora -> cuts, as a stream: each utterance is checked, listened to and tagged; what is wrong is said of all at once.
+
+Memory grows with ids, not with utterances and cuts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
+
+from lhotse import MonoCut
+
+from smoe_cli.band_check import Bands, estimated
+from smoe_cli.config import SPLITS, Config
+from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.cuts import check_utterance, make_cuts, route_of, tags_of
+from smoe_cli.errors import DataError
+from smoe_cli.listening import Listener
+from smoe_cli.validation.cut import check_span
+
+CHUNK = 512
+"""Utterances in memory at once: enough recordings to keep every reader busy."""
+SHOWN_PROBLEMS, SHOWN_CURES = 20, 3
+
+
+@dataclass
+class Gathered:
+    """What the corpora gave so far; the cuts themselves have gone on.
+
+    Attributes:
+        utterances: Split -> utterances.
+        cuts: Split -> cuts.
+        served: (task, language) pairs that have a cut.
+        heard: What there is to note of recordings.
+        synthetic: Utterances that a machine spoke.
+        lacking: What utterances lack for a task -> how many.
+        assumed: Corpus -> utterances whose language nobody named.
+        unserved: Language -> utterances that serve no task.
+        lines: Simulated telephone line -> utterances.
+        bands: What is known of bands beside what was estimated.
+        tags: (axis, value) pairs that the train split has.
+        labels: Split -> task that answers with a label -> right answers.
+    """
+
+    utterances: Counter[str] = field(default_factory=Counter)
+    cuts: Counter[str] = field(default_factory=Counter)
+    served: set[tuple[str, str]] = field(default_factory=set)
+    heard: dict[str, None] = field(default_factory=dict)
+    synthetic: int = 0
+    lacking: Counter[str] = field(default_factory=Counter)
+    assumed: Counter[str] = field(default_factory=Counter)
+    unserved: Counter[str] = field(default_factory=Counter)
+    lines: Counter[str] = field(default_factory=Counter)
+    bands: Bands = field(default_factory=Bands)
+    tags: set[tuple[str, str]] = field(default_factory=set)
+    labels: dict[str, dict[str, set[str]]] = field(default_factory=lambda: {split: defaultdict(set) for split in SPLITS})
+    _split_of: dict[bytes, int] = field(default_factory=dict)
+    _cut_ids: set[bytes] = field(default_factory=set)
+    _prepared: set[bytes] = field(default_factory=set)
+
+    def serve(self, utterance: Utterance, corpus: str, config: Config) -> list[MonoCut]:
+        """The cuts of one utterance, remembered.
+
+        Raises:
+            DataError: If another has its id, or would give the same cut.
+        """
+        made = list(make_cuts(utterance, corpus, config))
+        key, split = _digest(f"{corpus}/{utterance.id}"), utterance.split
+        if (number := self._split_of.get(key)) is not None:
+            there = SPLITS[number]
+            where = f"twice in split `{split}`" if there == split else f"in splits `{there}` and `{split}`"
+            raise DataError(f"utterance `{utterance.id}` of corpus `{corpus}` occurs {where}", "ids must be unique; rename or remove one")
+        self._split_of[key] = SPLITS.index(split)
+        ids = [_digest(cut.id) for cut in made]
+        if clash := next((cut.id for cut, number in zip(made, ids, strict=True) if number in self._cut_ids), None):
+            raise DataError(
+                f"two utterances would both give the cut `{clash}`", "rename a corpus or an utterance, so that name and id differ"
+            )
+        self._cut_ids.update(ids)
+        self._count(utterance, made, config)
+        return made
+
+    def read(self, utterances: Sequence[Utterance], corpus: str) -> None:
+        """Count utterances that a corpus gave, sound or not; one that comes as several prepared cuts counts once."""
+        self.assumed[corpus] += sum(utterance.language_assumed for utterance in utterances)
+        new = [utterance for utterance in utterances if self._is_new(utterance)]
+        self.utterances.update(utterance.split for utterance in new)
+        self.synthetic += sum(utterance.synthetic for utterance in new)
+
+    def _is_new(self, utterance: Utterance, what: str = "") -> bool:
+        """Whether this was not asked before of another prepared cut of the same utterance."""
+        if utterance.prepared is None:
+            return True
+        custom = utterance.prepared.supervisions[0].custom or {}
+        key = _digest(f"{what}\t{custom.get('utterance')}")
+        new = key not in self._prepared
+        self._prepared.add(key)
+        return new
+
+    def _count(self, utterance: Utterance, made: Sequence[MonoCut], config: Config) -> None:
+        split = utterance.split
+        routes = [route_of(cut) for cut in made]
+        served = {(route.task, route.lang) for route in routes}
+        if not made:
+            self.unserved[utterance.language] += 1
+        for task, lang in config.targets() if utterance.prepared is None else ():
+            if config.kind(task).target == "label" and (task, lang) not in served:
+                self.lacking[f"label `{config.label(task)}` for {task}"] += 1
+        self.served |= served
+        self.cuts[split] += len(made)
+        self.lines.update({tags.line for tags in map(tags_of, made) if tags.line and self._is_new(utterance, tags.line)})
+        if split == "train":
+            self.tags.update(tag for route in routes for tag in route.extra)
+        for cut, route in zip(made, routes, strict=True):
+            if config.kind(route.task).closed:
+                self.labels[split][route.task].add(str(cut.supervisions[0].text))
+
+
+def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, put: Callable[[str, MonoCut], None]) -> None:
+    """Read one corpus to its end, and hand on the cuts of its utterances.
+
+    Args:
+        gathered: Added to.
+        config: The recipe.
+        work: The corpus.
+        listener: Reads its recordings.
+        put: Called with (split, cut), in the order of the utterances; as soon as anything is wrong with the corpus, no more.
+
+    Raises:
+        DataError: With all that is wrong with it.
+    """
+    auto = "auto" in (config.data.bandwidth, config.data.corpora[work.name].bandwidth)
+    utterances, read = read_corpus(config.data.corpora[work.name], work), 0
+    while True:
+        before = len(work.problems)
+        some = list(islice(utterances, CHUNK))
+        # What the corpus itself found unfit, it did not yield.
+        read += len(some) + len(work.problems) - before
+        if not some:
+            break
+        checked = [utterance for utterance in some if _passes(work, utterance, config)]
+        sound: Iterable[Utterance] = _heard(checked, work, listener, gathered)
+        if auto:
+            sound = gathered.bands.add(estimated(list(sound), work), work.name)
+        for utterance in sound:
+            for cut in _served(gathered, utterance, work, config):
+                put(utterance.split, cut)
+        gathered.read(some, work.name)
+    if work.problems:
+        raise _refusal(work, read)
+    if not read:
+        raise DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`")
+
+
+def _passes(work: Work, utterance: Utterance, config: Config) -> bool:
+    """Whether an utterance passes all checks; if not, the problem is remembered."""
+    try:
+        _check(utterance, work.name, config)
+    except DataError as error:
+        work.unfit(error)
+        return False
+    return True
+
+
+def _check(utterance: Utterance, corpus: str, config: Config) -> None:
+    """Refuse an utterance that lacks a tag, leaves its recording, lasts too long or too short, or has a text that says nothing.
+
+    Raises:
+        DataError: If it is so.
+    """
+    check_utterance(utterance, corpus, config)
+    recording, what = utterance.recording, f"utterance `{utterance.id}`"
+    duration_s = recording.duration - utterance.start_s if utterance.duration_s is None else utterance.duration_s
+    check_span(what, recording.sources[0].source, (utterance.start_s, duration_s), recording.duration, config)
+    texts = [
+        *([utterance.transcript] if utterance.transcript.strip() else []),
+        *(text for texts in utterance.translations.values() for text in texts),
+    ]
+    if not all(policy.clean(text) for policy in {config.text_policy(task) for task in config.tasks} for text in texts):
+        raise DataError(f"{what} has a text that is empty, or only punctuation", "correct it in the corpus, or remove it")
+
+
+def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gathered: Gathered) -> Iterator[Utterance]:
+    """Yield those whose recording is sound; what is to be noted of a recording is noted once."""
+    recordings = [utterance.recording for utterance in utterances]
+    for utterance, heard in zip(utterances, listener.hear(recordings), strict=True):
+        if heard.problem is not None:
+            work.unfit(heard.problem)
+            continue
+        gathered.heard.update(dict.fromkeys(heard.notes))
+        yield utterance
+
+
+def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config) -> list[MonoCut]:
+    """The cuts of an utterance; none once anything is wrong with the corpus, for then nothing is written."""
+    try:
+        made = gathered.serve(utterance, work.name, config)
+    except DataError as error:
+        work.unfit(error)
+        return []
+    return [] if work.problems else made
+
+
+def _refusal(work: Work, read: int) -> DataError:
+    """All that is wrong with a corpus at once, a line for each thing."""
+    said = {problem.message: problem.hint for problem in work.problems}
+    shown = list(said)[:SHOWN_PROBLEMS]
+    lines = [f"corpus `{work.name}`: {len(work.problems)} of {read} utterances are not fit for use:", *shown]
+    lines += [f"... and {len(said) - SHOWN_PROBLEMS} more"] if len(said) > SHOWN_PROBLEMS else []
+    cures = list(dict.fromkeys(said.values()))
+    return DataError("\n".join(lines), "; or ".join(cures[:SHOWN_CURES]) + "; no manifest was written")
+
+
+def _digest(name: str) -> bytes:
+    """Sixteen bytes for a name of any length: no two will share them, and a million fit into memory."""
+    return blake2b(name.encode(), digest_size=16).digest()
