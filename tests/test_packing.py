@@ -500,6 +500,22 @@ def test_packed_cuts_that_the_recipe_contradicts_are_refused(tmp_path, changes, 
         pipeline.prepare(again)
 
 
+def test_the_band_of_packed_cuts_stays_and_their_simulated_lines_are_counted_by_utterance(tmp_path):
+    folder = write_corpus(tmp_path / "corpus", per_word=6)
+    config = recipe(folder, tmp_path / "exp")
+    lines = config.data.nb_simulation.model_copy(update={"codecs": ["mulaw"]})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"nb_simulation": lines})})
+    before = pipeline.prepare(config)
+    pipeline.pack(config, out=tmp_path / "pack")
+    again = behind(config, tmp_path, bandwidth="auto")
+    report = pipeline.prepare(again)
+    assert report.lines == before.lines and sum(before.lines.values()) == 18
+    assert [row.bandwidth for row in report.rows] == [row.bandwidth for row in before.rows]
+    assert {name: told(cut) for name, cut in by_id(Layout.of(again).cuts("train")).items()} == {
+        name: told(cut) for name, cut in by_id(Layout.of(config).cuts("train")).items()
+    }
+
+
 def test_packs_are_counted_by_utterance(prepared, tmp_path):
     pipeline.pack(prepared, out=tmp_path / "pack")
     report = pipeline.prepare(behind(prepared, tmp_path))
