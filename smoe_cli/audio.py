@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from lhotse import AudioSource, Recording
+from lhotse.audio.backend import set_current_audio_backend
 from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
@@ -29,14 +30,14 @@ FAINT = 0.001
 """Peak (-60 dBFS) below which speech is lost in the noise of 16 bits."""
 
 
-def describe(path: Path, recording_id: str, channel: int | None = None) -> Recording:
+def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recording:
     """A Recording from a file's header, not yet read.
 
     Args:
-        channel: Which channel will be used where the file has several, from 0; None: the file must have one.
+        channels: How many it must have; None: any number.
 
     Raises:
-        DataError: If the file is missing, unreadable or empty, has several channels and none was chosen, or lacks the chosen one.
+        DataError: If the file is missing, unreadable, empty or has another number of channels.
     """
     if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
         raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
@@ -48,19 +49,22 @@ def describe(path: Path, recording_id: str, channel: int | None = None) -> Recor
         ) from error
     if info.frames <= 0:
         raise DataError(f"audio `{path}` (utterance `{recording_id}`) holds no samples", "remove it, or bring back the whole file")
-    if channel is not None and info.channels > 1 and channel >= info.channels:
+    if channels is not None and info.channels != channels:
+        expected = "one is" if channels == 1 else f"{channels} are"
         raise DataError(
-            f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels, and number {channel + 1} is wanted",
-            "correct the channel, or bring back the right file",
-        )
-    if info.channels != 1 and channel is None:
-        raise DataError(
-            f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels; one is expected",
-            "split it into one file per channel, for example with `sox in.wav out.wav remix 1`",
+            f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels; {expected} expected",
+            "split it into one file per channel, for example with `sox in.wav out.wav remix 1`"
+            if channels == 1
+            else "bring back the whole call, one speaker on each channel",
         )
     _check_wav_length(path, recording_id)
     source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
+
+
+def read_as_checked() -> None:
+    """Let Lhotse read files with libsndfile, as they are checked here; for `.sph` it would run a program, in a line of shell."""
+    set_current_audio_backend("LibsndfileBackend")
 
 
 def _check_wav_length(path: Path, recording_id: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
+from smoe_cli.audio import read_as_checked
 from smoe_cli.bandwidth import Estimate, estimate_bandwidth
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import native_bandwidth
@@ -46,6 +47,7 @@ def estimated(utterances: Sequence[Utterance], work: Work) -> Iterator[Utterance
             return DataError(f"cannot read channel {key[1]} of audio `{channels[key].sources[0].source}`: {error}", "mend or remove it")
         return estimate_bandwidth(np.asarray(samples_CN[0]), channels[key].sampling_rate)
 
+    read_as_checked()
     with ThreadPoolExecutor(work.jobs) as pool:
         for key, said in zip(channels, pool.map(estimate, channels), strict=True):
             found[key] = said

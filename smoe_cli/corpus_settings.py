@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from smoe_cli.tags import Bandwidth
 
@@ -23,6 +23,8 @@ class CorpusSettings(Settings):
     """Module with `read(settings, work) -> Iterator[Utterance]`."""
     made: ClassVar[bool] = False
     """Whether it is made here: it then has no files that `data.root` could say the place of."""
+    parts: ClassVar[dict[str, str | None]] = {}
+    """Split as the corpus names it -> split of the recipe, where `splits` does not say otherwise; None: left out."""
 
     language: str = Field(
         "", description="Spoken language, unless the corpus names one per utterance; where neither does, `en`, and `smoe prepare` says so."
@@ -39,6 +41,11 @@ class CorpusSettings(Settings):
     weight: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Factor on how often its cuts are drawn in training, beside those of other corpora."
     )
+    max_unfit: int = Field(
+        0,
+        ge=0,
+        description="How many unfit utterances may be left out, each by name, in `cuts/unfit.CORPUS.txt`; with one more it is refused.",
+    )
     untrusted: bool = Field(
         False, description="Whether somebody else made it: its files must then lie in `data.root`, symbolic links followed."
     )
@@ -46,6 +53,10 @@ class CorpusSettings(Settings):
     def sources(self) -> list[Path]:
         """The tables or manifests that it starts from, relative to `data.root`: when one changes, it must be prepared again."""
         return []
+
+    def split_of(self, part: str) -> str | None:
+        """The recipe's name of one of the corpus's own splits; None: it is left out."""
+        return self.splits.get(part, self.parts.get(part, part))
 
 
 class TsvCorpus(CorpusSettings):
@@ -106,7 +117,7 @@ class FolderCorpus(CorpusSettings):
 
     def inside(self, *names: str) -> list[Path]:
         """Files of these names in the folder of every split that is not left out, relative to `data.root`."""
-        kept = [folder for split, folder in self.folders.items() if self.splits.get(split, split) is not None]
+        kept = [folder for split, folder in self.folders.items() if self.split_of(split) is not None]
         return [self.path / folder / name for folder in kept for name in names]
 
 
@@ -188,6 +199,174 @@ class SharCorpus(FolderCorpus):
         return self.inside("cuts.*jsonl*")
 
 
+# --- corpora as their makers publish them ------------------------------------------------------------------
+
+
+def _parts(**splits: str) -> dict[str, str | None]:
+    """Split as a corpus names it -> split of the recipe."""
+    return {part: split for split, parts in splits.items() for part in parts.split()}
+
+
+class PublishedCorpus(CorpusSettings):
+    """A corpus in the tree that its archives unpack to, its parts under their own names, which `splits` renames or leaves out."""
+
+    parts: ClassVar[dict[str, str | None]] = _parts(train="train", dev="dev", test="test")
+
+    train_within_s: tuple[float, float] | None = Field(
+        None,
+        description="Shortest and longest segment of the train split; others are left out of it, and counted in a note. null: all are "
+        "taken, and those outside `data.min_duration_s` and `data.max_duration_s` are errors, as they always are in dev and test.",
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> PublishedCorpus:
+        unknown = [part for part in self.splits if part not in self.parts]
+        if unknown:
+            raise ValueError(f"`splits` names `{unknown[0]}`; this corpus has: {', '.join(self.parts)}")
+        if self.train_within_s and not 0 <= self.train_within_s[0] < self.train_within_s[1]:
+            raise ValueError(f"`train_within_s` is a shortest and a longest segment, in seconds, not {list(self.train_within_s)}")
+        return self
+
+    def kept_parts(self) -> list[str]:
+        """Its own splits that the recipe does not leave out, in a stable order."""
+        return [part for part in self.parts if self.split_of(part) is not None]
+
+
+class LibrispeechCorpus(PublishedCorpus):
+    """LibriSpeech: audio books, English; `clean` and `other` are scored apart."""
+
+    reader = "smoe_cli.corpora.librispeech"
+    parts = _parts(train="train-clean-100 train-clean-360 train-other-500", dev="dev-clean dev-other", test="test-clean test-other")
+    type: Literal["librispeech"] = "librispeech"
+    path: Path = Field(Path("LibriSpeech"), description="Folder with one folder per part, e.g. `train-clean-100`.")
+
+
+class MiniLibrispeechCorpus(PublishedCorpus):
+    """Mini LibriSpeech: five hours of LibriSpeech to learn from and two to validate with."""
+
+    reader = "smoe_cli.corpora.librispeech"
+    parts = _parts(train="train-clean-5", dev="dev-clean-2")
+    type: Literal["mini-librispeech"] = "mini-librispeech"
+    path: Path = Field(Path("LibriSpeech"), description="Folder with the folders `train-clean-5` and `dev-clean-2`.")
+
+
+class MustcCorpus(PublishedCorpus):
+    """MuST-C: English TED talks with translations; a segment that several language pairs have is one utterance."""
+
+    reader = "smoe_cli.corpora.mustc"
+    parts = _parts(train="train", dev="dev", test="tst-COMMON tst-HE")
+    type: Literal["mustc"] = "mustc"
+    path: Path = Field(Path(), description="Folder with one folder per language pair, e.g. `en-de`.")
+    targets: list[str] = Field(min_length=1, description="Target languages, e.g. `[de, fr]`.")
+
+    def sources(self) -> list[Path]:
+        return [self.path / f"en-{lang}" / "data" / part / "txt" / f"{part}.yaml" for lang in self.targets for part in self.kept_parts()]
+
+
+class CovostCorpus(PublishedCorpus):
+    """CoVoST 2: the recordings of Common Voice in one language, with translations; `language` names what is spoken."""
+
+    reader = "smoe_cli.corpora.covost"
+    type: Literal["covost"] = "covost"
+    path: Path = Field(description="Common Voice in that language: the folder with `validated.tsv` and `clips/`.")
+    translations: dict[str, Path] = Field(
+        min_length=1, description="Target language -> table of CoVoST 2, from `data.root`, e.g. `{de: covost_v2.en_de.tsv}`."
+    )
+
+    def sources(self) -> list[Path]:
+        return [self.path / "validated.tsv", *self.translations.values()]
+
+
+class MtedxCorpus(PublishedCorpus):
+    """Multilingual TEDx: talks in one language; a segment that several language pairs have is one utterance."""
+
+    reader = "smoe_cli.corpora.mtedx"
+    parts = _parts(train="train", dev="valid", test="test")
+    type: Literal["mtedx"] = "mtedx"
+    path: Path = Field(Path(), description="Folder with one folder per language pair, e.g. `es-es` (transcripts only) and `es-en`.")
+    spoken: str = Field(description="Language of the talks, e.g. `es`.")
+    targets: list[str] = Field([], description="Target languages, e.g. `[en, fr]`.")
+    transcripts: bool = Field(True, description="Whether to take the pair without translation too, e.g. `es-es`, which has more talks.")
+
+    def pairs(self) -> list[tuple[str, str | None]]:
+        """(folder, target language or None) of each language pair."""
+        own: list[tuple[str, str | None]] = [(f"{self.spoken}-{self.spoken}", None)] if self.transcripts else []
+        return own + [(f"{self.spoken}-{target}", target) for target in self.targets]
+
+    def sources(self) -> list[Path]:
+        return [self.path / pair / "data" / part / "txt" / f"{part}.yaml" for pair, _ in self.pairs() for part in self.kept_parts()]
+
+
+class FleursCorpus(PublishedCorpus):
+    """FLEURS: the same sentences read in many languages; a translation is what readers of another language read."""
+
+    reader = "smoe_cli.corpora.fleurs"
+    type: Literal["fleurs"] = "fleurs"
+    path: Path = Field(Path(), description="Folder with one folder per language, e.g. `en_us`.")
+    spoken: str = Field(description="Folder of the spoken language, e.g. `en_us`; `language` names it, by default as the folder begins.")
+    translations: dict[str, str] = Field({}, description="Target language -> its folder, e.g. `{de: de_de}`.")
+
+
+class EuroparlStCorpus(PublishedCorpus):
+    """Europarl-ST: debates of the European Parliament; a segment that several language pairs have is one utterance.
+
+    `train-noisy`, whose texts fit the audio less well, is left out unless `splits` says `{train-noisy: train}`.
+    """
+
+    reader = "smoe_cli.corpora.europarl_st"
+    parts = _parts(train="train", dev="dev", test="test") | {"train-noisy": None}
+    type: Literal["europarl-st"] = "europarl-st"
+    path: Path = Field(Path("v1.1"), description="Folder with one folder per spoken language, e.g. `en`.")
+    spoken: str = Field(description="Spoken language, e.g. `en`.")
+    targets: list[str] = Field(min_length=1, description="Target languages, e.g. `[de, fr]`.")
+
+    def sources(self) -> list[Path]:
+        return [self.path / self.spoken / lang / part / "segments.lst" for lang in self.targets for part in self.kept_parts()]
+
+
+class VoxpopuliCorpus(PublishedCorpus):
+    """VoxPopuli, transcribed: debates of the European Parliament in one language."""
+
+    reader = "smoe_cli.corpora.voxpopuli"
+    type: Literal["voxpopuli"] = "voxpopuli"
+    path: Path = Field(Path("transcribed_data"), description="Folder with one folder per language, e.g. `en`.")
+    spoken: str = Field(description="Folder of the spoken language, e.g. `en`.")
+
+    def sources(self) -> list[Path]:
+        return [self.path / self.spoken / f"asr_{part}.tsv" for part in self.kept_parts()]
+
+
+class FisherCallhomeCorpus(PublishedCorpus):
+    """Fisher and CALLHOME Spanish with English translations: telephone calls at 8 kHz; the two are scored apart."""
+
+    reader = "smoe_cli.corpora.fisher_callhome"
+    parts = _parts(
+        train="fisher_train callhome_train",
+        dev="fisher_dev fisher_dev2 callhome_devtest",
+        test="fisher_test callhome_evltest",
+    )
+    type: Literal["fisher-callhome"] = "fisher-callhome"
+    path: Path = Field(Path("fisher-callhome-corpus"), description="Folder with the translations: `mapping/` and `corpus/ldc/`.")
+    fisher_speech: Path = Field(Path("LDC2010S01"), description="Folder that holds Fisher's calls, however deep.")
+    fisher_transcripts: Path = Field(Path("LDC2010T04"), description="Folder that holds Fisher's transcripts, however deep.")
+    callhome_speech: Path = Field(Path("LDC96S35"), description="Folder that holds CALLHOME's calls, however deep.")
+    callhome_transcripts: Path = Field(Path("LDC96T17"), description="Folder that holds CALLHOME's transcripts, however deep.")
+
+    def sources(self) -> list[Path]:
+        return [self.path / "mapping" / part for part in self.kept_parts()]
+
+
+class SwitchboardCorpus(PublishedCorpus):
+    """Switchboard-1: English telephone calls at 8 kHz; which of them are dev and test is said here, as the corpus has no splits."""
+
+    reader = "smoe_cli.corpora.switchboard"
+    type: Literal["switchboard"] = "switchboard"
+    path: Path = Field(Path("LDC97S62"), description="Folder that holds the calls, however deep.")
+    transcripts: Path = Field(Path("swb_ms98_transcriptions"), description="Folder that holds the transcripts, however deep.")
+    dev_calls: int = Field(20, ge=0, description="Calls with the lowest numbers, which are the dev split.")
+    test_calls: int = Field(20, ge=0, description="Calls with the next numbers, which are the test split.")
+
+
 Corpus = Annotated[
     TsvCorpus
     | LhotseCorpus
@@ -195,7 +374,17 @@ Corpus = Annotated[
     | KaldiCorpus
     | NemoCorpus
     | AudioFolderCorpus
-    | SharCorpus,
+    | SharCorpus
+    | LibrispeechCorpus
+    | MiniLibrispeechCorpus
+    | MustcCorpus
+    | CovostCorpus
+    | MtedxCorpus
+    | FleursCorpus
+    | EuroparlStCorpus
+    | VoxpopuliCorpus
+    | FisherCallhomeCorpus
+    | SwitchboardCorpus,
     Field(discriminator="type"),
-]  # fmt: skip
+]
 """Every kind of corpus."""

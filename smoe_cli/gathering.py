@@ -40,6 +40,8 @@ class Gathered:
         lacking: What utterances lack for a task -> how many.
         assumed: Corpus -> utterances whose language nobody named.
         unserved: Language -> utterances that serve no task.
+        left_out: What corpora left out by their own rules, or the recipe's.
+        unfit: Corpus -> what is wrong with the utterances that were left out, as its `max_unfit` allows.
         lines: Simulated telephone line -> utterances.
         bands: What is known of bands beside what was estimated.
         tags: (axis, value) pairs that the train split has.
@@ -54,6 +56,8 @@ class Gathered:
     lacking: Counter[str] = field(default_factory=Counter)
     assumed: Counter[str] = field(default_factory=Counter)
     unserved: Counter[str] = field(default_factory=Counter)
+    left_out: list[str] = field(default_factory=list)
+    unfit: dict[str, list[str]] = field(default_factory=dict)
     lines: Counter[str] = field(default_factory=Counter)
     bands: Bands = field(default_factory=Bands)
     tags: set[tuple[str, str]] = field(default_factory=set)
@@ -128,10 +132,10 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         config: The recipe.
         work: The corpus.
         listener: Reads its recordings.
-        put: Called with (split, cut), in the order of the utterances; as soon as anything is wrong with the corpus, no more.
+        put: Called with (split, cut), in the order of the utterances; as soon as more is wrong with the corpus than may be, no more.
 
     Raises:
-        DataError: With all that is wrong with it.
+        DataError: With all that is wrong with it, if that is more than `max_unfit`.
     """
     auto = "auto" in (config.data.bandwidth, config.data.corpora[work.name].bandwidth)
     utterances, read = read_corpus(config.data.corpora[work.name], work), 0
@@ -150,8 +154,11 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)
         gathered.read(some, work.name)
-    if work.problems:
+    if len(work.problems) > config.data.corpora[work.name].max_unfit:
         raise _refusal(work, read)
+    if work.problems:
+        gathered.unfit[work.name] = [problem.message for problem in work.problems]
+    gathered.left_out += [f"`{work.name}`: {count:,} {what} left out" for what, count in sorted(work.left_out.items())]
     if not read:
         raise DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`")
 
@@ -196,13 +203,13 @@ def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gath
 
 
 def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config) -> list[MonoCut]:
-    """The cuts of an utterance; none once anything is wrong with the corpus, for then nothing is written."""
+    """The cuts of an utterance; none once too much is wrong with the corpus, for then nothing is written."""
     try:
         made = gathered.serve(utterance, work.name, config)
     except DataError as error:
         work.unfit(error)
         return []
-    return [] if work.problems else made
+    return [] if len(work.problems) > config.data.corpora[work.name].max_unfit else made
 
 
 def _refusal(work: Work, read: int) -> DataError:
@@ -212,7 +219,8 @@ def _refusal(work: Work, read: int) -> DataError:
     lines = [f"corpus `{work.name}`: {len(work.problems)} of {read} utterances are not fit for use:", *shown]
     lines += [f"... and {len(said) - SHOWN_PROBLEMS} more"] if len(said) > SHOWN_PROBLEMS else []
     cures = list(dict.fromkeys(said.values()))
-    return DataError("\n".join(lines), "; or ".join(cures[:SHOWN_CURES]) + "; no manifest was written")
+    hint = "; or ".join(cures[:SHOWN_CURES]) + "; no manifest was written"
+    return DataError("\n".join(lines), hint + f"; `data.corpora.{work.name}.max_unfit` would leave that many out")
 
 
 def _digest(name: str) -> bytes:

@@ -42,6 +42,10 @@ class Layout:
     def cuts_dir(self) -> Path:
         return self.root / "cuts"
 
+    def unfit(self, corpus: str) -> Path:
+        """What is wrong with the utterances of a corpus that were left out."""
+        return self.cuts_dir / f"unfit.{corpus}.txt"
+
     def cuts(self, split: str) -> Path:
         return self.cuts_dir / f"cuts.{split}.jsonl.gz"
 

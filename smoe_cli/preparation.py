@@ -21,7 +21,7 @@ from smoe_cli.layout import Layout
 from smoe_cli.listening import Listener
 from smoe_cli.manifests import manifest_writer
 from smoe_cli.recipe import data_root
-from smoe_cli.records import Finding, Record, write_json
+from smoe_cli.records import Finding, Record, write_json, write_text_atomically
 from smoe_cli.validation.report import Row
 from smoe_cli.validation.validate import Ears, validate
 from smoe_cli.watch import Watcher
@@ -76,6 +76,11 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     for split in SPLITS:
         if split not in written:
             layout.cuts(split).unlink(missing_ok=True)
+    for name in corpora:
+        if name in gathered.unfit:
+            write_text_atomically(layout.unfit(name), "\n".join(gathered.unfit[name]) + "\n")
+        else:
+            layout.unfit(name).unlink(missing_ok=True)
     layout.heard.unlink(missing_ok=True)
     # The audio was read just now.
     validation, _ = validate([layout.cuts(split) for split in written], config, Ears(0, list(gathered.heard)), watcher)
@@ -87,7 +92,10 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         synthetic=gathered.synthetic > 0,
         lines=dict(sorted(gathered.lines.items())),
         bandwidths=gathered.bands.rows(),
-        notes=_notes(config, gathered),
+        notes=[
+            *_notes(config, gathered),
+            *(f"`{name}`: {len(lines):,} unfit utterances left out: `{layout.unfit(name)}`" for name, lines in gathered.unfit.items()),
+        ],
         findings=validation.findings,
     )
     write_json(layout.prepare_report, report)
@@ -140,6 +148,7 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
     notes += [
         f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(gathered.unserved.items())
     ]
+    notes += gathered.left_out
     notes += contradictions(gathered.bands.rows())
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered)

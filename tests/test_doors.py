@@ -331,6 +331,16 @@ def test_what_is_wrong_with_an_audio_folder_is_said_with_its_line(tmp_path, dama
     assert caught.value.hint and not list((tmp_path / "exp").rglob("cuts.*"))
 
 
+def test_one_bad_row_can_be_left_out_but_never_those_that_nobody_can_count(tmp_path):
+    folder = audiofolder(tmp_path / "corpus", ROWS)
+    config = recipe(tmp_path / "corpus", FOLDER | {"max_unfit": 3}, tasks={"transcribe": {"languages": ["en"]}})
+    damaged(b"c.wav,three\n")(folder)
+    assert pipeline.prepare(config).utterances == {"train": 1}
+    damaged(b'"c.wav,three\nsub/b.wav,two\n')(folder)
+    with pytest.raises(DataError, match="line 4: unexpected end of data"):
+        pipeline.prepare(config)
+
+
 def test_a_row_of_json_without_a_column_that_is_asked_for_is_named(tmp_path):
     audiofolder(tmp_path / "corpus", [{"file_name": "a.wav"}], "metadata.jsonl")
     found, problems = read(tmp_path / "corpus", FOLDER | {"metadata": "metadata.jsonl"})

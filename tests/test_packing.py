@@ -447,9 +447,23 @@ DAMAGE = {
 def test_what_is_wrong_with_a_shar_is_said_with_its_place(root, damage):
     harm, message = DAMAGE[damage]
     harm(shar(root))
-    with pytest.raises(DataError, match=rf"(?s)utterances are not fit.*({message})") as caught:
+    with pytest.raises(DataError, match=rf"(?s)({message})") as caught:
         pipeline.prepare(theirs(root))
     assert caught.value.hint and not Layout.of(theirs(root)).cuts("train").exists()
+
+
+def test_what_was_lost_as_a_whole_is_never_counted_as_one_utterance(root):
+    """`max_unfit` leaves out utterances; a shard is many."""
+    folder = shar(root)
+    without(folder, "part/c1.flac")
+    assert pipeline.prepare(theirs(root, max_unfit=2)).utterances == {"train": 2}
+    (folder / "recording.000001.tar").rename(root / "away.tar")
+    with pytest.raises(DataError, match="no archive"):
+        pipeline.prepare(theirs(root, max_unfit=100))
+    (root / "away.tar").rename(folder / "recording.000001.tar")
+    (folder / "cuts.000001.jsonl.gz").unlink()
+    with pytest.raises(DataError, match="no cuts belong to"):
+        pipeline.prepare(theirs(root, max_unfit=100))
 
 
 def test_audio_that_is_none_is_named(root):

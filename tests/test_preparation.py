@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from smoe_cli import audio, pipeline
 from smoe_cli.config import Config
+from smoe_cli.cuts import read_cuts, tags_of
 from smoe_cli.errors import ConfigError, DataError, SmoeError
 from smoe_cli.layout import Layout
 from tests.conftest import tiny_config
@@ -107,6 +109,32 @@ def test_every_problem_is_counted_not_only_the_first(corpus, config):
         soundfile.write(corpus / f"{name}.flac", np.zeros(samples), 16000)
     with pytest.raises(DataError, match=r"(?s)3 of 30 utterances are not fit.*a1.*a2.*b3"):
         pipeline.prepare(config)
+
+
+def test_a_few_unfit_utterances_may_be_left_out_by_name_and_number(corpus, config):
+    for name in ("a1", "a2", "b3"):
+        samples = soundfile.info(corpus / f"{name}.flac").frames
+        soundfile.write(corpus / f"{name}.flac", np.zeros(samples), 16000)
+
+    def allowing(number: int) -> Config:
+        tree = config.model_dump()
+        tree["data"]["corpora"]["tones"]["max_unfit"] = number
+        return Config.model_validate(tree)
+
+    with pytest.raises(DataError, match="3 of 30 utterances are not fit") as caught:
+        pipeline.prepare(allowing(2))
+    assert "`data.corpora.tones.max_unfit` would leave that many out" in caught.value.hint
+    report = pipeline.prepare(allowing(3))
+    (note,) = (note for note in report.notes if "unfit" in note)
+    listed = Layout.of(config).unfit("tones")
+    assert note == f"`tones`: 3 unfit utterances left out: `{listed}`"
+    assert [re.search(r"recording `(..)`", line)[1] for line in listed.read_text(encoding="utf-8").splitlines()] == ["a1", "a2", "b3"]
+    ids = {tags_of(cut).utterance for split in ("train", "dev", "test") for cut in read_cuts(Layout.of(config).cuts(split))}
+    assert len(ids) == 27 and not {"tones/a1", "tones/a2", "tones/b3"} & ids
+    for name in ("a1", "a2", "b3"):
+        soundfile.write(corpus / f"{name}.flac", np.full(soundfile.info(corpus / f"{name}.flac").frames, 0.1), 16000)
+    pipeline.prepare(allowing(3))
+    assert not listed.exists()
 
 
 def test_text_that_looks_like_a_guiding_token_stays_text(corpus, config):

@@ -6,6 +6,7 @@ import pytest
 
 from smoe_cli import pipeline
 from smoe_cli.recipe import load_config
+from tests.corpora.trees import TREES
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PART = {
@@ -27,5 +28,5 @@ def test_a_recipe_finds_its_corpus_and_every_route_is_served(name, real_speech, 
     assert all(row.cuts > 0 and row.hours > 0 for row in rows)
 
 
-def test_every_recipe_is_tested_or_synthetic():
-    assert {path.parent.name for path in RECIPES.glob("*/smoe.yaml")} == {*PART, "quickstart"}
+def test_every_recipe_is_tested_here_or_over_a_tiny_tree_or_synthetic():
+    assert {path.parent.name for path in RECIPES.glob("*/smoe.yaml")} == {*PART, *TREES, "quickstart"}

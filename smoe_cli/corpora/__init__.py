@@ -20,7 +20,7 @@ def read_corpus(settings: CorpusSettings, work: Work) -> Iterator[Utterance]:
         DataError: For a damaged or missing source.
     """
     for utterance in import_module(settings.reader).read(settings, work):
-        split = settings.splits.get(utterance.split, utterance.split)
+        split = settings.split_of(utterance.split)
         if split is None:
             continue
         if split not in SPLITS:

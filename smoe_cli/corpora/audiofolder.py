@@ -60,8 +60,8 @@ def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[
                     continue
                 yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        # What follows cannot be told apart any more.
-        work.unfit(DataError(f"`{table}` line {rows.line_num}: {error}", "it must be a table with commas, quoted as in RFC 4180"))
+        # Nobody can tell how many rows follow: no single one can be left out.
+        raise DataError(f"`{table}` line {rows.line_num}: {error}", "it must be a table with commas, quoted as in RFC 4180") from error
     except OSError as error:
         raise DataError(f"cannot read table `{table}`: {error.strerror}", "check the file and its rights") from error
 

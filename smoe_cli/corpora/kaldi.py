@@ -179,7 +179,12 @@ def _described(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: 
     try:
         if settings.untrusted:
             check_within(path, work.root, where)
-        recording = describe(path, recording_id, channel)
+        recording = describe(path, recording_id, 1 if channel is None else None)
+        if channel is not None and 1 < recording.num_channels <= channel:
+            raise DataError(
+                f"audio `{path}` has {recording.num_channels} channels, and number {channel + 1} is wanted",
+                "correct `reco2file_and_channel`, or bring back the right file",
+            )
     except DataError as error:
         raise placed(error, where) from error
     # A file of one channel was taken apart already.

@@ -22,7 +22,7 @@ JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 def wanted(settings: CorpusSettings, parts: Mapping[str, P]) -> list[tuple[str, P]]:
     """Splits and their files or folders, without those that the recipe leaves out."""
-    return [(split, path) for split, path in parts.items() if settings.splits.get(split, split) is not None]
+    return [(split, path) for split, path in parts.items() if settings.split_of(split) is not None]
 
 
 def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str = "manifest") -> Path:

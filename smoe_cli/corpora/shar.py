@@ -30,25 +30,21 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
     Cuts that `smoe pack` wrote come as they were prepared.
 
     Raises:
-        DataError: If a folder holds no shards, or audio cannot be written. What cannot be read, a cut that is damaged or lacks its audio,
-            audio that no cut names, and members of an archive that could do harm, go to `work.unfit`.
+        DataError: If a folder holds no shards, a manifest or an archive is missing or a manifest cannot be read to its end, or audio
+            cannot be written. A cut that is damaged or lacks its audio, audio that no cut names, and members of an archive that
+            could do harm, go to `work.unfit`.
     """
     for split, name in wanted(settings, settings.folders):
         shards = _shards(work.root / settings.path / name, split, settings, work)
         total = sum(1 for cuts, _ in shards for _ in read_lines(cuts))
         done = 0
         for cuts, archive in shards:
-            try:
-                with open_archive(archive) as opened:
-                    for utterance in _read(cuts, opened, split, settings, work):
-                        done += 1
-                        work.progress(done, total, f"{work.name}: {split} cuts")
-                        if utterance is not None:
-                            yield utterance
-            except Unwritable:
-                raise
-            except DataError as error:
-                work.unfit(placed(error, f"`{cuts}`"))
+            with open_archive(archive) as opened:
+                for utterance in _read(cuts, opened, split, settings, work):
+                    done += 1
+                    work.progress(done, total, f"{work.name}: {split} cuts")
+                    if utterance is not None:
+                        yield utterance
 
 
 def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[tuple[Path, Path]]:
@@ -64,7 +60,7 @@ def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[
         )
     shards = [(path, folder / f"recording{path.name.removeprefix('cuts').partition('.jsonl')[0]}.tar") for path in manifests]
     for stray in sorted({*folder.glob("recording*.tar")} - {archive for _, archive in shards}):
-        work.unfit(DataError(f"no cuts belong to `{stray}`", "bring back the manifest of cuts of the same number, or remove the archive"))
+        raise DataError(f"no cuts belong to `{stray}`", "bring back the manifest of cuts of the same number, or remove the archive")
     if settings.untrusted:
         for path in (path for shard in shards for path in shard):
             check_within(path, work.root, key)

@@ -127,7 +127,7 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[int, d
         try:
             row = _row(line, header, where)
             kept = (
-                settings.splits.get(row["split"], row["split"]) is not None
+                settings.split_of(row["split"]) is not None
                 and all(row[column] in kept for column, kept in settings.where.items())
                 and all(_number(row[column], f"{where}: `{column}`") >= least for column, least in settings.minimum.items())
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,6 +88,7 @@ class Work:
         jobs: Processes that may run at once.
         progress: Called with (done, total, what) as work goes on.
         problems: What is wrong with single utterances, which are then not yielded.
+        left_out: What the recipe, or the corpus's own rules, leave out -> how often; `prepare` says so in a note.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Work:
     jobs: int = 1
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     problems: list[DataError] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def unfit(self, problem: DataError) -> None:
         """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing."""

@@ -48,7 +48,7 @@ def read(settings: SynthCorpus, work: Work) -> Iterator[Utterance]:
     planned = plan(settings, work.audio_dir)
     _clear_stale(planned, installed, work.audio_dir)
     # Planned nonetheless: to leave a split out changes nothing in the others.
-    kept = [item for item in planned if settings.splits.get(item.split, item.split) is not None]
+    kept = [item for item in planned if settings.split_of(item.split) is not None]
     _speak_missing([item.saying for item in kept], work)
     for item in kept:
         yield Utterance(

@@ -1,0 +1,133 @@
+"""Time and memory of each step from manifest to first training batch, for more and more cuts.
+
+    python benchmarks/scale.py                          10,000, 100,000 and 1,000,000 cuts; about an hour, 5 GB of disk
+    python benchmarks/scale.py --cuts 10000 30000       less
+    python benchmarks/scale.py --json
+
+Each step is a process of its own, as a user would call it; memory is its largest resident set. The cuts lie in 200 recordings of
+30 s: what grows is the manifest. Reading the audio itself is another benchmark's business (`benchmarks/data.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import yaml
+from lhotse import MonoCut, Recording, SupervisionSegment
+
+RECORDINGS, SECONDS, RATE_HZ = 200, 30.0, 16000
+WORDS = "the call was put through to another line and nobody knew who had asked for it that day so we rang again".split()
+STEPS = {
+    "prepare": ["prepare"],
+    "validate": ["validate", "--no-audio"],
+    "tokenize": ["tokenize"],
+    "first batch": ["train"],
+}
+
+
+def recordings(folder: Path) -> list[Recording]:
+    """Faint noise; nothing of the audio matters here but that it can be read."""
+    generator = np.random.default_rng(0)
+    found = []
+    for number in range(RECORDINGS):
+        path = folder / f"r{number}.wav"
+        soundfile.write(path, 0.1 * generator.standard_normal(int(SECONDS * RATE_HZ)), RATE_HZ, subtype="PCM_16")
+        found.append(Recording.from_file(path, recording_id=f"r{number}"))
+    return found
+
+
+def cuts(recordings: Sequence[Recording], count: int, split: str) -> Iterator[MonoCut]:
+    generator = random.Random(split)
+    for number in range(count):
+        recording = recordings[number % len(recordings)]
+        duration = round(generator.uniform(1.0, 8.0), 2)
+        name = f"{split}-{number:08d}"
+        text = " ".join(generator.choices(WORDS, k=max(3, round(2.5 * duration))))
+        segment = SupervisionSegment(name, recording.id, 0.0, duration, text=text, language="en", speaker=f"{split}{number % 5000}")
+        start = round(generator.uniform(0, SECONDS - duration), 2)
+        yield MonoCut(name, start, duration, 0, supervisions=[segment], recording=recording)
+
+
+def write_corpus(folder: Path, count: int) -> None:
+    """A folder with a recipe and Lhotse manifests: all cuts but a thousand in the train split."""
+    sound = recordings(folder)
+    for split, some in (("train", count - 1000), ("dev", 1000)):
+        with gzip.open(folder / f"{split}.jsonl.gz", "wt", compresslevel=1) as file:
+            file.writelines(json.dumps(cut.to_dict()) + "\n" for cut in cuts(sound, some, split))
+    recipe = {
+        "data": {"corpora": {"calls": {"type": "lhotse", "cuts": {split: f"{split}.jsonl.gz" for split in ("train", "dev")}}}},
+        "tasks": {"transcribe": {"languages": ["en"]}},
+        "tokenizer": {"vocab_size": 350},
+        "features": {"cache_mb": 0},
+        "model": {"preset": "tiny", "encoder_experts_by": "bandwidth"},
+        "train": {"max_steps": 1, "validation_utterances": 10, "threads": 1, "precision": "fp32"},
+    }
+    (folder / "smoe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def run(folder: Path, words: Sequence[str]) -> tuple[float, float]:
+    """(seconds, peak memory in MB) of a command.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen([sys.executable, "-m", "smoe_cli", *words], cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {said.read().decode()[-2000:]}")
+    return time.perf_counter() - started, used.ru_maxrss / 1024
+
+
+def measure(counts: Sequence[int], steps: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="smoe-scale-") as name:
+            write_corpus(Path(name), count)
+            for step in steps:
+                seconds, memory_mb = run(Path(name), STEPS[step])
+                rows.append({"cuts": count, "step": step, "seconds": round(seconds, 1), "memory_mb": round(memory_mb)})
+                print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/benchmarks.md."""
+    lines = ["| step | cuts | seconds | microseconds per cut | memory, MB |", "| --- | ---: | ---: | ---: | ---: |"]
+    for step in dict.fromkeys(row["step"] for row in rows):
+        lines += [
+            f"| {step} | {row['cuts']:,} | {row['seconds']:,.1f} | {1e6 * row['seconds'] / row['cuts']:,.0f} | {row['memory_mb']:,} |"
+            for row in rows
+            if row["step"] == step
+        ]
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cuts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    given = parser.parse_args(words)
+    rows = measure(given.cuts, given.steps)
+    print(json.dumps(rows, indent=2) if given.json else markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""What the readers of published corpora share: recordings, segments and texts that lie in files of their own -> utterances.
+
+Lhotse has recipes for most of these corpora. They are not used: they pass over missing and damaged files without a word
+(`fix_manifests`), keep no translations, and some write files, start processes or reach the network.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from lhotse import Recording
+
+from smoe_cli.audio import TOLERANCE_S, describe
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import PublishedCorpus
+from smoe_cli.errors import DataError
+from smoe_cli.manifests import check_within
+
+T = TypeVar("T")
+PUBLISHED = "bring back the file as it was published"
+AUDIO = (".flac", ".wav", ".sph")
+"""Suffixes of calls, the preferred one first: who had to unpack a file of the LDC puts the result beside it."""
+LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+"""Everything stays text: some ids of talks look like numbers."""
+AT_ONCE = 1000
+"""Segments of a YAML list that are parsed together: a list of 200,000 would fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a recording with its texts.
+
+    Attributes:
+        id: Unique in the corpus.
+        where: Names the place that says all this, for messages.
+        split: As the corpus names it.
+        audio: The recording.
+        transcript: What is said.
+        translations: Target language -> right answers.
+        language, speaker, subset: As in `Utterance`.
+        span_s: Start and end; None: the whole recording.
+        channel, channels: Whose voice it is, and how many there are.
+    """
+
+    id: str
+    where: str
+    split: str
+    audio: Path
+    transcript: str
+    language: str = ""
+    translations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    speaker: str = ""
+    subset: str = ""
+    span_s: tuple[float, float] | None = None
+    channel: int = 0
+    channels: int = 1
+
+
+class Source:
+    """The files of one corpus. Those of a corpus that is not trusted must lie in `data.root`, symbolic links followed."""
+
+    def __init__(self, settings: PublishedCorpus, work: Work) -> None:
+        self.settings, self.work = settings, work
+        self._recordings: dict[Path, Recording | DataError] = {}
+
+    def folder(self, path: Path, setting: str = "path") -> Path:
+        """A folder of the corpus, named by one of its settings.
+
+        Raises:
+            DataError: If it is not there.
+        """
+        folder = self.work.root / path
+        if not folder.is_dir():
+            name = f"data.corpora.{self.work.name}"
+            raise DataError(
+                f"no folder `{folder}`, where `{name}.{setting}` says that the corpus lies",
+                f"set `data.root` to the folder that holds it, for example --set data.root=FOLDER, or correct `{name}.{setting}`",
+            )
+        return folder
+
+    def lines(self, path: Path, encoding: str = "utf-8") -> list[str]:
+        """The lines of a text file, as they are: only a line feed ends one.
+
+        Raises:
+            DataError: If it is missing, unreadable or in another encoding, or leads out of an untrusted corpus.
+        """
+        if self.settings.untrusted:
+            check_within(path, self.work.root, f"corpus `{self.work.name}`")
+        try:
+            text = path.read_bytes().decode(encoding).removeprefix("\ufeff")
+        except FileNotFoundError:
+            raise DataError(f"no file `{path}`", "bring it back, or unpack the corpus again") from None
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise DataError(f"`{path}` line {line} is not UTF-8: byte {error.object[error.start]:#x}", PUBLISHED) from None
+        except OSError as error:
+            raise DataError(f"cannot read `{path}`: {error}", "bring back the whole file") from error
+        lines = text.removesuffix("\n").split("\n") if text else []
+        return [line.removesuffix("\r") for line in lines]
+
+    def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:
+        """The lines of files that have one line for each entry of a list.
+
+        Raises:
+            DataError: As `lines`, and if a file has more or fewer lines.
+        """
+        found = [self.lines(path) for path in texts]
+        for path, lines in zip(texts, found, strict=True):
+            if len(lines) != count:
+                raise DataError(
+                    f"`{path}` has {len(lines)} lines, `{listed}` {count}: which belongs to which cannot be told",
+                    "bring back both files, whole",
+                )
+        return found
+
+    def table(
+        self, path: Path, needed: Sequence[str], columns: Sequence[str] | None = None, escaped: bool = False
+    ) -> Iterator[tuple[str, dict[str, str]]]:
+        r"""(file and line, row) of a tab-separated table; a line with more or fewer fields goes to `work.unfit`.
+
+        Args:
+            needed: Columns that it must have.
+            columns: All of them, where the table has no header.
+            escaped: Whether a backslash takes away the meaning of what follows, as CoVoST's own scripts read it.
+
+        Raises:
+            DataError: As `lines`, and if a column is missing.
+        """
+        lines = self.lines(path)
+        header = list(columns) if columns else (lines or [""])[0].split("\t")
+        missing = [name for name in needed if name not in header]
+        if missing:
+            named = ", ".join(f"`{name}`" for name in missing)
+            raise DataError(f"table `{path}` has no column {named}; it has: {', '.join(header)}", PUBLISHED)
+        rows = lines if columns else lines[1:]
+        for number, line in enumerate(self.follow(rows, path.name), start=1 if columns else 2):
+            fields = re.split(r"(?<!\\)\t", line) if escaped else line.split("\t")
+            if len(fields) != len(header):
+                self.work.unfit(
+                    DataError(
+                        f"`{path}` line {number} has {len(fields)} fields, {len(header)} are expected",
+                        PUBLISHED,
+                    )
+                )
+                continue
+            values = (re.sub(r"\\(.)", r"\1", text) for text in fields) if escaped else fields
+            yield f"`{path}` line {number}", dict(zip(header, values, strict=True))
+
+    def yaml_list(self, path: Path) -> list[dict[str, str]]:
+        """The mappings of a YAML list as MuST-C has it, where each begins with a hyphen at the start of a line.
+
+        Raises:
+            DataError: As `lines`, and if it is no such list.
+        """
+        lines = self.lines(path)
+        starts = [number for number, line in enumerate(lines) if line.startswith("- ")]
+        found: list[dict[str, str]] = []
+        for first, last in pairwise([0, *starts[AT_ONCE::AT_ONCE], len(lines)]):
+            try:
+                entries = yaml.load("\n".join(lines[first:last]), LOADER)
+            except (yaml.YAMLError, RecursionError) as error:
+                line = first + (error.problem_mark.line if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 0) + 1
+                problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else "characters or depths that it cannot have"
+                raise DataError(f"`{path}` line {line} is not YAML: {problem}", PUBLISHED) from error
+            if not isinstance(entries, list) or not all(map(_is_flat, entries)):
+                raise DataError(f"`{path}` is no list of segments from line {first + 1} on", PUBLISHED)
+            found += entries
+        return found
+
+    def calls(self, folder: Path, suffixes: Sequence[str] = AUDIO) -> dict[str, Path]:
+        """Name of a file, in small letters and without its suffix -> the file, from anywhere below a folder."""
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+        # The preferred suffix comes last, and stays.
+        files.sort(key=lambda path: -suffixes.index(path.suffix.lower()))
+        return {path.stem.lower(): path for path in files}
+
+    def every_part(self, read: Callable[[str], Iterable[Segment]]) -> Iterator[Segment]:
+        """The segments of every part that is not left out; what keeps one part from being read goes to `work.unfit`."""
+        for part in self.settings.kept_parts():
+            try:
+                yield from read(part)
+            except DataError as error:
+                self.work.unfit(error)
+
+    def each(self, items: Iterable[tuple[str, Any]], read: Callable[[str, Any], Segment]) -> Iterator[Segment]:
+        """What is read of each (place, item); an item that cannot be read goes to `work.unfit`, with its place."""
+        for where, item in items:
+            try:
+                yield read(where, item)
+            except DataError as error:
+                self.work.unfit(DataError(f"{where}: {error.message}", error.hint))
+
+    def utterances(self, segments: Iterable[Segment]) -> Iterator[Utterance]:
+        """The segments as utterances; no audio is read.
+
+        Left out, and counted: segments and translations without a letter or digit, and what `train_within_s` says.
+        """
+        for segment in segments:
+            try:
+                utterance = self._utterance(segment)
+            except DataError as error:
+                self.work.unfit(error)
+                continue
+            if utterance is not None:
+                yield utterance
+
+    def follow(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield the items, and report how many are done."""
+        for done, item in enumerate(items, start=1):
+            yield item
+            self.work.progress(done, len(items), f"{self.work.name}: {what}")
+
+    def _utterance(self, segment: Segment) -> Utterance | None:
+        if not _says_something(segment.transcript):
+            self.work.left_out["segments without a word"] += 1
+            return None
+        translations = {lang: [text for text in texts if _says_something(text)] for lang, texts in segment.translations.items()}
+        for lang, texts in translations.items():
+            if not texts:
+                self.work.left_out[f"translations into `{lang}` without a word"] += 1
+        recording = self._recording(segment)
+        start_s, end_s = segment.span_s or (0.0, recording.duration)
+        within = self.settings.train_within_s if self.settings.split_of(segment.split) == "train" else None
+        # A time that cannot be is damage, however long.
+        sound = 0 <= start_s <= end_s <= recording.duration + TOLERANCE_S
+        if within and sound and not within[0] <= end_s - start_s <= within[1]:
+            self.work.left_out[f"train segments outside {within[0]:g} to {within[1]:g} s"] += 1
+            return None
+        return Utterance(
+            id=segment.id,
+            recording=recording,
+            split=segment.split,
+            speaker=segment.speaker,
+            language=segment.language,
+            transcript=segment.transcript,
+            translations={lang: texts for lang, texts in translations.items() if texts},
+            subset=segment.subset,
+            start_s=start_s,
+            duration_s=None if segment.span_s is None else end_s - start_s,
+            channel=segment.channel,
+            source=segment.where,
+        )
+
+    def _recording(self, segment: Segment) -> Recording:
+        """The recording of a segment; the header of one that several share is read once.
+
+        Raises:
+            DataError: The same for each of its segments.
+        """
+        found = self._recordings.get(segment.audio) or self._described(segment)
+        if segment.span_s is not None:
+            self._recordings[segment.audio] = found
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def _described(self, segment: Segment) -> Recording | DataError:
+        try:
+            if self.settings.untrusted:
+                check_within(segment.audio, self.work.root, f"corpus `{self.work.name}`")
+            return describe(segment.audio, segment.audio.stem, segment.channels)
+        except DataError as error:
+            return error
+
+
+def merged(source: Source, segments: Iterable[Segment]) -> Iterator[Segment]:
+    """One segment where several language pairs have the same part of the same recording with the same transcript.
+
+    Where their transcripts differ, each stays, the later ones with the target language at the end of their ids.
+    """
+    found: dict[tuple[object, ...], Segment] = {}
+    ids: set[str] = set()
+    for segment in segments:
+        key: tuple[object, ...] = (segment.split, segment.audio.stem, segment.span_s, segment.transcript)
+        same = found.get(key)
+        if same is not None and not same.translations.keys() & segment.translations.keys():
+            found[key] = replace(same, translations={**same.translations, **segment.translations})
+            continue
+        if segment.id in ids:
+            segment = replace(segment, id="-".join([segment.id, *segment.translations]))
+            key = (*key, segment.id, len(found))
+        ids.add(segment.id)
+        found[key] = segment
+    yield from source.follow(list(found.values()), "segments")
+
+
+def number(text: str | None, what: str) -> float:
+    """A finite number of a table or list.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{what} `{text}` is not a number", PUBLISHED)
+    return value
+
+
+def span_id(split: str, recording: str, span_s: tuple[float, float]) -> str:
+    """The id of a part of a recording, in milliseconds."""
+    return f"{split}-{recording}-{round(1000 * span_s[0]):08d}-{round(1000 * span_s[1]):08d}"
+
+
+def _is_flat(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(item, str) for pair in entry.items() for item in pair)
+
+
+def _says_something(text: str) -> bool:
+    return any(character.isalnum() for character in text)

@@ -1,0 +1,176 @@
+"""Damage to published corpora: each is named, with a cure, and nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smoe_cli import pipeline
+from smoe_cli.errors import ConfigError, DataError
+from tests.corpora.trees import TREES, recipe, text, tone
+
+Harm = Callable[[Path], object]
+
+
+def edit(path: str, old: str, new: str, encoding: str = "utf-8") -> Harm:
+    def harm(root: Path) -> None:
+        before = (root / path).read_bytes().decode(encoding)
+        assert old in before
+        (root / path).write_bytes(before.replace(old, new, 1).encode(encoding))
+
+    return harm
+
+
+def break_off(path: str) -> Harm:
+    return lambda root: (root / path).write_bytes((root / path).read_bytes()[: (root / path).stat().st_size // 2])
+
+
+def lose(path: str) -> Harm:
+    return lambda root: shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+
+
+def write(path: str, *lines: str) -> Harm:
+    return lambda root: text(root / path, *lines)
+
+
+def sound(path: str, *arguments: float, **form: object) -> Harm:
+    return lambda root: tone(root / path, *arguments, **form)
+
+
+LIBRI = "LibriSpeech/dev-clean/13/100"
+MUSTC = "must-c/en-de/data/train"
+TEDX = "mtedx/es-en/data/train"
+COVOST = "covost2/covost_v2.en_de.tsv"
+CLIPS = "cv-corpus-4-2019-12-10/en"
+PARL = "europarl-st/v1.1/en"
+VOX = "voxpopuli/transcribed_data/de"
+CALLS = "fisher-callhome-corpus"
+FISHER = "LDC2010T04/fisher_spa_tr/data/transcripts/20050908_182943_20_fsp.tdf"
+FISHER_CALL = "LDC2010S01/fisher_spa_d1/data/speech/20050908_182943_20_fsp.sph"
+SWB = "swb_ms98_transcriptions/20/2041/sw2041B-ms98-a-trans.text"
+
+DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
+    "librispeech": [
+        ("missing audio", lose(LIBRI + "/13-100-0000.flac"), r"1 of 14 .*no audio file `.*13-100-0000.flac`"),
+        ("broken audio", break_off(LIBRI + "/13-100-0001.flac"), r"1 of 14 .*13-100-0001.flac"),
+        ("missing transcripts", lose(LIBRI + "/13-100.trans.txt"), r"no file `.*13-100.trans.txt`"),
+        ("audio without transcript", sound(LIBRI + "/13-100-0002.flac"), r"has no transcript of `13-100-0002.flac`"),
+        ("line without text", edit(LIBRI + "/13-100.trans.txt", " CHAPTER ONE", ""), r"13-100.trans.txt` line 1 has no transcript"),
+        ("missing part", lose("LibriSpeech/test-other"), r"(?s)no folder `.*test-other`"),
+    ],
+    "mini-librispeech": [("two channels", sound("LibriSpeech/dev-clean-2/2/100/2-100-0000.flac", levels=(0.1, 0.2)), "has 2 channels")],
+    "mustc": [
+        ("too few lines", write(MUSTC + "/txt/train.de", "Danke."), r"train.de` has 1 lines, `.*train.yaml` 3: which"),
+        ("too many lines", write(MUSTC + "/txt/train.en", *"abcd"), r"train.en` has 4 lines"),
+        ("missing audio", lose(MUSTC + "/wav/ted_1.wav"), r"no audio file `.*en-de/data/train/wav/ted_1.wav`"),
+        ("outside", edit(MUSTC + "/txt/train.yaml", "offset: 2.000000", "offset: 3.900000"), r"from 3.90 to 4.90 s, but audio"),
+        ("no number", edit(MUSTC + "/txt/train.yaml", "0.250000", "soon"), r"train.yaml` segment 1: `offset` `soon` is not a number"),
+        ("no audio named", edit(MUSTC + "/txt/train.yaml", "wav: ted_1.wav", "x: y"), r"segment 1: names no audio as `wav`"),
+        ("far outside", edit(MUSTC + "/txt/train.yaml", "duration: 1.0", "duration: 100.0"), r"from 2.00 to 102.00 s, but audio"),
+        ("backwards", edit(MUSTC + "/txt/train.yaml", "duration: 1.0", "duration: -1.0"), r"lasts -1.00 s"),
+        ("nested", edit(MUSTC + "/txt/train.yaml", "0.250000", "[0.25]"), r"train.yaml` is no list of segments from line 1 on"),
+        ("no YAML", edit(MUSTC + "/txt/train.yaml", "}", ""), r"train.yaml` line \d is not YAML"),
+        ("latin-1", lambda r: (r / MUSTC / "txt/train.de").write_bytes(b"a\n\xfcber\nc\n"), r"train.de` line 2 is not UTF-8: byte 0xfc"),
+    ],
+    "mtedx": [
+        ("missing text", lose(TEDX + "/txt/train.en"), r"no file `.*es-en/data/train/txt/train.en`"),
+        ("missing list", lose(TEDX + "/txt/train.yaml"), r"no file `.*es-en/data/train/txt/train.yaml`"),
+        ("broken audio", break_off("mtedx/es-es/data/test/wav/xYz.flac"), r"2 of 6 .*xYz.flac"),
+    ],
+    "covost": [
+        ("missing clip", lose(CLIPS + "/clips/common_voice_en_2.mp3"), r"1 of 4 .*no audio file `.*common_voice_en_2.mp3`"),
+        ("another release", edit(CLIPS + "/validated.tsv", "voice_en_3", "voice_en_33"), r"common_voice_en_3.mp3` is not in `.*validated"),
+        ("stray tab", edit(COVOST, "Er sagte", "Er\tsagte"), r"covost_v2.en_de.tsv` line 2 has 4 fields, 3 are expected"),
+        ("missing column", edit(COVOST, "translation\tsplit", "text\tsplit"), r"no column `translation`; it has: path, text, split"),
+        ("unknown split", edit(COVOST, "\tdev\n", "\tdve\n"), r"line 4 is in split `dve`; known: .*train_covost"),
+        ("missing table", lose(COVOST), r"no file `.*covost_v2.en_de.tsv`"),
+    ],
+    "fleurs": [
+        ("missing audio", lose("fleurs/en_us/audio/dev/200.wav"), r"1 of 9 .*no audio file `.*audio/dev/200.wav`"),
+        ("cut-off audio", break_off("fleurs/en_us/audio/dev/200.wav"), r"200.wav.* breaks off"),
+        ("lost field", edit("fleurs/en_us/test.tsv", "\tFEMALE", ""), r"test.tsv` line 1 has 6 fields, 7 are expected"),
+        ("missing translations", lose("fleurs/de_de/train.tsv"), r"no file `.*de_de/train.tsv`"),
+    ],
+    "europarl-st": [
+        (
+            "not converted",
+            lambda r: (
+                (r / PARL / "audios/en.20080924.31.3-001.flac").rename(r / PARL / "audios/en.20080924.31.3-001.m4a")
+                and (r / PARL / "audios/en.20080924.31.3-001.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+            ),
+            r"cannot open audio `.*31.3-001.m4a`",
+        ),
+        ("too few lines", write(PARL + "/fr/dev/segments.fr", "Merci."), r"segments.fr` has 1 lines, `.*segments.lst` 2: which"),
+        (
+            "unknown speaker",
+            write(PARL + "/de/dev/speakers.lst", "MEP_1", "MEP_2"),
+            r"speakers.lst` has 2 lines, `.*speeches.lst` 1: which",
+        ),
+        (
+            "unknown speech",
+            edit(PARL + "/de/dev/segments.lst", "en.20080924.31.3-002 0.0", "en.19990101 0.0"),
+            r"segments.lst` line 1: speech `en.19990101` is not in `.*speeches.lst`",
+        ),
+        (
+            "no times",
+            edit(PARL + "/de/test/segments.lst", " 0.0 1.25", ""),
+            r"segments.lst` line 1: .* is not a speech, a start and an end",
+        ),
+        ("outside", edit(PARL + "/de/test/segments.lst", "2.75", "3.75"), r"from 1.25 to 3.75 s, but audio"),
+    ],
+    "voxpopuli": [
+        ("missing table", lose(VOX + "/asr_dev.tsv"), r"no file `.*de/asr_dev.tsv`"),
+        ("missing audio", lose(VOX + "/2009"), r"1 of 3 .*no audio file `.*2009/20090112.*ogg`"),
+        ("lost field", edit(VOX + "/asr_test.tsv", "\tmale\tFalse", "\tmale"), r"asr_test.tsv` line 2 has 7 fields"),
+    ],
+    "fisher-callhome": [
+        ("missing call", lose(FISHER_CALL), r"no audio file `.*LDC2010S01/20050908_182943_20_fsp.sph`"),
+        ("one channel", sound(FISHER_CALL, 4.0, 8000, format="NIST", subtype="ULAW"), r"has 1 channels; 2 are expected"),
+        ("packed audio", edit(FISHER_CALL, "-s4 ulaw", "-s26 ulaw,embedded-shorten-v2.00", "latin-1"), r"cannot open audio `.*20_fsp.sph`"),
+        ("missing transcript", lose(FISHER), r"no transcript of call `20050908_182943_20_fsp` below"),
+        ("other lines", edit(CALLS + "/mapping/fisher_train", " 4", " 9"), r"fisher_train` line 3: .* has no line `9`"),
+        ("both speakers", edit(CALLS + "/mapping/fisher_train", " 1_3", " 1_2"), r"fisher_train` line 1: .* joins lines of both speakers"),
+        (
+            "too few translations",
+            write(CALLS + "/corpus/ldc/fisher_dev.en.2", "Hi"),
+            r"fisher_dev.en.2` has 1 lines, `.*mapping/fisher_dev` 3",
+        ),
+        ("damaged line", edit(FISHER, "\t0\t0.0\t0.9", "\t0\tnow\t0.9"), r"fisher_train` line 1: start `now` is not a number"),
+        (
+            "unknown call",
+            edit("LDC2010S01/fisher_spa_d1/docs/fsp06_call.tbl", "20,", "99,"),
+            r"call `20050908_182943_20_fsp` is not in the table of calls",
+        ),
+    ],
+    "switchboard": [
+        ("missing call", lose("LDC97S62/swb1_d1/data/sw02041.sph"), r"2 of 82 .*no audio file `.*sw02041.sph`"),
+        ("damaged line", write(SWB, "sw2041B-ms98-a-0001 0.5"), r"sw2041B-ms98-a-trans.text` line 1: .* is not an id, a start"),
+        ("outside", edit(SWB, "2.250000", "9.250000"), r"from 0.50 to 9.25 s, but audio"),
+        ("no transcripts", lambda r: [path.unlink() for path in r.rglob("*-trans.text")], r"no transcripts, such as"),
+    ],
+}
+"""Recipe -> kinds of damage: the name, what does it, what is said of it."""
+
+
+@pytest.mark.parametrize(("name", "what"), [(name, what) for name, damages in DAMAGES.items() for what, _, _ in damages])
+def test_damage_is_named_and_nothing_is_written(name, what, tmp_path):
+    TREES[name](tmp_path)
+    harm, message = next((harm, message) for kind, harm, message in DAMAGES[name] if kind == what)
+    harm(tmp_path)
+    with pytest.raises(DataError, match=f"(?s){message}") as caught:
+        pipeline.prepare(recipe(name, tmp_path))
+    assert caught.value.hint
+    assert len(caught.value.message.splitlines()) <= 2, "one line for one damage"
+    assert not list((tmp_path / "exp").rglob("cuts.*"))
+
+
+def test_every_published_corpus_is_damaged_in_some_way():
+    assert DAMAGES.keys() == TREES.keys()
+
+
+def test_a_split_that_the_corpus_does_not_have_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"`splits` names `test`; this corpus has: train, dev, tst-COMMON, tst-HE"):
+        recipe("mustc", tmp_path, "data.corpora.mustc.splits={test: null}")
