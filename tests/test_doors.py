@@ -201,6 +201,16 @@ def test_rows_of_nemo_about_the_same_audio_become_one_utterance(tmp_path):
     assert pipeline.prepare(recipe(tmp_path / "corpus", NEMO)).utterances == {"train": 2}
 
 
+def test_rows_about_the_same_audio_may_lie_apart(tmp_path):
+    translation = row(source_lang="en", target_lang="de", text="eins")
+    root = tmp_path / "corpus"
+    nemo(root, row(), *[row(audio_filepath="wav/b.wav", id=f"b{number}") for number in range(50)], translation, row(text="two"))
+    found, problems = read(root, NEMO)
+    assert [u.id for u in found] == [*(f"b{number}" for number in range(50)), "m-wav-a"]
+    assert (found[-1].transcript, found[-1].translations) == ("one", {"de": ["eins"]})
+    assert len(problems) == 1 and "line 53: another row about" in problems[0]
+
+
 def test_the_fields_of_a_nemo_manifest_can_have_other_names(tmp_path):
     nemo(tmp_path / "corpus", row(text="x", words="one", de=["eins", "ein"], who="anna", lang="en", want="buy"))
     fields = {"text_field": "words", "speaker_field": "who", "translations": {"de": "de"}, "label_fields": {"intent": "want"}}

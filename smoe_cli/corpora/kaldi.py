@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,26 @@ from smoe_cli.corpus_settings import KaldiCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 
-Table = dict[str, tuple[str, str]]
-"""Key -> place and value."""
 OFFSET = re.compile(r"\.ark:\d+(\[.*\])?$")
 WHOLE = -1.0
 """End of a segment that goes to the end of its recording."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One file: key -> number of its line, and value. A place is put into words only where it is needed: a table may have millions."""
+
+    path: Path
+    rows: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> str:
+        return self.rows[key][1]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.rows
+
+    def where(self, key: str) -> str:
+        return f"`{self.path}` line {self.rows[key][0]}"
 
 
 @dataclass(frozen=True)
@@ -31,13 +46,13 @@ class _Folder:
 
     path: Path
     split: str
-    wavs: Table
-    segments: Table | None
-    channels: Table
-    transcripts: Table
-    translations: dict[str, list[Table]]
-    speakers: Table | None
-    languages: Table | None
+    wavs: _Table
+    segments: _Table | None
+    channels: _Table | None
+    transcripts: _Table | None
+    translations: dict[str, list[_Table]]
+    speakers: _Table | None
+    languages: _Table | None
     opened: dict[str, tuple[Recording, int] | DataError] = field(default_factory=dict)
 
 
@@ -52,19 +67,19 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
         folder = _open(split, work.root / settings.path / name, settings, work)
         keys = folder.segments if folder.segments is not None else folder.wavs
         _report_strays(folder, keys, settings, work)
-        rows = ((keys[key][0], key) for key in sorted(keys))
+        rows = ((keys.where(key), key) for key in sorted(keys.rows))
 
         def make(where: str, key: str, folder: _Folder = folder) -> Utterance:
             return _utterance(where, key, folder, settings, work)
 
-        yield from utterances(rows, len(keys), make, work, f"{split} utterances")
+        yield from utterances(rows, len(keys.rows), make, work, f"{split} utterances")
 
 
 def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
-    def table(name: str) -> Table:
+    def table(name: str) -> _Table:
         return _table(found(path / name, settings, work, f"folders.{split}", "file"), work)
 
-    def table_if_any(name: str) -> Table | None:
+    def table_if_any(name: str) -> _Table | None:
         # A link that leads nowhere is a file that was lost, not one that never was.
         return table(name) if os.path.lexists(path / name) else None
 
@@ -74,37 +89,37 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
         split=split,
         wavs=table("wav.scp"),
         segments=table_if_any("segments"),
-        channels=table_if_any("reco2file_and_channel") or {},
-        transcripts=table(settings.text) if settings.text else {},
+        channels=table_if_any("reco2file_and_channel"),
+        transcripts=table(settings.text) if settings.text else None,
         translations={lang: [table(name) for name in names] for lang, names in named.items()},
         speakers=table_if_any("utt2spk"),
         languages=table_if_any("utt2lang"),
     )
 
 
-def _table(path: Path, work: Work) -> Table:
-    rows: Table = {}
-    for where, line in text_lines(path, work):
+def _table(path: Path, work: Work) -> _Table:
+    table = _Table(path)
+    for number, line in text_lines(path, work):
         key, *rest = line.split(None, 1)[:2] if line.strip() else [""]
         if not key:
-            work.unfit(DataError(f"{where} is empty", "remove the line"))
-        elif key in rows:
-            work.unfit(DataError(f"{where}: `{key}` occurs before", "each key has one line; remove or rename one"))
+            work.unfit(DataError(f"`{path}` line {number} is empty", "remove the line"))
+        elif key in table:
+            work.unfit(DataError(f"`{path}` line {number}: `{key}` occurs before", "each key has one line; remove or rename one"))
         else:
-            rows[key] = (where, rest[0].strip() if rest else "")
-    return rows
+            table.rows[key] = (number, rest[0].strip() if rest else "")
+    return table
 
 
-def _report_strays(folder: _Folder, keys: Mapping[str, object], settings: KaldiCorpus, work: Work) -> None:
+def _report_strays(folder: _Folder, keys: _Table, settings: KaldiCorpus, work: Work) -> None:
     """Lines about utterances that do not exist: most often, something was lost."""
     listing = "segments" if folder.segments is not None else "wav.scp"
     texts = [folder.transcripts, *(table for tables in folder.translations.values() for table in tables)]
-    for table in [*texts, folder.speakers or {}, folder.languages or {}]:
-        for key, (where, _) in table.items():
+    for table in (table for table in [*texts, folder.speakers, folder.languages] if table is not None):
+        for key in table.rows:
             if key not in keys:
                 work.unfit(
                     DataError(
-                        f"{where} is about utterance `{key}`, which `{listing}` lacks",
+                        f"{table.where(key)} is about utterance `{key}`, which `{listing}` lacks",
                         "bring back the line there, or remove this one (`utils/fix_data_dir.sh`)",
                     )
                 )
@@ -113,24 +128,24 @@ def _report_strays(folder: _Folder, keys: Mapping[str, object], settings: KaldiC
 def _utterance(where: str, key: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> Utterance:
     recording_id, start_s, end_s = key, 0.0, WHOLE
     if folder.segments is not None:
-        recording_id, start_s, end_s = _segment(folder.segments[key][1])
+        recording_id, start_s, end_s = _segment(folder.segments[key])
     recording, channel = _recording(recording_id, folder, settings, work)
 
-    def said(table: Table | None, name: str) -> str:
+    def said(table: _Table | None) -> str:
         if table is None:
             return ""
         if key not in table:
-            raise DataError(f"utterance `{key}` has no line in `{folder.path / name}`", "write it, or remove the utterance everywhere")
-        return table[key][1]
+            raise DataError(f"utterance `{key}` has no line in `{table.path}`", "write it, or remove the utterance everywhere")
+        return table[key]
 
-    right = {lang: [table[key][1] for table in tables if key in table] for lang, tables in folder.translations.items()}
+    right = {lang: [table[key] for table in tables if key in table] for lang, tables in folder.translations.items()}
     return Utterance(
         id=key,
         recording=recording,
         split=folder.split,
-        speaker=said(folder.speakers, "utt2spk"),
-        language=said(folder.languages, "utt2lang"),
-        transcript=said(folder.transcripts, settings.text) if settings.text else "",
+        speaker=said(folder.speakers),
+        language=said(folder.languages),
+        transcript=said(folder.transcripts),
         translations={lang: kept for lang, texts in right.items() if (kept := [text for text in texts if text])},
         start_s=start_s,
         duration_s=None if end_s == WHOLE else end_s - start_s,
@@ -165,15 +180,12 @@ def _recording(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: 
 
 def _described(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
     file_id, channel = recording_id, None
-    if recording_id in folder.channels:
-        where, value = folder.channels[recording_id]
-        file_id, channel = _file_and_channel(value, where)
-    entry = folder.wavs.get(recording_id) or folder.wavs.get(file_id)
-    if entry is None:
-        raise DataError(
-            f"recording `{recording_id}` has no line in `{folder.path / 'wav.scp'}`", "write it, or remove the recording's utterances"
-        )
-    where, value = entry
+    if folder.channels is not None and recording_id in folder.channels:
+        file_id, channel = _file_and_channel(folder.channels[recording_id], folder.channels.where(recording_id))
+    name = recording_id if recording_id in folder.wavs else file_id
+    if name not in folder.wavs:
+        raise DataError(f"recording `{recording_id}` has no line in `{folder.wavs.path}`", "write it, or remove the recording's utterances")
+    where, value = folder.wavs.where(name), folder.wavs[name]
     _check_names_a_file(value, where)
     path = (folder.path if settings.audio_root is None else work.root / settings.audio_root) / value
     try:

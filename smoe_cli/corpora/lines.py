@@ -70,23 +70,23 @@ def placed(error: DataError, where: str) -> DataError:
     return error if PLACE.match(error.message) else DataError(f"{where}: {error.message}", error.hint)
 
 
-def text_lines(path: Path, work: Work) -> Iterator[tuple[str, str]]:
-    """Yield (place, line) of a UTF-8 text file; a line that is not UTF-8 goes to `work.unfit`.
+def text_lines(path: Path, work: Work) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, line without its end) of a UTF-8 text file; a line that is not UTF-8 goes to `work.unfit`.
 
     Raises:
         DataError: If the file cannot be read.
     """
     try:
-        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as error:
+                    wrong = f"`{path}` line {number} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}"
+                    work.unfit(DataError(wrong, "convert the file to UTF-8"))
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror}", "check the file and its rights") from error
-    # Not splitlines(): a text may hold U+2028 and its kin.
-    for number, line in enumerate(raw.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n") if raw else [], start=1):
-        where = f"`{path}` line {number}"
-        try:
-            yield where, line.decode()
-        except UnicodeDecodeError as error:
-            work.unfit(DataError(f"{where} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}", "convert the file to UTF-8"))
 
 
 def objects(path: Path, work: Work) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,13 @@ class _Row:
     tags: dict[str, str]
     labels: dict[str, str]
 
+    def key(self) -> bytes:
+        """The same for rows about the same audio."""
+        return blake2b(repr((self.id, self.audio, self.offset_s, self.duration_s)).encode(), digest_size=16).digest()
+
 
 def read(settings: NemoCorpus, work: Work) -> Iterator[Utterance]:
-    """Yield one utterance per piece of audio, in the order of the manifest.
+    """Yield one utterance per piece of audio, in the order of the manifest, where its last row stands.
 
     Raises:
         DataError: If a manifest is missing or unreadable. A line that is no JSON object, lacks a field, contradicts itself or another
@@ -45,25 +51,43 @@ def read(settings: NemoCorpus, work: Work) -> Iterator[Utterance]:
     """
     for split, relative in wanted(settings, settings.manifests):
         path = found(work.root / relative, settings, work, f"manifests.{split}")
-        rows = _merged(path, settings, work)
+        # What is wrong is said when the rows are used.
+        many = Counter(row.key() for _, row in _rows(path, settings, replace(work, problems=[])))
+        total, rows = len(many), _merged(path, many, settings, work)
 
         def make(where: str, row: _Row, folder: Path = path.parent, split: str = split) -> Utterance:
             return _utterance(where, row, folder, split, settings, work)
 
-        yield from utterances(rows, len(rows), make, work, f"{split} rows")
+        yield from utterances(rows, total, make, work, f"{split} rows")
 
 
-def _merged(path: Path, settings: NemoCorpus, work: Work) -> list[tuple[str, _Row]]:
-    """Rows of a manifest, those about the same audio as one."""
-    merged: dict[tuple[object, ...], tuple[str, _Row]] = {}
-    for where, tree in objects(path, work):
+def _merged(path: Path, many: Counter[bytes], settings: NemoCorpus, work: Work) -> Iterator[tuple[str, _Row]]:
+    """Rows of a manifest, those about the same audio as one, when the last of them was read; only what is not whole is in memory.
+
+    Args:
+        many: How many rows there are about each piece of audio; counted down.
+    """
+    waiting: dict[bytes, tuple[str, _Row]] = {}
+    for where, row in _rows(path, settings, work):
+        key = row.key()
+        first, merged = waiting.pop(key, (where, row))
         try:
-            row = _row(tree, path.parent, settings, work)
-            key = (row.id, row.audio, row.offset_s, row.duration_s)
-            merged[key] = (merged[key][0], _together(merged[key][1], row)) if key in merged else (where, row)
+            merged = row if merged is row else _together(merged, row)
         except DataError as error:
             work.unfit(placed(error, where))
-    return list(merged.values())
+        many[key] -= 1
+        if many[key] > 0:
+            waiting[key] = (first, merged)
+        else:
+            yield first, merged
+
+
+def _rows(path: Path, settings: NemoCorpus, work: Work) -> Iterator[tuple[str, _Row]]:
+    for where, tree in objects(path, work):
+        try:
+            yield where, _row(tree, path.parent, settings, work)
+        except DataError as error:
+            work.unfit(placed(error, where))
 
 
 def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus, work: Work) -> _Row:
