@@ -254,6 +254,9 @@ class TrainSettings(Settings):
     task_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Task -> factor on how often its routes are drawn; 1 for tasks that are not named."
     )
+    corpus_temperature: float = Field(
+        1.0, ge=1, description="1: a route's corpora drawn by their size; larger: more evenly; `weight` of each corpus is a factor on that."
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(200, gt=0, description="Steps of linear warm-up.")
     schedule: Literal["inverse-sqrt", "cosine"] = Field(
@@ -377,6 +380,10 @@ class Config(Settings):
                 except RouteError as error:
                     raise ValueError(f"model.{stack}_experts_by `{by}`: {error.message}; {error.hint}") from None
         return self
+
+    def corpus_weights(self) -> dict[str, float]:
+        """Corpus -> factor on how often its cuts are drawn in training, where it is not 1."""
+        return {name: corpus.weight for name, corpus in self.data.corpora.items() if corpus.weight != 1.0}
 
     def kind(self, task: str) -> TaskKind:
         """The kind of a task of this recipe.

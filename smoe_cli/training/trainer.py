@@ -12,13 +12,12 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet
 from pydantic import Field
 from torch.utils.data import DataLoader
 
@@ -36,6 +35,7 @@ from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.guard import locked, stop_flag
+from smoe_cli.training.loading import CutBatches, From
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.watch import Silent, Watcher
@@ -111,7 +111,11 @@ class Trainer:
             self.settings.seed,
             self.settings.temperature,
             self.settings.task_weights,
+            config.corpus_weights(),
+            self.settings.corpus_temperature,
         )
+        for route, shares in self.batches.corpus_shares.items():
+            self.watcher.log(f"{route}: " + ", ".join(f"{share:.0%} of the batches from `{name}`" for name, share in shares.items()))
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
@@ -179,8 +183,8 @@ class Trainer:
 
     def _loop(self, stop: threading.Event) -> None:
         loader = DataLoader(
-            _CutBatches(self.collator),
-            sampler=_From(self.batches, self.step),
+            CutBatches(self.collator),
+            sampler=From(self.batches, self.step),
             batch_size=None,
             num_workers=self.settings.workers,
             persistent_workers=False,
@@ -315,7 +319,8 @@ class Trainer:
             for cut in cuts:
                 digest.update(f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode())
             digests[str(route)] = digest.hexdigest()
-        return digests
+        # The settings of corpora are not compared otherwise: another place of the same data does not matter.
+        return digests | ({"corpus_weights": self.config.corpus_weights()} if self.config.corpus_weights() else {})
 
     def _start(self) -> None:
         """Take the weights of another model, if the recipe starts from one."""
@@ -340,7 +345,7 @@ class Trainer:
             position = checkpoint.load_position(folder)
             if position.state["data"] != self._fingerprint():
                 raise CheckpointError(
-                    f"`{folder}` was trained on other data than the manifests hold now",
+                    f"`{folder}` was trained on other data than the manifests hold now, or with other weights of the corpora",
                     "train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir",
                 )
             if position.state["step"] > self.settings.max_steps:
@@ -452,27 +457,3 @@ def _by_task(loss_by_route: dict[str, float]) -> str:
     for route, loss in loss_by_route.items():
         tasks.setdefault(route.partition("/")[0], []).append(loss)
     return "  ".join(f"{task} {sum(losses) / len(losses):.2f}" for task, losses in sorted(tasks.items()))
-
-
-class _CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
-    """Lets loader workers collate: the "index" is the batch's list of cuts."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __getitem__(self, cuts: list[MonoCut]) -> Batch | SmoeError:
-        """The batch, or what is wrong with it: raised in a worker, an error would come back as a traceback."""
-        try:
-            return self.collator(cuts)
-        except SmoeError as error:
-            return error
-
-
-class _From:
-    """The batch stream from a step on, as the loader's sampler."""
-
-    def __init__(self, batches: RouteBatches, step: int) -> None:
-        self.batches, self.step = batches, step
-
-    def __iter__(self) -> Iterator[list[MonoCut]]:
-        return self.batches.stream(self.step)
