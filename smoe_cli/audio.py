@@ -30,8 +30,11 @@ FAINT = 0.001
 """Peak (-60 dBFS) below which speech is lost in the noise of 16 bits."""
 
 
-def describe(path: Path, recording_id: str, channels: int = 1) -> Recording:
+def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recording:
     """A Recording from a file's header, not yet read.
+
+    Args:
+        channels: How many it must have; None: any number.
 
     Raises:
         DataError: If the file is missing, unreadable, empty or has another number of channels.
@@ -46,7 +49,7 @@ def describe(path: Path, recording_id: str, channels: int = 1) -> Recording:
         ) from error
     if info.frames <= 0:
         raise DataError(f"audio `{path}` (utterance `{recording_id}`) holds no samples", "remove it, or bring back the whole file")
-    if info.channels != channels:
+    if channels is not None and info.channels != channels:
         expected = "one is" if channels == 1 else f"{channels} are"
         raise DataError(
             f"audio `{path}` (utterance `{recording_id}`) has {info.channels} channels; {expected} expected",
@@ -55,7 +58,7 @@ def describe(path: Path, recording_id: str, channels: int = 1) -> Recording:
             else "bring back the whole call, one speaker on each channel",
         )
     _check_wav_length(path, recording_id)
-    source = AudioSource(type="file", channels=list(range(channels)), source=str(path.resolve()))
+    source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
 
 

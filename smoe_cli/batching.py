@@ -6,8 +6,9 @@ The order is a pure function of the manifest, the seed and the step: to resume i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from lhotse import CutSet, MonoCut
@@ -21,6 +22,7 @@ from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import Tokenizer
 
+K = TypeVar("K", bound=Hashable)
 IGNORE_ID = -100
 """Target at positions that carry no loss: padding, and the guiding tokens, which are given."""
 # N utterances, T frames, F mel bins, U tokens, L transcript tokens
@@ -127,6 +129,10 @@ class RouteBatches:
     to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than
     drawn, so that even a short run keeps the proportions.
 
+    Where corpora are blended, each corpus of a route has epochs of its own, and the route's turns are dealt among them likewise: a
+    batch holds one corpus, buckets stay as tight as without blending, and to resume is still to count. Where they are not, a route's
+    corpora are shuffled together, as if they were one.
+
     Args:
         groups: Route -> its training cuts.
         batch_s: Seconds of audio per batch, padding included.
@@ -134,9 +140,11 @@ class RouteBatches:
         seed: Of all shuffling.
         temperature: 1 keeps the data's proportions, larger evens them out.
         task_weights: Task -> factor on the share of its routes.
+        corpus_weights: Corpus -> factor on how often its cuts are drawn, within each route.
+        corpus_temperature: 1 keeps the proportions of a route's corpora, larger evens them out.
 
     Raises:
-        DataError: If a cut alone is longer than a batch.
+        DataError: If a cut alone is longer than a batch, or a corpus with a weight has no cut.
     """
 
     def __init__(
@@ -147,6 +155,8 @@ class RouteBatches:
         seed: int,
         temperature: float = 1.0,
         task_weights: Mapping[str, float] | None = None,
+        corpus_weights: Mapping[str, float] | None = None,
+        corpus_temperature: float = 1.0,
     ) -> None:
         self.groups, self.batch_s, self.max_utterances, self.seed = groups, batch_s, max_utterances, seed
         for cuts in groups.values():
@@ -160,16 +170,27 @@ class RouteBatches:
         factors = task_weights or {}
         weights = {route: value ** (1.0 / temperature) * factors.get(route.task, 1.0) for route, value in seconds.items()}
         self.shares = {route: weight / sum(weights.values()) for route, weight in weights.items()}
+        self.corpora: dict[Route, dict[str, CutSet]] = {}
+        self.corpus_shares: dict[Route, dict[str, float]] = {}
+        if blends(corpus_weights or {}, corpus_temperature):
+            self.corpora = {route: by_corpus(cuts) for route, cuts in groups.items()}
+            check_weights(corpus_weights or {}, {name for corpora in self.corpora.values() for name in corpora})
+            for route, corpora in self.corpora.items():
+                self.corpus_shares[route] = self._corpus_shares(corpora, corpus_weights or {}, corpus_temperature)
+
+    def _corpus_shares(self, corpora: Mapping[str, CutSet], factors: Mapping[str, float], temperature: float) -> dict[str, float]:
+        """Corpus -> its share of a route's batches."""
+
+        def size(cuts: CutSet) -> float:
+            # In batches, not in seconds: short cuts fill a batch by their number.
+            return sum(max(cut.duration / self.batch_s, 1.0 / self.max_utterances) for cut in cuts)
+
+        weights = {name: size(cuts) ** (1.0 / temperature) * factors.get(name, 1.0) for name, cuts in corpora.items()}
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     def turns(self) -> Iterator[Route]:
-        """Which route serves step 0, 1, 2, ...: smooth weighted round robin."""
-        credit = dict.fromkeys(self.shares, 0.0)
-        while True:
-            for route, share in self.shares.items():
-                credit[route] += share
-            chosen = max(credit, key=lambda route: credit[route])
-            credit[chosen] -= 1.0
-            yield chosen
+        """Which route serves step 0, 1, 2, ..."""
+        return deal(self.shares)
 
     def stream(self, start_step: int = 0, per_step: int = 1) -> Iterator[list[MonoCut]]:
         """Batches from ``start_step`` on, ``per_step`` of one route for each step; only metadata is read for those before it."""
@@ -181,7 +202,14 @@ class RouteBatches:
                     yield cuts
 
     def _batches(self, route: Route) -> Iterator[list[MonoCut]]:
-        cuts = self.groups[route]
+        if route not in self.corpora:
+            yield from self._epochs(self.groups[route])
+            return
+        streams = {name: self._epochs(cuts) for name, cuts in self.corpora[route].items()}
+        for name in deal(self.corpus_shares[route]):
+            yield next(streams[name])
+
+    def _epochs(self, cuts: CutSet) -> Iterator[list[MonoCut]]:
         limits = {
             "max_duration": self.batch_s,
             "max_cuts": self.max_utterances,
@@ -200,6 +228,48 @@ class RouteBatches:
             for batch in sampler:
                 yield list(batch)
             epoch += 1
+
+
+def by_corpus(cuts: Iterable[MonoCut]) -> dict[str, CutSet]:
+    """Cuts grouped by corpus, in the order of the names.
+
+    Raises:
+        DataError: If a cut lacks a tag.
+    """
+    groups: dict[str, list[MonoCut]] = defaultdict(list)
+    for cut in cuts:
+        groups[tags_of(cut).corpus].append(cut)
+    return {name: CutSet.from_cuts(groups[name]) for name in sorted(groups)}
+
+
+def blends(corpus_weights: Mapping[str, float], corpus_temperature: float) -> bool:
+    """Whether corpora are drawn otherwise than the data has them."""
+    return corpus_temperature != 1.0 or any(weight != 1.0 for weight in corpus_weights.values())
+
+
+def check_weights(corpus_weights: Mapping[str, float], there: Collection[str]) -> None:
+    """Refuse a weight that would do nothing.
+
+    Raises:
+        DataError: If it is of a corpus that no training cut is tagged with.
+    """
+    for name in corpus_weights.keys() - there:
+        raise DataError(
+            f"`data.corpora.{name}.weight` is {corpus_weights[name]:g}, and no training cut is tagged with that corpus; "
+            f"there are: {', '.join(sorted(there))}",
+            "take the weight away, or prepare that corpus; packed cuts keep the name of the corpus that they were prepared from",
+        )
+
+
+def deal(shares: Mapping[K, float]) -> Iterator[K]:
+    """Endless turns in proportion to shares that add up to 1: smooth weighted round robin."""
+    credit = dict.fromkeys(shares, 0.0)
+    while True:
+        for key, share in shares.items():
+            credit[key] += share
+        chosen = max(credit, key=lambda key: credit[key])
+        credit[chosen] -= 1.0
+        yield chosen
 
 
 def chunk(cuts: Sequence[MonoCut], batch_s: float, max_utterances: int) -> Iterator[list[MonoCut]]:

@@ -329,6 +329,10 @@ class Config(Settings):
                     raise ValueError(f"model.{stack}_experts_by `{by}`: {error.message}; {error.hint}") from None
         return self
 
+    def corpus_weights(self) -> dict[str, float]:
+        """Corpus -> factor on how often its cuts are drawn in training, where it is not 1."""
+        return {name: corpus.weight for name, corpus in self.data.corpora.items() if corpus.weight != 1.0}
+
     def kind(self, task: str) -> TaskKind:
         """The kind of a task of this recipe.
 

@@ -38,6 +38,9 @@ class CorpusSettings(Settings):
     tags: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> value, unless the corpus has one per utterance.")
     labels: dict[str, str] = Field({}, description="Label, e.g. `intent` -> value, unless the corpus has one per utterance.")
     splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Factor on how often its cuts are drawn in training, beside those of other corpora."
+    )
     max_unfit: int = Field(
         0,
         ge=0,
@@ -101,6 +104,99 @@ class SynthCorpus(CorpusSettings):
         ["hibari", "nanotts"], description="Synthesizers; `piper` and `espeak` come with the extra `smoe[gpl-voices]`."
     )
     seed: int = Field(0, description="Same seed, same sentences, voices, speeds and pitches.")
+
+
+class FolderCorpus(CorpusSettings):
+    """What corpora have in common that are one folder per split."""
+
+    path: Path = Field(description="The folder that holds `folders`.")
+    folders: dict[str, str] = Field(
+        {"train": "train", "dev": "dev", "test": "test"},
+        description="Split -> its folder in `path`; those that `splits` leaves out are not opened.",
+    )
+
+    def inside(self, *names: str) -> list[Path]:
+        """Files of these names in the folder of every split that is not left out, relative to `data.root`."""
+        kept = [folder for split, folder in self.folders.items() if self.split_of(split) is not None]
+        return [self.path / folder / name for folder in kept for name in names]
+
+
+class KaldiCorpus(FolderCorpus):
+    """Data folders of Kaldi and ESPnet: `wav.scp`, `text`; if there, `segments`, `utt2spk`, `utt2lang`, `reco2file_and_channel`."""
+
+    reader = "smoe_cli.corpora.kaldi"
+    type: Literal["kaldi"] = "kaldi"
+    text: str | None = Field("text", description="File with the transcripts, e.g. `text.tc.en`; null: there is none.")
+    translations: dict[str, str | list[str]] = Field(
+        {},
+        description="Target language -> text file, e.g. `{de: text.tc.de}`; several right answers: a list of files.",
+    )
+    audio_root: Path | None = Field(
+        None, description="Folder that relative paths in `wav.scp` start from, relative to `data.root`; null: each data folder itself."
+    )
+
+    def sources(self) -> list[Path]:
+        texts = [name for named in self.translations.values() for name in ([named] if isinstance(named, str) else named)]
+        files = ("wav.scp", "segments", "utt2spk", "utt2lang", "reco2file_and_channel")
+        return self.inside(*files, *([self.text] if self.text else []), *texts)
+
+
+class NemoCorpus(CorpusSettings):
+    """Manifests of NeMo, an object a line: `audio_filepath`, `duration`, `offset`, `lang` or `source_lang`, `target_lang`, `taskname`."""
+
+    reader = "smoe_cli.corpora.nemo"
+    type: Literal["nemo"] = "nemo"
+    manifests: dict[str, Path] = Field(
+        description="Split -> manifest (`.json`, `.jsonl`, or packed as `.gz`); audio paths start from its folder."
+    )
+    text_field: str = Field(
+        "text", description="Field with the text: what is said, or in rows that translate and have no answer, the translation."
+    )
+    answer_field: str = Field("answer", description="Field with the text in `target_lang`, where rows have both; `na`: there is none.")
+    id_field: str = Field(
+        "id", description="Field with the utterance's id; rows without it are named by their path in `data.root` and offset."
+    )
+    speaker_field: str = Field("speaker", description="Field with the speaker.")
+    translations: dict[str, str] = Field({}, description="Target language -> field with its text, for rows that hold several.")
+    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> field with its value.")
+    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> field with its value.")
+
+    def sources(self) -> list[Path]:
+        return list(self.manifests.values())
+
+
+class AudioFolderCorpus(FolderCorpus):
+    """Audio folders of Hugging Face: in the folder of each split audio files, and a table that names them."""
+
+    reader = "smoe_cli.corpora.audiofolder"
+    type: Literal["audiofolder"] = "audiofolder"
+    metadata: Literal["metadata.csv", "metadata.jsonl"] = Field(
+        "metadata.csv", description="The table; its `file_name` starts from its folder."
+    )
+    transcript_column: str = Field("transcription", description="Column with what is said.")
+    id_column: str | None = Field(None, description="Column with the utterance's id; null: its path in `path`, e.g. `train-001`.")
+    speaker_column: str | None = Field(None, description="Column with the speaker.")
+    language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
+    subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
+    translations: dict[str, str] = Field({}, description="Target language -> column.")
+    tag_columns: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> column with its value.")
+    label_columns: dict[str, str] = Field({}, description="Label, e.g. `intent` -> column with its value; empty: the utterance has none.")
+
+    def sources(self) -> list[Path]:
+        return self.inside(self.metadata)
+
+
+class SharCorpus(FolderCorpus):
+    """Lhotse Shar: in the folder of each split `cuts.*.jsonl.gz` and `recording.*.tar`; audio is taken out of the archives once."""
+
+    reader = "smoe_cli.corpora.shar"
+    type: Literal["shar"] = "shar"
+    translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
+    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
+    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
+
+    def sources(self) -> list[Path]:
+        return self.inside("cuts.*jsonl*")
 
 
 # --- corpora as their makers publish them ------------------------------------------------------------------
@@ -275,6 +371,10 @@ Corpus = Annotated[
     TsvCorpus
     | LhotseCorpus
     | SynthCorpus
+    | KaldiCorpus
+    | NemoCorpus
+    | AudioFolderCorpus
+    | SharCorpus
     | LibrispeechCorpus
     | MiniLibrispeechCorpus
     | MustcCorpus

@@ -79,6 +79,10 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
         DataError: As `check_utterance`, and if simulated audio is to be written and cannot.
     """
     check_utterance(utterance, corpus, config)
+    if utterance.prepared is not None:
+        cut, rate = utterance.prepared, config.features.sample_rate_hz
+        yield cut if cut.sampling_rate == rate else cut.resample(rate)
+        return
     native = native_bandwidth(utterance.recording, utterance.bandwidth, utterance.estimate)
     bands = [native]
     if native is Bandwidth.WB and config.data.nb_downsample:
@@ -92,9 +96,14 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
 def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
     """Refuse an utterance without a known value on every axis of the recipe, or without what a task must know of it.
 
+    One that was prepared before must have a route of the recipe, and a text that the recipe would leave as it is.
+
     Raises:
         DataError: Naming the utterance and what it lacks; nothing is guessed.
     """
+    if utterance.prepared is not None:
+        _check_prepared(utterance.prepared, utterance.source and utterance.source + ": ", config)
+        return
     where = f"{utterance.source and utterance.source + ': '}utterance `{utterance.id}` of corpus `{corpus}`"
     for task, lang in config.targets():
         target = config.kind(task).target
@@ -119,6 +128,26 @@ def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
             wrong[f"the unknown value `{found}` on axis `{axis}`; known: {', '.join(values)}"] = cure
     if wrong:
         raise DataError(f"{where} has {'; and '.join(wrong)}", "; ".join(wrong.values()))
+
+
+def _check_prepared(cut: MonoCut, where: str, config: Config) -> None:
+    try:
+        route = route_of(cut)
+    except (DataError, RouteError) as error:
+        raise DataError(where + error.message, "pack it again from a manifest that `smoe prepare` wrote") from error
+    if route not in config.routes():
+        routes = ", ".join(dict.fromkeys(f"{task}/{lang}" for task, lang in config.targets()))
+        raise DataError(
+            f"{where}cut `{cut.id}` was prepared for the route `{route}`, which the recipe does not have; it has: {routes}"
+            + (f", and the axes {', '.join(config.axes)}" if config.axes else ""),
+            "give the recipe the tasks and axes that it was prepared with, or pack only what this recipe has",
+        )
+    text = str(cut.supervisions[0].text)
+    if not config.kind(route.task).closed and config.text_policy(route.task).clean(text) != text:
+        raise DataError(
+            f"{where}cut `{cut.id}` was prepared with another case or punctuation than the recipe's: `{text}`",
+            "set `lowercase` and `strip_punctuation` as they were, or prepare and pack it again",
+        )
 
 
 def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[tuple[Route, str, list[str]]]:

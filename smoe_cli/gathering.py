@@ -64,6 +64,7 @@ class Gathered:
     labels: dict[str, dict[str, set[str]]] = field(default_factory=lambda: {split: defaultdict(set) for split in SPLITS})
     _split_of: dict[bytes, int] = field(default_factory=dict)
     _cut_ids: set[bytes] = field(default_factory=set)
+    _prepared: set[bytes] = field(default_factory=set)
 
     def serve(self, utterance: Utterance, corpus: str, config: Config) -> list[MonoCut]:
         """The cuts of one utterance, remembered.
@@ -87,18 +88,35 @@ class Gathered:
         self._count(utterance, made, config)
         return made
 
+    def read(self, utterances: Sequence[Utterance], corpus: str) -> None:
+        """Count utterances that a corpus gave, sound or not; one that comes as several prepared cuts counts once."""
+        self.assumed[corpus] += sum(utterance.language_assumed for utterance in utterances)
+        new = [utterance for utterance in utterances if self._is_new(utterance)]
+        self.utterances.update(utterance.split for utterance in new)
+        self.synthetic += sum(utterance.synthetic for utterance in new)
+
+    def _is_new(self, utterance: Utterance, what: str = "") -> bool:
+        """Whether this was not asked before of another prepared cut of the same utterance."""
+        if utterance.prepared is None:
+            return True
+        custom = utterance.prepared.supervisions[0].custom or {}
+        key = _digest(f"{what}\t{custom.get('utterance')}")
+        new = key not in self._prepared
+        self._prepared.add(key)
+        return new
+
     def _count(self, utterance: Utterance, made: Sequence[MonoCut], config: Config) -> None:
         split = utterance.split
         routes = [route_of(cut) for cut in made]
         served = {(route.task, route.lang) for route in routes}
         if not made:
             self.unserved[utterance.language] += 1
-        for task, lang in config.targets():
+        for task, lang in config.targets() if utterance.prepared is None else ():
             if config.kind(task).target == "label" and (task, lang) not in served:
                 self.lacking[f"label `{config.label(task)}` for {task}"] += 1
         self.served |= served
         self.cuts[split] += len(made)
-        self.lines.update({tags.line for tags in map(tags_of, made) if tags.line})
+        self.lines.update({tags.line for tags in map(tags_of, made) if tags.line and self._is_new(utterance, tags.line)})
         if split == "train":
             self.tags.update(tag for route in routes for tag in route.extra)
         for cut, route in zip(made, routes, strict=True):
@@ -135,9 +153,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         for utterance in sound:
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)
-        gathered.assumed[work.name] += sum(utterance.language_assumed for utterance in some)
-        gathered.utterances.update(utterance.split for utterance in some)
-        gathered.synthetic += sum(utterance.synthetic for utterance in some)
+        gathered.read(some, work.name)
     if len(work.problems) > config.data.corpora[work.name].max_unfit:
         raise _refusal(work, read)
     if work.problems:

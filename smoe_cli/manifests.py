@@ -97,14 +97,17 @@ def read_manifest(path: Path, within: Path | None = None, archives: bool = False
         yield Item(number, raw, cut, problem)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tuple[int, bytes]]:
     """Yield (number from 1, line with its end).
+
+    Args:
+        suffixes: What the file's name may end in.
 
     Raises:
         DataError: As `read_manifest`.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise DataError(f"`{path}` is no manifest: its name ends in neither {' nor '.join(SUFFIXES)}", "name Lhotse cuts as JSON lines")
+    if not path.name.endswith(suffixes):
+        raise DataError(f"`{path}` is no manifest: its name ends in neither {' nor '.join(suffixes)}", "name JSON lines, one object each")
     if not os.path.isfile(path):
         raise DataError(f"no manifest `{path}`", "run `smoe prepare` first, or name an existing manifest")
     read = 0
@@ -130,12 +133,30 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(raw: bytes, where: str, within: Path | None, archives: bool) -> MonoCut:
+    return make_cut(read_object(raw, where), where, within, archives)
+
+
+def read_object(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+        DataError: If it is none.
+    """
     try:
         tree = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}", "one cut a line; correct or remove the line") from error
+        raise DataError(f"{where} is not JSON: {error}", "one object a line; correct or remove the line") from error
     if not isinstance(tree, dict):
-        raise DataError(f"{where} is no JSON object", "one cut a line; correct or remove the line")
+        raise DataError(f"{where} is no JSON object", "one object a line; correct or remove the line")
+    return tree
+
+
+def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bool) -> MonoCut:
+    """The cut that a JSON object describes; arguments as of `read_manifest`.
+
+    Raises:
+        DataError: If it describes none, or one that may not be used.
+    """
     if isinstance(tree.get("id"), str):
         where = f"{where}: cut `{tree['id']}`"
     if "text" in tree and "references" in tree:

@@ -16,17 +16,15 @@ from pydantic import Field
 from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.config import SPLITS, Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
-from smoe_cli.errors import CheckError, ConfigError, DataError, RouteError
-from smoe_cli.layout import VALIDATION, Layout, model_digest
+from smoe_cli.errors import CheckError, ConfigError, DataError
+from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
+from smoe_cli.layout import VALIDATION, Layout
 from smoe_cli.records import (
     AuditReport,
-    ConvertReport,
-    Export,
     Hypothesis,
     ParameterReport,
     Record,
     ScoreReport,
-    SlimReport,
     TokenizerReport,
     read_audit,
     write_json,
@@ -34,16 +32,42 @@ from smoe_cli.records import (
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import Choice, Route, check_routes, parse_bandwidth
+from smoe_cli.tags import Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
     from smoe_cli.checkpoint import System
+    from smoe_cli.packing import Codec, PackReport
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
     from smoe_cli.validation.report import ValidationReport
+
+__all__ = [
+    "DecodeReport",
+    "ParameterReport",
+    "RunReport",
+    "TokenizerReport",
+    "check_audit",
+    "check_export",
+    "check_pack",
+    "check_slim",
+    "check_start",
+    "convert",
+    "decode",
+    "export",
+    "pack",
+    "params",
+    "prepare",
+    "route_audit",
+    "run",
+    "score",
+    "slim",
+    "tokenize",
+    "train",
+    "validate",
+]
 
 
 class DecodeReport(Record):
@@ -116,10 +140,8 @@ def validate(
     from smoe_cli.validation import validate as validation
     from smoe_cli.validation.mend import mend
 
+    paths = _manifests(config, cuts)
     layout = Layout.of(config) if config is not None and not cuts else None
-    paths = list(dict.fromkeys(cuts)) or [path for split in SPLITS if layout and (path := layout.cuts(split)).exists()]
-    if not paths:
-        raise DataError(f"no manifests in `{layout.cuts_dir if layout else '.'}`", "run `smoe prepare` first, or name manifests")
     ears = validation.Ears(jobs or usable_cores() if audio else 0, within=within)
     report, findings = validation.validate(paths, config, ears, watcher or Silent())
     if fix and findings.unfit:
@@ -132,6 +154,48 @@ def validate(
     if target is not None:
         write_json(target, report)
     return report
+
+
+def pack(
+    config: Config | None,
+    *,
+    cuts: Sequence[Path] = (),
+    out: Path,
+    shard_size: int = 1000,
+    audio: Codec = "flac",
+    jobs: int = 0,
+    watcher: Watcher | None = None,
+) -> PackReport:
+    """Write manifests as Lhotse Shar. See `smoe_cli.packing.pack`.
+
+    Args:
+        config: The recipe; None: manifests are named.
+        cuts: Manifests; empty: those that the recipe has.
+        jobs: Shards that are written at once; 0: one per core.
+    """
+    from smoe_cli import packing
+
+    return packing.pack(_manifests(config, cuts), out, shard_size, audio, jobs, watcher or Silent())
+
+
+def check_pack(config: Config | None, *, cuts: Sequence[Path] = (), out: Path) -> list[Path]:
+    """The manifests that `pack` would read; arguments and errors as of `pack`, but nothing is written."""
+    from smoe_cli import packing
+
+    return list(packing.check(_manifests(config, cuts), out).values())
+
+
+def _manifests(config: Config | None, cuts: Sequence[Path]) -> list[Path]:
+    """The named manifests, each once, or those that the recipe has.
+
+    Raises:
+        DataError: If there is none.
+    """
+    layout = Layout.of(config) if config is not None else None
+    paths = list(dict.fromkeys(cuts)) or [path for split in SPLITS if layout and (path := layout.cuts(split)).exists()]
+    if not paths:
+        raise DataError(f"no manifests in `{layout.cuts_dir if layout else '.'}`", "run `smoe prepare` first, or name manifests")
+    return paths
 
 
 def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerReport:
@@ -270,78 +334,13 @@ def _search(system: System, config: Config | None, changes: DecodeSettings | Non
 def score(
     config: Config | None, *, hypotheses: Sequence[Path] = (), out: Path | None = None, watcher: Watcher | None = None
 ) -> ScoreReport:
-    """Score hypotheses; writes `scores.json` and `report.html`.
+    """Score hypotheses; writes `scores.json` and `report.html`. See `smoe_cli.scoring.score.score`."""
+    from smoe_cli.scoring import score as scoring
 
-    What a recipe says about case and punctuation holds for the hypotheses too.
-
-    Args:
-        config: The recipe; None: files are named, and kinds of task are their names.
-        hypotheses: Files to score; empty: all that `decode` wrote for the recipe.
-        out: Folder to write to; None: the recipe's, or nothing when files are named.
-
-    Raises:
-        DataError: If a file is missing or damaged, a cut occurs twice, several models wrote them, or there is no reference.
-    """
-    from smoe_cli.scoring import report, slices
-    from smoe_cli.tags import TASK_KINDS
-
-    watcher = watcher or Silent()
-    if config is None and not hypotheses:
-        raise ConfigError("nothing to score: no file and no recipe", "name files of hypotheses, or change into a recipe folder")
-    layout = Layout.of(config) if config is not None else None
-    paths = list(hypotheses) or (layout.all_hypotheses(config) if layout and config else [])
-    sources = slices.read_sources(paths)
-
-    def metrics_of(task: str) -> tuple[str, ...]:
-        kind = config.tasks[task].kind or task if config is not None and task in config.tasks else task
-        if kind not in TASK_KINDS:
-            raise RouteError(
-                f"hypotheses name the unknown task `{task}`; known: {', '.join(TASK_KINDS)}",
-                "correct the file, or score inside the recipe that has the task",
-            )
-        return TASK_KINDS[kind].metrics
-
-    def norm_of(task: str) -> str:
-        return config.text_policy(task).signature if config is not None and _has_text(config, task) else "none"
-
-    if config is None:
-        watcher.log("without a recipe, texts are compared as they come: case and punctuation count")
-    else:
-        # References were cleaned when they were prepared; a model that was not trained on such text writes otherwise.
-        sources = {path: [_by_policy(item, config) for item in group] for path, group in sources.items()}
-    result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of, norm_of)
-    if config is not None:
-        tasks = dict.fromkeys(part.task for part in result.slices if _has_text(config, part.task))
-        said = {task: str(config.text_policy(task)) for task in tasks}
-        alike = len(set(said.values())) == 1
-        result = result.model_copy(
-            update={"text": "; ".join(set(said.values()) if alike else (f"{task}: {policy}" for task, policy in said.items()))}
-        )
-    if len(result.decoding) > 1:
-        watcher.log(f"warning: not all of these were decoded with the same settings: {'; '.join(result.decoding)}")
-    if layout is not None and not hypotheses and layout.final.is_dir() and model_digest(layout.final) != result.model:
-        watcher.log(f"warning: `{layout.final}` is another model than the one that wrote these; `smoe decode` decodes with it")
-    folder = out or (layout.scores if layout and not hypotheses else None)
-    if folder is not None:
-        write_json(folder / "scores.json", result)
-        found = [item for group in sources.values() for item in group]
-        write_text_atomically(folder / "report.html", report.score_report_html(result, found))
+    result = scoring.score(config, hypotheses, out, watcher or Silent())
     if config is not None and not (out or hypotheses):
         mark(config, "score")
     return result
-
-
-def _has_text(config: Config, task: str) -> bool:
-    """Whether a task writes text, which has case and punctuation; a label has none, and stays as it is."""
-    return task in config.tasks and not config.kind(task).closed
-
-
-def _by_policy(hypothesis: Hypothesis, config: Config) -> Hypothesis:
-    """A hypothesis and its references with the case and punctuation that the recipe has for its task."""
-    if not _has_text(config, hypothesis.task):
-        return hypothesis
-    clean = config.text_policy(hypothesis.task).clean
-    return hypothesis.model_copy(update={"text": clean(hypothesis.text), "references": [clean(text) for text in hypothesis.references]})
 
 
 def route_audit(
@@ -452,94 +451,3 @@ def _check_valid(layout: Layout) -> None:
             f"the manifests have {errors:,} errors: `{layout.validation}`",
             "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
         )
-
-
-def slim(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> SlimReport:
-    """Write the model of one route as a dense checkpoint with the same output. See `smoe_cli.slimming.slim`."""
-    from smoe_cli import slimming
-
-    return slimming.slim(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def check_slim(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Route:
-    """The route that `slim` would write; arguments and errors as of `slim`, but nothing is written."""
-    from smoe_cli import slimming
-
-    return slimming.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def export(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    int8: bool = False,
-    watcher: Watcher | None = None,
-) -> Export:
-    """Write the model of one route as ONNX graphs that compute what torch computes. See `smoe_cli.exporting.export`."""
-    from smoe_cli import exporting
-
-    return exporting.export(checkpoint, out, _one_route(task, lang, bandwidth, tags), int8, watcher)
-
-
-def check_export(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Route:
-    """The route that `export` would write; arguments and errors as of `export`, but nothing is exported or written."""
-    from smoe_cli import exporting
-
-    return exporting.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def _one_route(task: str | None, lang: str | None, bandwidth: str | None, tags: Mapping[str, str] | None) -> Choice:
-    return Choice(task, lang, None if bandwidth is None else str(parse_bandwidth(bandwidth)), tuple((tags or {}).items()))
-
-
-def convert(
-    folder: Path, *, out: Path, task: str = "transcribe", langs: Sequence[str] = (), source_lang: str | None = None
-) -> ConvertReport:
-    """Write the model of a transformers folder as a checkpoint with the same output. See `smoe_cli.conversion.convert`."""
-    from smoe_cli.conversion import convert as conversion
-
-    return conversion.convert(folder, out, task, langs, source_lang)
-
-
-def params(config: Config | None, *, checkpoint: Path | None = None) -> ParameterReport:
-    """Count a model's parameters and multiply-adds without allocating it. See `smoe_cli.counting`.
-
-    Args:
-        config: The recipe; None: there is a checkpoint.
-        checkpoint: A trained model, which is counted instead.
-    """
-    from smoe_cli import counting
-
-    if checkpoint is not None:
-        return counting.of_checkpoint(checkpoint)
-    if config is None:
-        raise ConfigError("neither a recipe nor a checkpoint is named", "change into a recipe folder, or name a preset or a checkpoint")
-    return counting.of_recipe(config)

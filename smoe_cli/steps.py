@@ -43,9 +43,10 @@ class _Definition:
 
 
 def _sources(config: Config) -> list[Path]:
-    """Tables and manifests that the corpora start from."""
+    """Tables and manifests that the corpora start from; a `*` in a name stands for all that are there."""
     root = config.data.root or Path()
-    return [root / path for corpus in config.data.corpora.values() for path in corpus.sources()]
+    named = [root / path for corpus in config.data.corpora.values() for path in corpus.sources()]
+    return [path for name in named for path in (sorted(name.parent.glob(name.name)) if "*" in name.name else [name])]
 
 
 def _tasks(config: Config) -> dict[str, Any]:
@@ -65,14 +66,24 @@ def _tokenize_settings(config: Config) -> Any:
 def _train_settings(config: Config) -> dict[str, Any]:
     # What the checkpoint holds counts, not where it lies.
     init = {"init_from"} if _given(config) else {"init_from", "init_noise", "init_experts"}
-    return config.train.model_dump(exclude={"workers", "threads", "sample_utterances", "tensorboard", *init}) | (
-        {"init": True} if _given(config) else {}
+    # How corpora are blended counts where they are.
+    unset = {"corpus_temperature"} if config.train.corpus_temperature == 1.0 else set()
+    weights = {"corpus_weights": config.corpus_weights()} if config.corpus_weights() else {}
+    return (
+        config.train.model_dump(exclude={"workers", "threads", "sample_utterances", "tensorboard", *init, *unset})
+        | weights
+        | ({"init": True} if _given(config) else {})
     )
+
+
+def _prepare_settings(config: Config) -> list[Any]:
+    data = config.data.model_dump(mode="json", exclude={"root": True, "corpora": {"__all__": {"weight"}}})
+    return [data, _tasks(config), config.axes, config.features.sample_rate_hz]
 
 
 STEPS: dict[str, _Definition] = {
     "prepare": _Definition(
-        lambda c: [c.data.model_dump(mode="json", exclude={"root"}), _tasks(c), c.axes, c.features.sample_rate_hz],
+        _prepare_settings,
         lambda c, at: _sources(c),
         lambda c, at: [at.cuts(split) for split in SPLITS],
     ),
@@ -156,6 +167,8 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
             digest = now[key][_name(path, layout)]
             if before.get(key, {}).get(_name(path, layout), MISSING) != digest:
                 return f"`{path}` {'does not exist' if digest == MISSING else matter}"
+        if gone := before.get(key, {}).keys() - now[key].keys():
+            return f"`{min(gone)}` does not exist"
     return ""
 
 

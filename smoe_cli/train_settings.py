@@ -48,6 +48,9 @@ class TrainSettings(Settings):
     task_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {}, description="Task -> factor on how often its routes are drawn; 1 for tasks that are not named."
     )
+    corpus_temperature: float = Field(
+        1.0, ge=1, description="1: a route's corpora drawn by their size; larger: more evenly; `weight` of each corpus is a factor on that."
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(200, gt=0, description="Steps of linear warm-up.")
     schedule: Literal["inverse-sqrt", "cosine"] = Field(

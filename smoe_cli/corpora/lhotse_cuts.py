@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lhotse import MonoCut
 
 from smoe_cli.corpora.utterance import Utterance, Work
-from smoe_cli.corpus_settings import LhotseCorpus
+from smoe_cli.corpus_settings import LhotseCorpus, SharCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within, read_lines, read_manifest
 
@@ -32,7 +32,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
             try:
                 if item.cut is None:
                     raise item.problem or AssertionError
-                utterance = _utterance(item.cut, split, settings, work, f"`{path}` line {item.number}")
+                utterance = utterance_of(item.cut, split, settings, work, f"`{path}` line {item.number}")
             except DataError as error:
                 work.unfit(error)
                 continue
@@ -40,7 +40,12 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
             work.progress(item.number, total, f"{work.name}: {split} cuts")
 
 
-def _utterance(cut: MonoCut, split: str, settings: LhotseCorpus, work: Work, where: str) -> Utterance:
+def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, work: Work, where: str) -> Utterance:
+    """What a cut of one supervision says.
+
+    Raises:
+        DataError: If it has not exactly one, or a field that is no text.
+    """
     if len(cut.supervisions) != 1:
         raise DataError(
             f"{where}: cut `{cut.id}` has {len(cut.supervisions)} supervisions; exactly one is expected",

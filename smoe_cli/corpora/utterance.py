@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lhotse import Recording
+from lhotse import MonoCut, Recording
 
 from smoe_cli.bandwidth import Estimate
 from smoe_cli.corpus_settings import CorpusSettings
@@ -40,6 +40,7 @@ class Utterance:
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
         language_assumed: Whether nobody named the language.
         source: Where the corpus says all this, e.g. the line of its table; empty where there is no such place.
+        prepared: The one cut that it gives, where it was prepared and tagged before; it is taken as it is.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Utterance:
     labels: dict[str, str] = field(default_factory=dict)
     language_assumed: bool = False
     source: str = ""
+    prepared: MonoCut | None = None
 
     def placed(self, split: str, settings: CorpusSettings) -> Utterance:
         """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""
@@ -67,7 +69,7 @@ class Utterance:
             self,
             split=split,
             subset=self.subset or settings.subset,
-            bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else None,
+            bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else self.bandwidth,
             language=self.language or settings.language or ASSUMED_LANGUAGE,
             language_assumed=not (self.language or settings.language),
             tags=settings.tags | self.tags,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,10 +10,15 @@ from smoe_cli.batching import Batch
 from smoe_cli.config import Config
 from smoe_cli.errors import DataError, SmoeError
 from smoe_cli.records import write_text_atomically
+from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
 
 EXPLODING = 10.0
 """A loss so many times the route's recent mean is no noise."""
+TOO_SHORT = (
+    "some utterances have fewer encoder frames than tokens, and CTC skips them; a larger `tokenizer.vocab_size` makes fewer tokens, a "
+    "smaller `model.subsampling` more frames"
+)
 
 
 def check_served(config: Config, routes: Collection[Route]) -> None:
@@ -34,6 +39,13 @@ def check_served(config: Config, routes: Collection[Route]) -> None:
                 f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
                 f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",
             )
+
+
+def lone_labels(plan: RoutingPlan) -> Iterator[str]:
+    """A line for every task that can answer with one label only."""
+    for task, labels in plan.labels.items():
+        if len(labels) == 1:
+            yield f"task `{task}` has one label in all of the train split, `{labels[0]}`: there is nothing to choose"
 
 
 def explosion(step: int, batches: Sequence[Batch], loss: float, usual: float) -> str:

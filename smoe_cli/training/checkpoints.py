@@ -59,10 +59,11 @@ class Checkpoints:
     Args:
         folder: Of the model; they lie in `checkpoints/`.
         groups: The training cuts by route: what the order of batches depends on besides the configuration.
+        corpus_weights: On it depends that order too.
     """
 
-    def __init__(self, folder: Path, groups: dict[Route, CutSet]) -> None:
-        self.folder, self.groups = folder / CHECKPOINTS, groups
+    def __init__(self, folder: Path, groups: dict[Route, CutSet], corpus_weights: dict[str, float]) -> None:
+        self.folder, self.groups, self.corpus_weights = folder / CHECKPOINTS, groups, corpus_weights
 
     def all(self) -> list[Path]:
         """Checkpoints, newest first."""
@@ -94,7 +95,8 @@ class Checkpoints:
             for cut in cuts:
                 digest.update(f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode())
             digests[str(route)] = digest.hexdigest()
-        return digests
+        # The settings of corpora are not compared otherwise: another place of the same data does not matter.
+        return digests | ({"corpus_weights": self.corpus_weights} if self.corpus_weights else {})
 
     def newest(self, wanted: System, watcher: Watcher) -> Found | None:
         """The newest checkpoint that is whole; says so when it had to pass over a damaged one.
@@ -115,7 +117,9 @@ class Checkpoints:
             check_same(saved, wanted, folder)
             position = checkpoint.load_position(folder)
             if position.state["data"] != self.fingerprint:
-                raise CheckpointError(f"`{folder}` was trained on other data than the manifests hold now", START_ANEW)
+                raise CheckpointError(
+                    f"`{folder}` was trained on other data than the manifests hold now, or with other weights of the corpora", START_ANEW
+                )
             steps, most = position.state["step"], wanted.config.train.max_steps
             if steps > most:
                 raise CheckpointError(

@@ -26,6 +26,10 @@ class Meter:
         self._steps += 1
         self._asked = time.monotonic()
 
+    def __str__(self) -> str:
+        """As it is shown."""
+        return f"{self.frames_per_s:,.0f} frames/s  waiting {self.waiting_share:.0%}"
+
     @property
     def frames_per_s(self) -> float:
         return self._frames / self._elapsed

@@ -31,15 +31,15 @@ from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
-from smoe_cli.training.alarms import EXPLODING, check_served, explosion, starvation, stop_at, stop_without_memory
+from smoe_cli.training.alarms import EXPLODING, TOO_SHORT, check_served, explosion, lone_labels, starvation, stop_at, stop_without_memory
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints
 from smoe_cli.training.compiling import compile_parts
 from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
-from smoe_cli.training.feeding import feed
 from smoe_cli.training.guard import locked, stop_flag
+from smoe_cli.training.loading import feed
 from smoe_cli.training.memory import Memory, halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
@@ -98,18 +98,16 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
-        front_end = FrontEnd(config.features)
-        self.collator = Collator(front_end, tokenizer, self.plan, config.model.max_tokens)
-        for task, labels in self.plan.labels.items():
-            if len(labels) == 1:
-                self.watcher.log(f"task `{task}` has one label in all of the train split, `{labels[0]}`: there is nothing to choose")
-        longest = max((cut for cuts in self.groups.values() for cut in cuts), key=lambda cut: cut.duration)
+        self.collator = Collator(FrontEnd(config.features), tokenizer, self.plan, config.model.max_tokens)
+        for line in lone_labels(self.plan):
+            self.watcher.log(line)
+        longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
         # Until memory is measured, `auto` is a batch of one cut.
-        self._make_batches(longest.duration if self.settings.batch_s == "auto" else self.settings.batch_s)
+        self._make_batches(longest_s if self.settings.batch_s == "auto" else self.settings.batch_s)
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
-        self.checkpoints = Checkpoints(folder, self.groups)
+        self.checkpoints = Checkpoints(folder, self.groups, config.corpus_weights())
         self.diary = Diary(folder, self.settings.tensorboard)
         model.encoder.recompute = model.decoder.recompute = self.settings.activation_checkpointing
         if self.settings.compile:
@@ -128,11 +126,19 @@ class Trainer:
             raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
 
     def _make_batches(self, batch_s: float) -> None:
-        self.batch_s = batch_s
-        settings = self.settings
+        self.batch_s, settings = batch_s, self.settings
         self.batches = RouteBatches(
-            self.groups, batch_s, settings.max_utterances, settings.seed, settings.temperature, settings.task_weights
+            self.groups,
+            batch_s,
+            settings.max_utterances,
+            settings.seed,
+            settings.temperature,
+            settings.task_weights,
+            self.config.corpus_weights(),
+            settings.corpus_temperature,
         )
+        for route, shares in self.batches.corpus_shares.items():
+            self.watcher.log(f"{route}: " + ", ".join(f"{share:.0%} of the batches from `{name}`" for name, share in shares.items()))
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -200,9 +206,8 @@ class Trainer:
             losses = self.train_step(*batches)
             meter.done(self._note(batches, losses))
             self.step += 1
-            losses_shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.recent).items())
-            shown = f"loss {losses_shown}  {meter.frames_per_s:,.0f} frames/s  waiting {meter.waiting_share:.0%}"
-            self.watcher.progress("train", self.step, self.settings.max_steps, shown)
+            shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.recent).items())
+            self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
             if stop.is_set():
                 self._save_checkpoint()
                 raise Interrupted(
@@ -220,7 +225,9 @@ class Trainer:
         route, loss = str(batches[0].routes[0]), losses.total.item()
         if not math.isfinite(loss):
             stop_at(self.step, batches, loss, self.folder)
-        self._count_skipped(losses.too_short)
+        if losses.too_short and not self.ctc_skipped:
+            self.watcher.log(TOO_SHORT)
+        self.ctc_skipped += losses.too_short
         if self.step >= self.settings.warmup_steps and loss > EXPLODING * self.recent.get(route, math.inf):
             self.exploded += 1
             self.watcher.log(explosion(self.step, batches, loss, self.recent[route]))
@@ -274,14 +281,6 @@ class Trainer:
         """Whether there are no more steps to do."""
         patience = self.settings.patience or math.inf
         return self.step >= self.settings.max_steps or validations_without_gain(self.history) >= patience
-
-    def _count_skipped(self, utterances: int) -> None:
-        if utterances and not self.ctc_skipped:
-            self.watcher.log(
-                "some utterances have fewer encoder frames than tokens, and CTC skips them; a larger `tokenizer.vocab_size` makes "
-                "fewer tokens, a smaller `model.subsampling` more frames"
-            )
-        self.ctc_skipped += utterances
 
     def train_step(self, *batches: Batch) -> Losses:
         """One optimiser step on one batch, or on several as if they were one.

@@ -1,0 +1,95 @@
+"""Audio folders as Hugging Face has them: a folder per split, in it `metadata.csv` or `metadata.jsonl` and the files that it names."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from smoe_cli.audio import describe
+from smoe_cli.corpora.lines import answers_of, found, id_of, lacking, objects, text_of, texts_of, utterances, wanted
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import AudioFolderCorpus
+from smoe_cli.errors import DataError
+from smoe_cli.manifests import check_within
+
+FILE = "file_name"
+
+
+def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
+    """Yield one utterance per row, in the order of the table.
+
+    Raises:
+        DataError: If a table is missing or unreadable, or lacks a column. A row that is damaged, or names audio that is not there,
+            goes to `work.unfit`.
+    """
+    for split, name in wanted(settings, settings.folders):
+        table = found(work.root / settings.path / name / settings.metadata, settings, work, f"folders.{split}", "table")
+        rows: Iterator[tuple[str, Mapping[str, Any]]]
+        rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
+        with table.open("rb") as file:
+            total = sum(1 for _ in file) - (table.suffix == ".csv")
+
+        def make(where: str, row: Mapping[str, Any], folder: Path = table.parent, split: str = split) -> Utterance:
+            return _utterance(where, row, folder, split, settings, work)
+
+        yield from utterances(rows, total, make, work, f"{split} rows")
+
+
+def _columns(settings: AudioFolderCorpus) -> list[str]:
+    """Every column that the settings name."""
+    single = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column)
+    several = (settings.translations, settings.tag_columns, settings.label_columns)
+    return [FILE, settings.transcript_column, *(name for name in single if name), *(name for some in several for name in some.values())]
+
+
+def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
+    try:
+        # Bytes that are not UTF-8 are kept as they are, and refused in their row: the others can still be looked at.
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            header = next(rows, [])
+            lacking(_columns(settings), header, table)
+            start = rows.line_num + 1
+            for fields in rows:
+                where, start = f"`{table}` line {start}", rows.line_num + 1
+                if len(fields) != len(header):
+                    problem = f"{where} has {len(fields)} fields, the header {len(header)}"
+                    work.unfit(DataError(problem, "quote fields that hold commas or line breaks, or remove the line"))
+                    continue
+                yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        # Nobody can tell how many rows follow: no single one can be left out.
+        raise DataError(f"`{table}` line {rows.line_num}: {error}", "it must be a table with commas, quoted as in RFC 4180") from error
+    except OSError as error:
+        raise DataError(f"cannot read table `{table}`: {error.strerror}", "check the file and its rights") from error
+
+
+def _utterance(where: str, row: Mapping[str, Any], folder: Path, split: str, settings: AudioFolderCorpus, work: Work) -> Utterance:
+    def said(column: str | None) -> str:
+        if column is None:
+            return ""
+        if column not in row:
+            raise DataError(f"the row has no `{column}`", "fill it in, or name the column in the recipe as the table does")
+        return text_of(row, column)
+
+    name = said(FILE)
+    if not name:
+        raise DataError(f"`{FILE}` is empty", "name the audio file, or remove the line")
+    if settings.untrusted:
+        check_within(folder / name, work.root, where)
+    utterance_id = said(settings.id_column) or id_of(folder / name, work.root / settings.path)
+    return Utterance(
+        id=utterance_id,
+        recording=describe(folder / name, utterance_id),
+        split=split,
+        speaker=said(settings.speaker_column),
+        language=said(settings.language_column),
+        transcript=said(settings.transcript_column),
+        translations=answers_of(row, settings.translations),
+        subset=said(settings.subset_column),
+        tags=texts_of(row, settings.tag_columns),
+        labels=texts_of(row, settings.label_columns),
+        source=where,
+    )

@@ -1,0 +1,168 @@
+"""What corpora share that are tables or manifests: which splits are wanted, their lines, and one utterance of each."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import CorpusSettings
+from smoe_cli.errors import DataError
+from smoe_cli.manifests import check_within, read_lines, read_object
+
+T = TypeVar("T")
+P = TypeVar("P", Path, str)
+PLACE = re.compile(r"`[^`]*` line \d+")
+JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+def wanted(settings: CorpusSettings, parts: Mapping[str, P]) -> list[tuple[str, P]]:
+    """Splits and their files or folders, without those that the recipe leaves out."""
+    return [(split, path) for split, path in parts.items() if settings.split_of(split) is not None]
+
+
+def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str = "manifest") -> Path:
+    """A file that a corpus starts from.
+
+    Args:
+        key: The setting that names it, e.g. `manifests.train`.
+        what: What to call it.
+
+    Raises:
+        DataError: If it is missing, or lies outside the corpus's folder and is not trusted.
+    """
+    where = f"data.corpora.{work.name}.{key}"
+    if settings.untrusted:
+        check_within(path, work.root, f"`{where}`")
+    if not path.is_file():
+        leave_out = f"`data.corpora.{work.name}.splits: {{{key.partition('.')[2]}: null}}`"
+        raise DataError(f"no {what} `{path}`", f"correct `{where}` or `data.root`; if there is no such split, leave it out: {leave_out}")
+    return path
+
+
+def utterances(
+    rows: Iterable[tuple[str, T]], total: int, make: Callable[[str, T], Utterance], work: Work, what: str
+) -> Iterator[Utterance]:
+    """Yield what is made of each row; one that cannot be used goes to `work.unfit`, with its place.
+
+    Args:
+        rows: (place, row), the place as it stands in messages.
+        total: How many there are, for the progress.
+        make: Called with both; raises DataError.
+        what: What the rows are called in the progress.
+    """
+    for done, (where, row) in enumerate(rows, start=1):
+        try:
+            utterance = make(where, row)
+        except DataError as error:
+            work.unfit(placed(error, where))
+            continue
+        yield utterance
+        work.progress(done, total, f"{work.name}: {what}")
+
+
+def placed(error: DataError, where: str) -> DataError:
+    """The same error with the place in its message, unless it names one."""
+    return error if PLACE.match(error.message) else DataError(f"{where}: {error.message}", error.hint)
+
+
+def text_lines(path: Path, work: Work) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, line without its end) of a UTF-8 text file; a line that is not UTF-8 goes to `work.unfit`.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as error:
+                    wrong = f"`{path}` line {number} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}"
+                    work.unfit(DataError(wrong, "convert the file to UTF-8"))
+    except OSError as error:
+        raise DataError(f"cannot read `{path}`: {error.strerror}", "check the file and its rights") from error
+
+
+def objects(path: Path, work: Work) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, object) of JSON lines, empty ones left out; a line that is none goes to `work.unfit`.
+
+    Raises:
+        DataError: If the file cannot be read, or would fill the memory.
+    """
+    for number, raw in read_lines(path, JSON_SUFFIXES):
+        where = f"`{path}` line {number}"
+        if not raw.strip():
+            continue
+        try:
+            yield where, read_object(raw, where)
+        except DataError as error:
+            work.unfit(error)
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """A field as text, without spaces around it; empty where there is none.
+
+    Raises:
+        DataError: If it is neither text nor a number.
+    """
+    value = row.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"`{field}` is `{value}`, which is no text", "correct the manifest")
+    text = str(value).strip()
+    if not text.isprintable() and any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise DataError(f"`{field}` is not UTF-8", "convert the file to UTF-8")
+    return text
+
+
+def texts_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, str]:
+    """Name -> what its field says, where it says something.
+
+    Raises:
+        DataError: If one is neither text nor a number.
+    """
+    said = {name: text_of(row, field) for name, field in fields.items()}
+    return {name: text for name, text in said.items() if text}
+
+
+def answers_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, list[str]]:
+    """Target language -> right answers, from a field that holds a text or a list of texts.
+
+    Raises:
+        DataError: If one is neither.
+    """
+    right: dict[str, list[str]] = {}
+    for lang, field in fields.items():
+        value = row.get(field)
+        texts = [text_of({field: one}, field) for one in (value if isinstance(value, list) else [value])]
+        if texts := [text for text in texts if text]:
+            right[lang] = texts
+    return right
+
+
+def lacking(columns: Iterable[str], there: Iterable[str], path: Path) -> None:
+    """Refuse a table without a column.
+
+    Raises:
+        DataError: Naming all that it lacks.
+    """
+    there = list(there)
+    if missing := [column for column in dict.fromkeys(columns) if column not in there]:
+        raise DataError(
+            f"table `{path}` has no column {', '.join(f'`{name}`' for name in missing)}; it has: {', '.join(there)}",
+            "name the columns in the recipe as the table does",
+        )
+
+
+def id_of(audio: Path, folder: Path) -> str:
+    """An utterance's id from the path of its audio: `train/anna/001.wav` in a folder gives `train-anna-001`, wherever that folder lies."""
+    path, root = (PurePosixPath(os.path.abspath(one)) for one in (audio, folder))
+    named = path.relative_to(root) if path.is_relative_to(root) else path
+    return "-".join(part for part in named.with_suffix("").parts if part != "/")

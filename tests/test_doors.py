@@ -1,0 +1,437 @@
+"""Doors for corpora of other makers: what they give, what is refused with its place, and what may never happen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import soundfile
+
+from smoe_cli import pipeline
+from smoe_cli.config import Config
+from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import Corpus
+from smoe_cli.cuts import read_cuts, tags_of
+from smoe_cli.errors import DataError, SmoeError
+from smoe_cli.layout import Layout
+from smoe_cli.steps import plan_step
+from tests.conftest import tiny_config
+
+
+def tone(path: Path, pitch_hz: float = 440.0, seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> None:
+    """A tone; in a file of several channels each is an octave higher than the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    t = np.arange(int(rate * seconds)) / rate
+    samples = np.stack([0.3 * np.sin(2 * np.pi * pitch_hz * 2**channel * t) for channel in range(channels)], 1)
+    soundfile.write(path, samples, rate)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def recipe(root: Path, corpus: dict[str, object], **changes: object) -> Config:
+    return tiny_config(root.parent / "exp", data={"root": str(root), "corpora": {"theirs": corpus}}, **changes)
+
+
+def read(root: Path, corpus: dict[str, object]) -> tuple[list[Utterance], list[str]]:
+    """The utterances, and the messages of what is wrong."""
+    work = Work("theirs", root, root.parent / "exp" / "audio")
+    found = list(read_corpus(recipe(root, corpus).data.corpora["theirs"], work))
+    assert all(problem.hint for problem in work.problems)
+    return found, [problem.message for problem in work.problems]
+
+
+# --- Kaldi -----------------------------------------------------------------------------------------------
+
+KALDI = {"type": "kaldi", "path": "data", "translations": {"de": "text.tc.de"}, "splits": {"dev": None, "test": None}}
+
+
+@pytest.fixture
+def kaldi(tmp_path) -> Path:
+    """A data folder with two recordings, three segments, two speakers."""
+    folder = tmp_path / "corpus" / "data" / "train"
+    tone(folder / "wav" / "r1.wav", seconds=2)
+    tone(folder / "wav" / "r2.flac", 700)
+    write(folder / "wav.scp", "r1 wav/r1.wav\nr2 wav/r2.flac\n")
+    write(folder / "segments", "b-u2 r1 1.0 1.5\na-u1 r1 0.25 1\nb-u3 r2 0 -1\n")
+    write(folder / "text", "a-u1 one  two\nb-u2 three\nb-u3 four\n")
+    write(folder / "text.tc.de", "a-u1 eins zwei\nb-u2 drei\n")
+    write(folder / "utt2spk", "a-u1 a\nb-u2 b\nb-u3 b\n")
+    return folder
+
+
+def test_kaldi_segments_come_sorted_with_texts_speakers_and_translations(kaldi, tmp_path):
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert problems == []
+    assert [(u.id, u.speaker, u.transcript, u.translations, u.start_s, u.duration_s) for u in found] == [
+        ("a-u1", "a", "one  two", {"de": ["eins zwei"]}, 0.25, 0.75),
+        ("b-u2", "b", "three", {"de": ["drei"]}, 1.0, 0.5),
+        ("b-u3", "b", "four", {}, 0.0, None),
+    ]
+    assert pipeline.prepare(recipe(tmp_path / "corpus", KALDI)).utterances == {"train": 3}
+
+
+def test_without_segments_each_recording_is_an_utterance_and_languages_come_from_utt2lang(kaldi, tmp_path):
+    (kaldi / "segments").unlink()
+    for name in ("text", "utt2spk", "utt2lang"):
+        write(kaldi / name, "r1 de\nr2 en\n")
+    (kaldi / "text.tc.de").write_text("")
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert problems == []
+    assert [(u.id, u.language, u.duration_s) for u in found] == [("r1", "de", None), ("r2", "en", None)]
+
+
+def test_several_text_files_of_a_language_are_several_right_answers(kaldi, tmp_path):
+    write(kaldi / "text.1.de", "a-u1 eins, zwei\n")
+    found, _ = read(tmp_path / "corpus", KALDI | {"translations": {"de": ["text.tc.de", "text.1.de"]}})
+    assert [u.translations for u in found] == [{"de": ["eins zwei", "eins, zwei"]}, {"de": ["drei"]}, {}]
+
+
+def test_reco2file_and_channel_says_which_side_of_a_call_is_heard(kaldi, tmp_path):
+    tone(kaldi / "call.wav", 300, channels=2)
+    write(kaldi / "wav.scp", "call call.wav\n")
+    write(kaldi / "reco2file_and_channel", "call-A call A\ncall-B call B\n")
+    write(kaldi / "segments", "a-u1 call-A 0 1\nb-u2 call-B 0 1\n")
+    for name in ("text", "utt2spk", "text.tc.de"):
+        write(kaldi / name, "a-u1 one\nb-u2 two\n")
+    config = recipe(tmp_path / "corpus", KALDI)
+    pipeline.prepare(config)
+    heard = {}
+    for cut in read_cuts(Layout.of(config).cuts("train")):
+        spectrum = np.abs(np.fft.rfft(cut.load_audio()[0]))
+        heard[tags_of(cut).utterance] = int(spectrum.argmax())
+    assert heard == {"theirs/a-u1": 300, "theirs/b-u2": 600}
+
+
+def test_audio_can_start_from_another_folder_than_the_data_folder(kaldi, tmp_path):
+    (kaldi / "wav").rename(tmp_path / "corpus" / "wav")
+    found, problems = read(tmp_path / "corpus", KALDI | {"audio_root": "."})
+    assert (len(found), problems) == (3, [])
+
+
+KALDI_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a lost text": (lambda f: write(f / "text", "a-u1 one\nb-u2 two\n"), r"`.*segments` line 3: utterance `b-u3` has no line in `.*text`"),
+    "a stray text": (lambda f: write(f / "utt2lang", "x en\na-u1 en\nb-u2 en\nb-u3 en\n"), r"`.*utt2lang` line 1 is about utterance `x`"),
+    "no start": (lambda f: write(f / "segments", "a-u1 r1 1\nb-u2 r1 0 1\nb-u3 r2 0 1\n"), r"`.*segments` line 1: `r1 1` is no recording"),
+    "an end before the start": (
+        lambda f: write(f / "segments", "a-u1 r1 1 0.5\nb-u2 r1 0 1\nb-u3 r2 0 nan\n"),
+        r"line 1: `r1 1 0.5` is no recording, start and end",
+    ),
+    "a lost recording": (lambda f: write(f / "wav.scp", "r1 wav/r1.wav\n"), r"line 3: recording `r2` has no line in `.*wav.scp`"),
+    "lost audio": (lambda f: (f / "wav" / "r2.flac").unlink(), r"`.*wav.scp` line 2: no audio file"),
+    "a key twice": (lambda f: write(f / "utt2spk", "a-u1 a\na-u1 b\nb-u2 b\nb-u3 b\n"), r"`.*utt2spk` line 2: `a-u1` occurs before"),
+    "an empty line": (lambda f: write(f / "text", "a-u1 one\n\nb-u2 two\nb-u3 x\n"), r"`.*text` line 2 is empty"),
+    "not UTF-8": (lambda f: (f / "text").write_bytes(b"a-u1 \xff\nb-u2 two\nb-u3 x\n"), r"`.*text` line 1 is not UTF-8: byte 0xff at 6"),
+    "an archive": (lambda f: write(f / "wav.scp", "r1 wav/r1.wav\nr2 raw.ark:17\n"), r"line 2 names a place in an archive"),
+    "a link that leads nowhere": (
+        lambda f: ((f / "segments").unlink(), (f / "segments").symlink_to(f / "nowhere")),
+        r"no file `.*segments`",
+    ),
+    "a channel that is none": (
+        lambda f: write(f / "reco2file_and_channel", "r2 r2 left\n"),
+        r"`.*reco2file_and_channel` line 1: `r2 left` is no file and channel",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", KALDI_DAMAGE)
+def test_what_is_wrong_with_a_kaldi_folder_is_said_with_its_place(kaldi, tmp_path, damage):
+    harm, message = KALDI_DAMAGE[damage]
+    harm(kaldi)
+    with pytest.raises(DataError, match=rf"(?s){message}") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", KALDI))
+    assert caught.value.hint and not list((tmp_path / "exp").rglob("cuts.*"))
+
+
+@pytest.mark.parametrize("command", ["touch {0}; cat wav/r2.flac |", "touch {0} |", "| touch {0}"])
+def test_a_command_in_wav_scp_is_refused_with_the_cure_and_never_run(kaldi, tmp_path, command):
+    marker = tmp_path / "it-ran"
+    write(kaldi / "wav.scp", f"r1 wav/r1.wav\nr2 {command.format(marker)}\n")
+    with pytest.raises(DataError, match=r"wav.scp` line 2 is a command, and commands of a data folder are not run") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", KALDI))
+    assert "write what it gives to a file once" in caught.value.hint
+    assert not marker.exists()
+
+
+def test_a_damaged_recording_is_said_once_for_all_its_segments(kaldi, tmp_path):
+    (kaldi / "wav" / "r1.wav").unlink()
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert len(found) == 1 and len(problems) == 2 and len(set(problems)) == 1
+
+
+# --- NeMo ------------------------------------------------------------------------------------------------
+
+NEMO = {"type": "nemo", "manifests": {"train": "m/train.json"}}
+
+
+def nemo(root: Path, *rows: object) -> None:
+    for name in ("a", "b"):
+        tone(root / "m" / "wav" / f"{name}.wav", seconds=2)
+    write(root / "m" / "train.json", "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def row(**fields: object) -> dict[str, object]:
+    return {"audio_filepath": "wav/a.wav", "duration": 2.0, "text": "one"} | fields
+
+
+def test_rows_of_nemo_about_the_same_audio_become_one_utterance(tmp_path):
+    nemo(
+        tmp_path / "corpus",
+        row(taskname="asr", source_lang="en", target_lang="en"),
+        row(taskname="ast", source_lang="en", target_lang="de", text="eins"),
+        row(task="ast", source_lang="en", target_lang="fr", text="one", answer="un"),
+        row(audio_filepath="wav/b.wav", lang="de", text="zwei", offset=0.5, duration=1.0, speaker="b", id="b7", german="x"),
+    )
+    found, problems = read(tmp_path / "corpus", NEMO)
+    assert problems == []
+    assert [(u.id, u.language, u.transcript, u.translations, u.start_s, u.duration_s, u.speaker) for u in found] == [
+        ("m-wav-a", "en", "one", {"de": ["eins"], "fr": ["un"]}, 0.0, None, ""),
+        ("b7", "de", "zwei", {}, 0.5, 1.0, "b"),
+    ]
+    assert pipeline.prepare(recipe(tmp_path / "corpus", NEMO)).utterances == {"train": 2}
+
+
+def test_rows_about_the_same_audio_may_lie_apart(tmp_path):
+    translation = row(source_lang="en", target_lang="de", text="eins")
+    root = tmp_path / "corpus"
+    nemo(root, row(), *[row(audio_filepath="wav/b.wav", id=f"b{number}") for number in range(50)], translation, row(text="two"))
+    found, problems = read(root, NEMO)
+    assert [u.id for u in found] == [*(f"b{number}" for number in range(50)), "m-wav-a"]
+    assert (found[-1].transcript, found[-1].translations) == ("one", {"de": ["eins"]})
+    assert len(problems) == 1 and "line 53: another row about" in problems[0]
+
+
+def test_the_fields_of_a_nemo_manifest_can_have_other_names(tmp_path):
+    nemo(tmp_path / "corpus", row(text="x", words="one", de=["eins", "ein"], who="anna", lang="en", want="buy"))
+    fields = {"text_field": "words", "speaker_field": "who", "translations": {"de": "de"}, "label_fields": {"intent": "want"}}
+    (found,), problems = read(tmp_path / "corpus", NEMO | fields)
+    assert problems == []
+    assert (found.transcript, found.translations, found.speaker) == ("one", {"de": ["eins", "ein"]}, "anna")
+    assert found.labels == {"intent": "buy"}
+
+
+def test_segments_of_one_file_have_ids_by_their_offset_and_a_rounded_duration_cuts_nothing_off(tmp_path):
+    nemo(tmp_path / "corpus", row(offset=0, duration=1), row(offset=1.0, duration=1), row(audio_filepath="wav/b.wav", duration=1.98))
+    found, problems = read(tmp_path / "corpus", NEMO)
+    assert problems == []
+    assert [(u.id, u.start_s, u.duration_s) for u in found] == [
+        ("m-wav-a-00000000", 0, 1),
+        ("m-wav-a-00001000", 1, 1),
+        ("m-wav-b", 0, None),
+    ]
+
+
+def test_ids_do_not_say_where_the_corpus_lies(tmp_path):
+    root = tmp_path / "corpus"
+    nemo(root, row(audio_filepath=str(root / "m" / "wav" / "a.wav")), row(audio_filepath="./wav/b.wav"))
+    assert [utterance.id for utterance in read(root, NEMO)[0]] == ["m-wav-a", "m-wav-b"]
+
+
+def test_empty_lines_are_no_rows(tmp_path):
+    nemo(tmp_path / "corpus", row(), "", row(audio_filepath="wav/b.wav"), " ")
+    found, problems = read(tmp_path / "corpus", NEMO)
+    assert (len(found), problems) == (2, [])
+
+
+NEMO_DAMAGE = {
+    "no JSON": ("{", r"line 2 is not JSON"),
+    "no object": ("[1]", r"line 2 is no JSON object"),
+    "no audio named": ({"text": "x"}, r"line 2: the row has no `audio_filepath`"),
+    "lost audio": (row(audio_filepath="wav/c.wav"), r"line 2: no audio file"),
+    "text that is none": (row(text={"en": 1}), r"line 2: `text` is `\{'en': 1\}`, which is no text"),
+    "a duration that is none": (row(duration="long"), r"line 2: `duration` is `long`, which is no number of seconds"),
+    "not a number": (row(offset=float("nan")), r"line 2: `offset` is `nan`"),
+    "a wrong duration": (row(audio_filepath="wav/b.wav", duration=3.0), r"line 2: `duration` says 3, the audio has 2"),
+    "an unknown task": (row(taskname="dance"), r"line 2: the row is of task `dance`; known: asr"),
+    "languages against the task": (row(taskname="asr", source_lang="en", target_lang="de"), r"line 2: the row is of task `asr`, from `en`"),
+    "a target without a source": (row(target_lang="de"), r"line 2: the row has `target_lang` `de` and no `source_lang`"),
+    "a second opinion": (row(text="two"), r"line 2: another row about `wav/a.wav` says `transcript` is `one`, this one `two`"),
+}
+
+
+@pytest.mark.parametrize("damage", NEMO_DAMAGE)
+def test_what_is_wrong_with_a_nemo_manifest_is_said_with_its_line(tmp_path, damage):
+    harm, message = NEMO_DAMAGE[damage]
+    nemo(tmp_path / "corpus", row(), harm)
+    with pytest.raises(DataError, match=rf"(?s)train.json` {message}") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", NEMO))
+    assert caught.value.hint and not list((tmp_path / "exp").rglob("cuts.*"))
+
+
+# --- audio folders ---------------------------------------------------------------------------------------
+
+FOLDER = {"type": "audiofolder", "path": "", "splits": {"dev": None, "test": None}}
+
+
+def audiofolder(root: Path, rows: list[dict[str, object]], table: str = "metadata.csv") -> Path:
+    folder = root / "train"
+    for name in ("a", "sub/b"):
+        tone(folder / f"{name}.wav")
+    if table.endswith("l"):
+        write(folder / table, "".join(json.dumps(one) + "\n" for one in rows))
+    else:
+        with (folder / table).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
+ROWS: list[dict[str, object]] = [
+    {"file_name": "sub/b.wav", "transcription": 'two, "three"\nand so on', "de": "zwei", "who": "b"},
+    {"file_name": "a.wav", "transcription": "one", "de": "", "who": "a"},
+]
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl"])
+def test_an_audio_folder_gives_what_its_table_says_in_its_order(tmp_path, table):
+    audiofolder(tmp_path / "corpus", ROWS, table)
+    corpus = FOLDER | {"metadata": table, "translations": {"de": "de"}, "speaker_column": "who"}
+    found, problems = read(tmp_path / "corpus", corpus)
+    assert problems == []
+    assert [(u.id, u.transcript, u.translations, u.speaker) for u in found] == [
+        ("train-sub-b", 'two, "three"\nand so on', {"de": ["zwei"]}, "b"),
+        ("train-a", "one", {}, "a"),
+    ]
+    assert pipeline.prepare(recipe(tmp_path / "corpus", corpus)).utterances == {"train": 2}
+
+
+def test_splits_of_an_audio_folder_may_have_files_of_the_same_name(tmp_path):
+    audiofolder(tmp_path / "corpus", ROWS)
+    shutil.copytree(tmp_path / "corpus" / "train", tmp_path / "corpus" / "test")
+    found, problems = read(tmp_path / "corpus", FOLDER | {"splits": {"dev": None}})
+    assert problems == [] and [u.id for u in found] == ["train-sub-b", "train-a", "test-sub-b", "test-a"]
+
+
+def damaged(text: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "metadata.csv").write_bytes(b"file_name,transcription\na.wav,one\n" + text)
+
+
+FOLDER_DAMAGE = {
+    "lost audio": (damaged(b"c.wav,three\n"), r"metadata.csv` line 3: no audio file"),
+    "a stray comma": (damaged(b"sub/b.wav,one,two\n"), r"line 3 has 3 fields, the header 2"),
+    "an open quote": (damaged(b'sub/b.wav,"two\n'), r"line 3: unexpected end of data"),
+    "no name": (damaged(b",two\n"), r"line 3: `file_name` is empty"),
+    "not UTF-8": (damaged(b"sub/b.wav,\xff\n"), r"line 3: `transcription` is not UTF-8"),
+    "no column": (
+        lambda folder: write(folder / "metadata.csv", "file_name,text\n"),
+        r"has no column `transcription`; it has: file_name, text",
+    ),
+    "no table": (lambda folder: (folder / "metadata.csv").unlink(), r"no table `.*metadata.csv`"),
+    "no audio in a file": (lambda folder: write(folder / "a.wav", "what"), r"line 3: cannot open audio `.*a.wav`"),
+}
+
+
+@pytest.mark.parametrize("damage", FOLDER_DAMAGE)
+def test_what_is_wrong_with_an_audio_folder_is_said_with_its_line(tmp_path, damage):
+    harm, message = FOLDER_DAMAGE[damage]
+    harm(audiofolder(tmp_path / "corpus", [{"file_name": "sub/b.wav", "transcription": "x"}, {"file_name": "a.wav", "transcription": "y"}]))
+    with pytest.raises(DataError, match=rf"(?s){message}") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", FOLDER, tasks={"transcribe": {"languages": ["en"]}}))
+    assert caught.value.hint and not list((tmp_path / "exp").rglob("cuts.*"))
+
+
+def test_one_bad_row_can_be_left_out_but_never_those_that_nobody_can_count(tmp_path):
+    folder = audiofolder(tmp_path / "corpus", ROWS)
+    config = recipe(tmp_path / "corpus", FOLDER | {"max_unfit": 3}, tasks={"transcribe": {"languages": ["en"]}})
+    damaged(b"c.wav,three\n")(folder)
+    assert pipeline.prepare(config).utterances == {"train": 1}
+    damaged(b'"c.wav,three\nsub/b.wav,two\n')(folder)
+    with pytest.raises(DataError, match="line 4: unexpected end of data"):
+        pipeline.prepare(config)
+
+
+def test_a_row_of_json_without_a_column_that_is_asked_for_is_named(tmp_path):
+    audiofolder(tmp_path / "corpus", [{"file_name": "a.wav"}], "metadata.jsonl")
+    found, problems = read(tmp_path / "corpus", FOLDER | {"metadata": "metadata.jsonl"})
+    assert found == [] and problems[0].endswith("metadata.jsonl` line 1: the row has no `transcription`")
+
+
+# --- all -------------------------------------------------------------------------------------------------
+
+
+def leaving_kaldi(folder: Path, named: str) -> dict[str, object]:
+    write(folder / "data" / "train" / "wav.scp", f"u {named}\n")
+    write(folder / "data" / "train" / "text", "u one\n")
+    return {"type": "kaldi", "path": "data", "folders": {"train": "train"}, "audio_root": "."}
+
+
+def leaving_nemo(folder: Path, named: str) -> dict[str, object]:
+    write(folder / "train.json", json.dumps({"audio_filepath": named, "text": "one"}) + "\n")
+    return {"type": "nemo", "manifests": {"train": "train.json"}}
+
+
+def leaving_audiofolder(folder: Path, named: str) -> dict[str, object]:
+    write(folder / "metadata.jsonl", json.dumps({"file_name": named, "transcription": "one"}) + "\n")
+    return {"type": "audiofolder", "path": "", "folders": {"train": "."}, "metadata": "metadata.jsonl"}
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "a link", "a manifest that is a link"])
+@pytest.mark.parametrize("door", [leaving_kaldi, leaving_nemo, leaving_audiofolder])
+def test_what_is_untrusted_may_not_leave_its_folder_through_any_door(tmp_path, door, way):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    tone(tmp_path / "secret.wav")
+    tone(root / "own.wav")
+    (root / "link.wav").symlink_to(tmp_path / "secret.wav")
+    named = {"..": "../secret.wav", "absolute": str(tmp_path / "secret.wav"), "a link": "link.wav"}.get(way, "own.wav")
+    corpus = door(root, named)
+    if way == "a manifest that is a link":
+        manifest = next(path for path in root.rglob("*") if path.suffix in (".scp", ".json", ".jsonl"))
+        manifest.rename(tmp_path / "manifest")
+        manifest.symlink_to(tmp_path / "manifest")
+    tasks = {"transcribe": {"languages": ["en"]}}
+    with pytest.raises(DataError, match=r"leads out of `.*corpus`, and what is marked untrusted may not"):
+        pipeline.prepare(recipe(root, corpus | {"untrusted": True}, tasks=tasks))
+    pipeline.prepare(recipe(root, corpus, tasks=tasks))
+
+
+def test_every_kind_of_corpus_has_a_reader_and_a_place_in_the_reference():
+    kinds = get_args(get_args(Corpus)[0])
+    assert len(kinds) >= 7
+    reference = (Path(__file__).parents[1] / "docs" / "reference" / "config.md").read_text(encoding="utf-8")
+    for kind in kinds:
+        assert callable(import_module(kind.reader).read)
+        assert f"(type: {kind.model_fields['type'].default})" in reference
+
+
+def test_a_split_that_is_left_out_is_not_opened_and_one_that_is_lost_is_named(kaldi, tmp_path):
+    with pytest.raises(DataError, match=r"no file `.*data/dev/wav.scp`") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", KALDI | {"splits": {"test": None}}))
+    assert "`data.corpora.theirs.splits: {dev: null}`" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["text", "segments", "wav.scp", "text.tc.de"])
+def test_a_changed_table_makes_prepare_run_again(kaldi, tmp_path, name):
+    config = recipe(tmp_path / "corpus", KALDI)
+    pipeline.prepare(config)
+    assert plan_step(config, "prepare").state == "up to date"
+    with (kaldi / name).open("a") as file:
+        file.write("\n")
+    assert plan_step(config, "prepare").state == "would run"
+
+
+@pytest.mark.parametrize("corpus", [KALDI, NEMO])
+def test_the_same_corpus_gives_the_same_manifest(kaldi, tmp_path, corpus):
+    nemo(tmp_path / "corpus", row(source_lang="en", target_lang="de", answer="eins"))
+    config = recipe(tmp_path / "corpus", corpus)
+    pipeline.prepare(config)
+    first = Layout.of(config).cuts("train").read_bytes()
+    pipeline.prepare(config)
+    assert Layout.of(config).cuts("train").read_bytes() == first
+
+
+@pytest.mark.parametrize("corpus", [{"type": "kaldi"}, {"type": "nemo"}, {"type": "audiofolder", "path": "", "metadata": "x"}])
+def test_settings_that_lack_a_folder_are_refused(tmp_path, corpus):
+    with pytest.raises(SmoeError):
+        recipe(tmp_path / "corpus", corpus)
