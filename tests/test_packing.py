@@ -530,6 +530,38 @@ def test_the_band_of_packed_cuts_stays_and_their_simulated_lines_are_counted_by_
     }
 
 
+def test_labels_axes_and_subsets_come_back_too(tmp_path):
+    folder = write_corpus(tmp_path / "corpus", per_word=6)
+    tsv = {
+        "type": "tsv",
+        "path": "table.tsv",
+        "translations": {"de": "de"},
+        "label_columns": {"word": "transcript"},
+        "tags": {"accent": "us"},
+        "subset": "tones",
+    }
+    more = {
+        "axes": {"accent": ["us", "uk"]},
+        "tasks": {
+            "transcribe": {"languages": ["en"]},
+            "translate": {"languages": ["de"]},
+            "identify": {},
+            "word": {"kind": "classify"},
+        },
+    }
+    data = {"root": str(folder), "nb_downsample": True, "corpora": {"tones": tsv | {"language": "en"}}}
+    config = tiny_config(tmp_path / "exp", data=data, **more)
+    before = pipeline.prepare(config)
+    pipeline.pack(config, out=tmp_path / "pack", shard_size=50)
+    door = DOOR | {"path": str(tmp_path / "pack")}
+    again = tiny_config(tmp_path / "again", data={"root": str(tmp_path), "corpora": {"packed": door}}, **more)
+    report = pipeline.prepare(again)
+    assert (report.rows, report.utterances, report.notes) == (before.rows, before.utterances, before.notes)
+    for split in ("train", "dev", "test"):
+        one, other = by_id(Layout.of(config).cuts(split)), by_id(Layout.of(again).cuts(split))
+        assert [told(cut) for cut in one.values()] == [told(cut) for cut in other.values()]
+
+
 def test_packs_are_counted_by_utterance(prepared, tmp_path):
     pipeline.pack(prepared, out=tmp_path / "pack")
     report = pipeline.prepare(behind(prepared, tmp_path))
