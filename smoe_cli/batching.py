@@ -15,7 +15,8 @@ from lhotse import CutSet, MonoCut
 from lhotse.dataset import BucketingSampler, SimpleCutSampler
 from torch import Tensor
 
-from smoe_cli.cuts import route_of, tags_of
+from smoe_cli.cut_table import corpus_of, route_of, whole
+from smoe_cli.cuts import tags_of
 from smoe_cli.errors import DataError
 from smoe_cli.features import FrontEnd
 from smoe_cli.routing import RoutingPlan
@@ -81,6 +82,7 @@ class Collator:
             DataError: If audio cannot be read, tags are missing, or a text has more tokens than the model takes.
             RouteError: If the plan has no such route.
         """
+        cuts = [whole(cut) for cut in cuts]
         routes = [route_of(cut, self.plan) for cut in cuts]
         features = [self.front_end(cut) for cut in cuts]
         texts = [self.tokenizer.encode(str(cut.supervisions[0].text)) for cut in cuts]
@@ -106,7 +108,7 @@ class Collator:
             encoder_expert=torch.tensor([self.plan.encoder.index(route) for route in routes]),
             decoder_expert=torch.tensor([self.plan.decoder.index(route) for route in routes]),
             routes=routes,
-            cuts=list(cuts),
+            cuts=cuts,
         )
 
 
@@ -163,7 +165,7 @@ class RouteBatches:
             for cut in cuts:
                 if cut.duration > batch_s:
                     raise DataError(
-                        f"cut `{cut.id}` lasts {cut.duration:.1f} s, longer than a batch of {batch_s:g} s",
+                        f"cut `{whole(cut).id}` lasts {cut.duration:.1f} s, longer than a batch of {batch_s:g} s",
                         "raise `train.batch_s`, or leave the cut out",
                     )
         seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
@@ -238,7 +240,7 @@ def by_corpus(cuts: Iterable[MonoCut]) -> dict[str, CutSet]:
     """
     groups: dict[str, list[MonoCut]] = defaultdict(list)
     for cut in cuts:
-        groups[tags_of(cut).corpus].append(cut)
+        groups[corpus_of(cut)].append(cut)
     return {name: CutSet.from_cuts(groups[name]) for name in sorted(groups)}
 
 

@@ -255,16 +255,6 @@ def contradiction(cut: MonoCut, route: Route) -> str | None:
     return None
 
 
-def labels_of(cuts: Iterable[MonoCut], config: Config) -> dict[str, list[str]]:
-    """Task that answers with a label -> the different right answers of its cuts, sorted."""
-    found: dict[str, set[str]] = {}
-    for cut in cuts:
-        task = tags_of(cut).task
-        if task in config.tasks and config.kind(task).closed:
-            found.setdefault(task, set()).add(str(cut.supervisions[0].text))
-    return {task: sorted(labels) for task, labels in found.items()}
-
-
 def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
     """Write a whole manifest or nothing; the same cuts always give the same bytes.
 

@@ -209,7 +209,7 @@ def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerRepo
 
 def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:
     """Train the recipe's model, continuing from the last checkpoint. See `smoe_cli.training.Trainer`."""
-    from smoe_cli.cuts import read_cuts
+    from smoe_cli.cut_table import open_cuts
     from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
 
@@ -217,7 +217,7 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
         raise ConfigError(f"unknown --resume `{resume}`; known: auto, never", "auto continues, never starts anew")
     layout = Layout.of(config)
     trainer = Trainer(
-        config, layout.model, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), watcher
+        config, layout.model, open_cuts(layout.cuts("train")), open_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), watcher
     )
     report = trainer.run(resume)
     write_json(layout.model / "report.json", report)
@@ -316,7 +316,7 @@ def decode(
 
 def _note_unseen(cuts: Sequence[MonoCut], system: System, watcher: Watcher) -> None:
     """Say which right labels the model cannot answer with, because it never saw them."""
-    from smoe_cli.cuts import labels_of
+    from smoe_cli.cut_table import labels_of
 
     for task, labels in labels_of(cuts, system.config).items():
         # Bare audio has no right label.

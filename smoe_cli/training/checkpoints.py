@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Collection
 from functools import cached_property
@@ -14,6 +13,7 @@ from lhotse import CutSet
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import CHECKPOINTS, Config
+from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
 from smoe_cli.tags import Route
 from smoe_cli.watch import Watcher
@@ -89,12 +89,7 @@ class Checkpoints:
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What the batch order depends on besides the configuration."""
-        digests: dict[str, Any] = {}
-        for route, cuts in self.groups.items():
-            digest = hashlib.sha256()
-            for cut in cuts:
-                digest.update(f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode())
-            digests[str(route)] = digest.hexdigest()
+        digests: dict[str, Any] = {str(route): digest_of(route, cuts) for route, cuts in self.groups.items()}
         # The settings of corpora are not compared otherwise: another place of the same data does not matter.
         return digests | ({"corpus_weights": self.corpus_weights} if self.corpus_weights else {})
 

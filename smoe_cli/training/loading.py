@@ -9,6 +9,7 @@ from lhotse import MonoCut
 from torch.utils.data import DataLoader
 
 from smoe_cli.batching import Batch, Collator, RouteBatches
+from smoe_cli.cut_table import CutTable, Stub, number_of
 from smoe_cli.errors import SmoeError
 
 
@@ -22,7 +23,11 @@ def feed(collator: Collator, batches: RouteBatches, step: int, per_step: int, wo
         SmoeError: If a batch cannot be made.
     """
     loader = DataLoader(
-        CutBatches(collator), sampler=From(batches, step, per_step), batch_size=None, num_workers=workers, persistent_workers=False
+        CutBatches(collator, table_of(batches)),
+        sampler=From(batches, step, per_step),
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=False,
     )
     made = map(_sound, loader)
     return zip(*[made] * per_step, strict=True)
@@ -35,15 +40,15 @@ def _sound(batch: Batch | SmoeError) -> Batch:
 
 
 class CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
-    """Lets loader workers collate: the "index" is the batch's list of cuts."""
+    """Lets loader workers collate: the "index" is the batch's list of cuts, or of their numbers in a table."""
 
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
+    def __init__(self, collator: Collator, table: CutTable | None) -> None:
+        self.collator, self.table = collator, table
 
-    def __getitem__(self, cuts: list[MonoCut]) -> Batch | SmoeError:
+    def __getitem__(self, cuts: list[MonoCut | int]) -> Batch | SmoeError:
         """The batch, or what is wrong with it: raised in a worker, an error would come back as a traceback."""
         try:
-            return self.collator(cuts)
+            return self.collator([self.table[cut] if self.table is not None and isinstance(cut, int) else cut for cut in cuts])
         except SmoeError as error:
             return error
 
@@ -54,5 +59,13 @@ class From:
     def __init__(self, batches: RouteBatches, step: int, per_step: int) -> None:
         self.batches, self.step, self.per_step = batches, step, per_step
 
-    def __iter__(self) -> Iterator[list[MonoCut]]:
-        return self.batches.stream(self.step, self.per_step)
+    def __iter__(self) -> Iterator[list[MonoCut | int]]:
+        for cuts in self.batches.stream(self.step, self.per_step):
+            # A stub knows its table, and must not take it along to another process.
+            yield [number_of(cut) if isinstance(cut, Stub) else cut for cut in cuts]
+
+
+def table_of(batches: RouteBatches) -> CutTable | None:
+    """The table that stubs are looked up in; None where the cuts are whole."""
+    first = next(iter(next(iter(batches.groups.values()))))
+    return first.table if isinstance(first, Stub) else None

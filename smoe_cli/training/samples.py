@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from lhotse import CutSet
 
 from smoe_cli.batching import Collator
 from smoe_cli.checkpoint import System
+from smoe_cli.cut_table import whole
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import SmoeError
 from smoe_cli.records import Hypothesis, Record
@@ -45,7 +47,7 @@ def take_samples(
     scores: dict[str, dict[str, float]] = {}
     for route, cuts in groups.items():
         kind = config.kind(route.task)
-        found = [_cleaned(hypothesis, system) for hypothesis in decoder.decode(list(cuts)[:count])]
+        found = [_cleaned(hypothesis, system) for hypothesis in decoder.decode([whole(cut) for cut in islice(cuts, count)])]
         samples += [Sample(route=str(route), id=one.id, reference=(one.references or [""])[0], hypothesis=one.text) for one in found]
         scored = [one for one in found if any(one.references)]
         metric, shown = find_metric(kind.metrics[0]), "not scored"

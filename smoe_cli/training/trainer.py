@@ -24,7 +24,7 @@ from smoe_cli import checkpoint, upcycling
 from smoe_cli.batching import Batch, Collator, RouteBatches, by_route
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import CHECKPOINTS, FINAL, Config
-from smoe_cli.cuts import labels_of
+from smoe_cli.cut_table import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError
 from smoe_cli.features import FrontEnd, spec_augment
 from smoe_cli.loss import Counts, Losses
