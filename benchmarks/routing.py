@@ -379,7 +379,7 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
         found = [row for row in rows if row["work"] == "training step" and row["batch"] == batch]
         if found:
             worst = max(found, key=lambda row: row["ratio"])
-            verdict = _verdict(worst["ratio"] <= bound, worst["lowest"] <= bound <= worst["highest"])
+            verdict = _verdict(worst["ratio"] <= bound, any(row["lowest"] <= bound <= row["highest"] for row in found))
             said.append(f"training, {batch} batches: at most {worst['ratio']:.3f} x dense; bound {bound}: {verdict}")
     for work in dict.fromkeys(row["work"] for row in rows if row["work"].startswith("decoding")):
         found = [row for row in rows if row["work"] == work]

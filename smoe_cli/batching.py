@@ -15,6 +15,7 @@ from lhotse import CutSet, MonoCut
 from lhotse.dataset import BucketingSampler, SimpleCutSampler
 from torch import Tensor
 
+from smoe_cli.augmentation import Augmentation
 from smoe_cli.cut_table import corpus_of, route_of, whole
 from smoe_cli.cuts import tags_of
 from smoe_cli.errors import DataError
@@ -70,13 +71,26 @@ class Collator:
 
     Args:
         max_tokens: Guiding tokens and text of one utterance, if the model has a limit.
+        augmentation: What is done to the audio of batches that have a number.
     """
 
-    def __init__(self, front_end: FrontEnd, tokenizer: Tokenizer, plan: RoutingPlan, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        tokenizer: Tokenizer,
+        plan: RoutingPlan,
+        max_tokens: int | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         self.front_end, self.tokenizer, self.plan, self.max_tokens = front_end, tokenizer, plan, max_tokens
+        self.augmentation = augmentation
 
-    def __call__(self, cuts: Sequence[MonoCut]) -> Batch:
+    def __call__(self, cuts: Sequence[MonoCut], batch: int | None = None) -> Batch:
         """Read, compute and pad.
+
+        Args:
+            cuts: Of the batch.
+            batch: Its number in training, which augmentation is drawn for; None: the audio as it is.
 
         Raises:
             DataError: If audio cannot be read, tags are missing, or a text has more tokens than the model takes.
@@ -84,7 +98,7 @@ class Collator:
         """
         cuts = [whole(cut) for cut in cuts]
         routes = [route_of(cut, self.plan) for cut in cuts]
-        features = [self.front_end(cut) for cut in cuts]
+        features = [self._features(cut, route, batch) for cut, route in zip(cuts, routes, strict=True)]
         texts = [self.tokenizer.encode(str(cut.supervisions[0].text)) for cut in cuts]
         end = self.tokenizer.end_id
         prefixes = [self.tokenizer.guiding_ids(route) for route in routes]
@@ -110,6 +124,12 @@ class Collator:
             routes=routes,
             cuts=cuts,
         )
+
+    def _features(self, cut: MonoCut, route: Route, batch: int | None) -> Tensor:
+        if self.augmentation is None or batch is None:
+            return self.front_end(cut)
+        samples = self.augmentation(cut, self.front_end.read(cut), route.bandwidth, batch)
+        return self.front_end.of_samples(torch.from_numpy(samples[0]))
 
 
 def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:

@@ -37,7 +37,7 @@ TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
 def build_model(settings: ModelSettings, features: FeatureSettings, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
     """The only place where configuration meets the model."""
     for name in (*plan.encoder.experts, *plan.decoder.experts):
-        if name == SHARED or hasattr(torch.nn.ModuleDict, name):
+        if name == SHARED or hasattr(torch.nn.ModuleDict(), name):
             user = "the expert that every route shares" if name == SHARED else "torch"
             raise ConfigError(
                 f"an expert cannot be named `{name}`: {user} uses that word itself", "rename the task, or choose experts by another tag"
@@ -122,7 +122,7 @@ def save(folder: Path, system: System, position: Position | None = None) -> None
             if system.config.model.tie_embeddings:
                 del weights["decoder.output.weight"]
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary / WEIGHTS)
-            write_text_atomically(temporary / CONFIG, _portable(system.config).model_dump_json(indent=2) + "\n")
+            write_text_atomically(temporary / CONFIG, portable(system.config).model_dump_json(indent=2) + "\n")
             write_text_atomically(temporary / PLAN, system.plan.model_dump_json(indent=2) + "\n")
             system.tokenizer.save(temporary)
             if system.origin is not None:
@@ -161,11 +161,14 @@ def check_free(out: Path, how: Literal["slim", "convert"]) -> None:
         raise ConfigError(f"`{out}` is a model that `smoe {how}` did not write", "name a new folder with --out")
 
 
-def _portable(config: Config) -> Config:
+def portable(config: Config) -> Config:
     """The configuration as it is handed on: it names no folder of the machine that trained the model."""
     data = config.data.model_copy(update={"root": None})
     # `origin.json` says what the model started from.
-    train = config.train.model_copy(update={"init_from": None, "init_noise": 0.0, "init_experts": {}})
+    augment = config.train.augment
+    places = {name: Path(folder.name) for name in ("rooms", "noise") if (folder := getattr(augment, name)) is not None}
+    start: dict[str, Any] = {"init_from": None, "init_noise": 0.0, "init_experts": {}}
+    train = config.train.model_copy(update=start | {"augment": augment.model_copy(update=places)})
     return config.model_copy(update={"exp_dir": Path("exp"), "data": data, "train": train})
 
 

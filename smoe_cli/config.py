@@ -226,6 +226,8 @@ class ModelSettings(Settings):
             raise ValueError(f"max_tokens ({self.max_tokens}) is what a model of the family `whisper` has, and no other")
         if self.decoder_ffn_scale > 1 and self.decoder_shared_ffn_dim is not None:
             raise ValueError("decoder_ffn_scale widens with a shared expert, and decoder_shared_ffn_dim names another; set one of them")
+        if self.family != "whisper" and self.subsampling_channels % 2:
+            raise ValueError(f"subsampling_channels ({self.subsampling_channels}) must be even: half of them are gates of the others")
         if self.d_model % 2:
             raise ValueError(f"d_model ({self.d_model}) must be even: positions are pairs of sine and cosine")
         for stack, count in (("encoder", self.encoder_layers), ("decoder", self.decoder_layers)):
@@ -295,6 +297,12 @@ class Config(Settings):
         unknown = [name for name in self.train.task_weights if name not in self.tasks]
         if unknown:
             raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
+        longest_s = self.data.max_duration_s / min(self.train.augment.speeds)
+        if self.features.window_s is not None and min(self.train.augment.speeds) < 1 and longest_s > self.features.window_s:
+            raise ValueError(
+                f"train.augment.speeds can make audio of {longest_s:g} s, and the model takes {self.features.window_s:g} s; lower "
+                "data.max_duration_s, or leave out the slow ones"
+            )
         if self.model.family == "whisper" and self.features.window_s is None:
             raise ValueError("a model of the family `whisper` has as many positions as fit into `features.window_s`, which is not given")
         return self

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lhotse import Fbank, FbankConfig, MonoCut
+from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.transforms import MelSpectrogram
@@ -148,6 +150,14 @@ class FrontEnd:
 
     def compute(self, cut: MonoCut) -> Tensor:
         """Features (T,F) of a cut, read and computed now."""
+        return self.of_samples(torch.from_numpy(self.read(cut)[0]))
+
+    def read(self, cut: MonoCut) -> NDArray[np.float32]:
+        """The audio (1,N) of a cut.
+
+        Raises:
+            DataError: If it cannot be read, is longer than the model takes, or has another sampling rate.
+        """
         if cut.sampling_rate != self.sample_rate_hz:
             raise DataError(
                 f"cut `{cut.id}` is at {cut.sampling_rate} Hz, the model at {self.sample_rate_hz} Hz",
@@ -159,12 +169,11 @@ class FrontEnd:
             )
         try:
             read_as_checked()
-            samples = cut.load_audio()
+            return np.asarray(cut.load_audio())
         except Exception as error:  # Lhotse wraps every reader's own errors
             raise DataError(
                 f"cannot read the audio of cut `{cut.id}`: {error}", "bring back the file, or prepare the manifest again"
             ) from error
-        return self.of_samples(torch.from_numpy(samples[0]))
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """All that another program needs to compute the same features."""

@@ -93,8 +93,10 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         if isinstance(data, dict):
             tree["data"] = data | {"root": _from(base, data.get("root") or ".")}
         train = tree.get("train")
-        if isinstance(train, dict) and train.get("init_from"):
-            tree["train"] = train | {"init_from": _from(base, train["init_from"])}
+        if isinstance(train, dict):
+            tree["train"] = train = train | ({"init_from": _from(base, train["init_from"])} if train.get("init_from") else {})
+            if isinstance(augment := train.get("augment"), dict):
+                train["augment"] = augment | {name: _from(base, augment[name]) for name in ("rooms", "noise") if augment.get(name)}
     _inherit(tree)
     return parse_settings(Config, tree, where=f"`{where}`: ")
 

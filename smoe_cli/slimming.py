@@ -8,6 +8,7 @@ from torch import Tensor
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import System
+from smoe_cli.config import Config
 from smoe_cli.errors import RouteError
 from smoe_cli.layout import WEIGHTS, model_digest
 from smoe_cli.model.speech_to_text import count_parameters
@@ -82,7 +83,13 @@ def one_route(whole: System, route: Route) -> System:
     task = config.tasks[route.task]
     if not config.kind(route.task).closed:
         task = task.model_copy(update={"languages": [route.lang]})
-    config = config.model_copy(update={"model": dense_model, "tasks": {route.task: task}})
+    train = config.train.model_copy(
+        update={"task_weights": {name: weight for name, weight in config.train.task_weights.items() if name == route.task}}
+    )
+    # Checked anew: what the whole recipe may say, one of a single task may not.
+    config = Config.model_validate(
+        config.model_copy(update={"model": dense_model, "tasks": {route.task: task}, "train": train}).model_dump()
+    )
     stack = StackPlan(by=None, experts=(DENSE,))
     labels = {name: known for name, known in whole.plan.labels.items() if name == route.task}
     plan = RoutingPlan(encoder=stack, decoder=stack, routes=(str(route),), labels=labels)

@@ -11,6 +11,28 @@ from pydantic import Field, field_validator, model_validator
 from smoe_cli.corpus_settings import Settings
 
 
+class AugmentSettings(Settings):
+    """What is done to the audio of training cuts, drawn anew for each batch; narrowband cuts stay narrowband. By default nothing."""
+
+    speeds: list[Annotated[float, Field(ge=0.5, le=2)]] = Field(
+        [1.0], min_length=1, description="One is drawn for each cut, pitch and all; usual: `[0.9, 1.0, 1.1]`."
+    )
+    rooms: Path | None = Field(None, description="Folder with impulse responses of rooms, from the recipe's folder.")
+    rooms_share: float = Field(0.0, ge=0, le=1, description="Share of the cuts that are heard in one of them.")
+    noise: Path | None = Field(None, description="Folder with recordings of noise, from the recipe's folder.")
+    noise_share: float = Field(0.0, ge=0, le=1, description="Share of the cuts that one of them is mixed into.")
+    snr_db: tuple[float, float] = Field((5.0, 20.0), description="Speech beside noise: lowest and highest, drawn evenly.")
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentSettings:
+        for name, folder, share in (("rooms", self.rooms, self.rooms_share), ("noise", self.noise, self.noise_share)):
+            if (folder is None) != (share == 0.0):
+                raise ValueError(f"`{name}` and `{name}_share` need each other: name a folder and a share above 0, or neither")
+        if self.snr_db[0] > self.snr_db[1]:
+            raise ValueError(f"snr_db: the lowest, {self.snr_db[0]:g}, is above the highest, {self.snr_db[1]:g}")
+        return self
+
+
 class TrainSettings(Settings):
     """The training loop."""
 
@@ -68,6 +90,7 @@ class TrainSettings(Settings):
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of probability spread over the vocabulary.")
     ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of the CTC loss in the total.")
+    augment: AugmentSettings = AugmentSettings()
     time_masks: int = Field(2, ge=0, description="SpecAugment: masks along time.")
     time_mask_share: float = Field(0.1, ge=0, le=1, description="SpecAugment: longest time mask, as a share of the utterance.")
     frequency_masks: int = Field(2, ge=0, description="SpecAugment: masks along frequency.")

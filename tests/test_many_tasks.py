@@ -30,6 +30,7 @@ from smoe_cli.records import Hypothesis, read_hypotheses
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import END_ID, open_tokenizer
 from smoe_cli.training import Trainer
+from smoe_cli.training.diary import by_task
 from smoe_cli.watch import Silent
 from tests.conftest import tiny_config
 
@@ -124,6 +125,21 @@ def test_five_kinds_of_answer_go_the_whole_road(trained, system):
     assert all(row.planned for row in found.served)
     assert {Route.parse(name) for name in found.routes} == {route for route in routes if route.tags["accent"] == "uk"}
     assert {swap.metric for swap in found.swaps} == {"wer", "bleu", "accuracy"}
+
+
+def test_all_kinds_of_answer_are_learned_in_one_model(trained, tmp_path):
+    """Every task gets better on the words it is trained on, and what answers with a label finds most of them."""
+    layout = Layout.of(trained)
+    config = trained.model_copy(
+        update={"exp_dir": tmp_path, "train": trained.train.model_copy(update={"max_steps": 240, "warmup_steps": 20})}
+    )
+    cuts = read_cuts(layout.cuts("train"))
+    trainer = Trainer(config, tmp_path / "model", cuts, cuts, open_tokenizer(layout.tokenizer))
+    before = by_task(trainer.validate())
+    trainer.run()
+    after = by_task(trainer.validation)
+    assert before.keys() == after.keys() == set(config.tasks)
+    assert all(after[task] < 0.6 * before[task] for task in before), (before, after)
 
 
 def test_prepare_says_what_is_lacking(trained):

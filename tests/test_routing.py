@@ -81,6 +81,7 @@ def test_the_dense_control_of_a_recipe_with_routed_layers_needs_no_other_change(
         ({"encoder_routed_layers": 2}, "`2` names no layers; write for example"),
         ({"encoder_routed_layers": ["first"]}, "names no layers; write for example"),
         ({"encoder_shared_ffn_dim": 0}, "greater than 0"),
+        ({"subsampling_channels": 15}, r"subsampling_channels \(15\) must be even"),
         ({"encoder": "zipformer"}, "'transformer' or 'conformer'"),
         ({"encoder": "conformer", "conv_kernel": 4}, r"conv_kernel \(4\) must be odd"),
     ],
@@ -92,9 +93,10 @@ def test_an_impossible_model_is_refused_with_the_cure(tmp_path, model, problem):
     assert caught.value.exit_code == 2 and 2 in EXIT_CODES
 
 
-def test_no_expert_takes_the_name_of_the_shared_one(tmp_path):
-    config = tiny_config(tmp_path, tasks={"shared": {"kind": "transcribe", "languages": ["en"]}})
-    with pytest.raises(ConfigError, match="cannot be named `shared`"):
+@pytest.mark.parametrize("name", ["shared", "training", "forward", "keys"])
+def test_no_expert_takes_a_name_that_is_taken(tmp_path, name):
+    config = tiny_config(tmp_path, tasks={name: {"kind": "transcribe", "languages": ["en"]}})
+    with pytest.raises(ConfigError, match=f"cannot be named `{name}`"):
         build_model(config.model, config.features, make_plan(config), 300)
 
 

@@ -19,11 +19,11 @@ from lhotse import CutSet
 
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.config import Config
-from smoe_cli.cuts import read_cuts
+from smoe_cli.cuts import read_cuts, tags_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.steps import plan_step
-from smoe_cli.tokenizer import open_tokenizer
+from smoe_cli.tokenizer import ByteBPE, open_tokenizer
 from smoe_cli.training import Trainer
 from smoe_cli.watch import Silent
 from tests.conftest import tiny_config
@@ -99,6 +99,20 @@ def test_resuming_equals_never_having_stopped(prepared, tmp_path, workers):
         stopped.run()
     assert trainer(prepared, tmp_path / "parts").run().resumed_from == 3
     assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_run_of_another_plan_or_tokenizer_is_not_continued(prepared, tmp_path):
+    trainer(prepared, tmp_path / "parts", max_steps=1).run()
+    layout = Layout.of(prepared)
+    english = read_cuts(layout.cuts("train")).filter(lambda cut: tags_of(cut).bandwidth == "wb").to_eager()
+    one_band = Trainer(prepared, tmp_path / "parts", english, read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer))
+    with pytest.raises(CheckpointError, match="has another routing plan: "):
+        one_band.run()
+    guiding = list(open_tokenizer(layout.tokenizer).guiding_tokens)
+    other = ByteBPE.train(["other words than these"] * 3, 280, guiding, tmp_path / "other")
+    again = Trainer(prepared, tmp_path / "parts", read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), other)
+    with pytest.raises(CheckpointError, match="was trained with another tokenizer: "):
+        again.run()
 
 
 def test_a_killed_run_continues_from_its_last_checkpoint(prepared, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections import Counter
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ import torch._dynamo.utils
 import torch._inductor.config
 
 from smoe_cli import checkpoint
+from smoe_cli.checkpoint import build_model
 from smoe_cli.errors import CheckpointError, ConfigError, Interrupted
 from smoe_cli.loss import Weights, chunked_loss, combined_loss
+from smoe_cli.routing import make_plan
 from smoe_cli.training import Trainer
+from smoe_cli.training.compiling import COMPILED, compile_parts
 from smoe_cli.training.precision import Precision
+from tests.conftest import tiny_config
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
 
 __all__ = ["prepared"]
@@ -306,6 +311,15 @@ def test_compiled_steps_are_those_of_plain_ones_for_batches_of_every_shape_with_
         made.append(graphs["unique_graphs"])
     assert made[0] > 0
     assert made[-1] == made[0], "no shape and no route made a graph of its own"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_a_conformers_convolution_is_compiled_too(tmp_path):
+    config = tiny_config(tmp_path, model={"encoder": "conformer", "conv_kernel": 3})
+    model = build_model(config.model, config.features, make_plan(config), 300)
+    kinds = Counter(type(part).__name__ for part in model.modules() if isinstance(part, COMPILED))
+    assert kinds["ConformerConvolution"] == config.model.encoder_layers
+    assert compile_parts(model) == kinds.total()
 
 
 def test_compiling_without_a_compiler_is_refused(prepared, tmp_path, monkeypatch):

@@ -84,6 +84,32 @@ def assert_equal_output(one: System, other: System, route: Route) -> None:
         assert torch.equal(a, b)
 
 
+OPTIONS = {
+    "task_weights": {"translate": 0.5, "transcribe": 2.0},
+    "freeze": ["encoder.nb"],
+    "lr_factors": {"experts": 0.5},
+    "ema_decay": 0.9,
+    "accumulate": 3,
+    "loss_chunk": 64,
+    "compile": True,
+    "batch_s": "auto",
+    "average": "best 2",
+    "corpus_temperature": 2.0,
+    "augment": {"speeds": [0.9, 1.1]},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_whatever_a_model_was_trained_with_its_slim_model_can_be_read(tokenizer, tmp_path, option):
+    folder, whole = saved(config(tmp_path / "exp", "encdec-smoe", {option: OPTIONS[option]}), tokenizer, tmp_path / "whole")
+    route = Route("translate", "de", Bandwidth.NB)
+    for _ in range(2):  # an earlier one is replaced
+        pipeline.slim(folder, out=tmp_path / "slim", task="translate", lang="de", bandwidth="nb")
+    slim = checkpoint.load(tmp_path / "slim")
+    assert_equal_output(whole, slim, route)
+    assert slim.config.train.task_weights == ({"translate": 0.5} if option == "task_weights" else {})
+
+
 @pytest.mark.parametrize("preset", ["base", "enc-smoe", "dec-smoe", "encdec-smoe"])
 @pytest.mark.parametrize(("tied", "model"), [(False, "transformer"), *((True, model) for model in MODELS)])
 def test_an_upcycled_model_equals_the_dense_one_bit_for_bit(tokenizer, tmp_path, preset, tied, model):

@@ -96,7 +96,7 @@ class Source:
             return [self.folder / name for name in names]
         raise CheckpointError(
             f"no `{WEIGHTS}` in `{self.folder}`; weights in pickles are not read, as they can run code",
-            "in transformers: `Model.from_pretrained(FOLDER).save_pretrained(OUT)`, which writes safetensors",
+            f"in transformers: `Model.from_pretrained(FOLDER).save_pretrained(FOLDER)`, which writes `{WEIGHTS}` beside the rest",
         )
 
 

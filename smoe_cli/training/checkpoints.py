@@ -136,7 +136,7 @@ def check_same(saved: System, wanted: System, folder: Path) -> None:
     Raises:
         CheckpointError: Naming what differs.
     """
-    changed = _changes(saved.config, wanted.config) + upcycling.differences(saved.origin, wanted.config.train)
+    changed = _changes(saved.config, checkpoint.portable(wanted.config)) + upcycling.differences(saved.origin, wanted.config.train)
     if changed:
         raise CheckpointError(f"`{folder}` was trained with another configuration: {'; '.join(changed)}", f"set these back, {START_ANEW}")
     if saved.plan != wanted.plan:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from smoe_cli.errors import ConfigError
+from smoe_cli.model.conformer import ConformerConvolution
 from smoe_cli.model.experts import ExpertFFN
 from smoe_cli.model.front import ConvSubsampler
 from smoe_cli.model.layers import Convolution, CrossAttention, SelfAttention
 
-COMPILED = (SelfAttention, CrossAttention, Convolution, ExpertFFN, ConvSubsampler)
+COMPILED = (SelfAttention, CrossAttention, Convolution, ConformerConvolution, ExpertFFN, ConvSubsampler)
 """Modules without choices inside: which expert runs is decided in Python, between them, so that no route makes a new graph."""
 GRAPHS = 64
 """Most graphs of one kind of module: by shapes that are 1, masks that are there or not, training or validation, and precision."""

@@ -40,15 +40,16 @@ def _sound(batch: Batch | SmoeError) -> Batch:
 
 
 class CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
-    """Lets loader workers collate: the "index" is the batch's list of cuts, or of their numbers in a table."""
+    """Lets loader workers collate: the "index" is the batch's number, and its list of cuts or of their numbers in a table."""
 
     def __init__(self, collator: Collator, table: CutTable | None) -> None:
         self.collator, self.table = collator, table
 
-    def __getitem__(self, cuts: list[MonoCut | int]) -> Batch | SmoeError:
+    def __getitem__(self, index: tuple[int, list[MonoCut | int]]) -> Batch | SmoeError:
         """The batch, or what is wrong with it: raised in a worker, an error would come back as a traceback."""
+        number, cuts = index
         try:
-            return self.collator([self.table[cut] if self.table is not None and isinstance(cut, int) else cut for cut in cuts])
+            return self.collator([self.table[cut] if self.table is not None and isinstance(cut, int) else cut for cut in cuts], number)
         except SmoeError as error:
             return error
 
@@ -59,10 +60,10 @@ class From:
     def __init__(self, batches: RouteBatches, step: int, per_step: int) -> None:
         self.batches, self.step, self.per_step = batches, step, per_step
 
-    def __iter__(self) -> Iterator[list[MonoCut | int]]:
-        for cuts in self.batches.stream(self.step, self.per_step):
+    def __iter__(self) -> Iterator[tuple[int, list[MonoCut | int]]]:
+        for number, cuts in enumerate(self.batches.stream(self.step, self.per_step), start=self.step * self.per_step):
             # A stub knows its table, and must not take it along to another process.
-            yield [number_of(cut) if isinstance(cut, Stub) else cut for cut in cuts]
+            yield number, [number_of(cut) if isinstance(cut, Stub) else cut for cut in cuts]
 
 
 def table_of(batches: RouteBatches) -> CutTable | None:

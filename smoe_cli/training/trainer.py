@@ -21,6 +21,7 @@ import torch
 from lhotse import CutSet
 
 from smoe_cli import checkpoint, upcycling
+from smoe_cli.augmentation import Augmentation
 from smoe_cli.batching import Batch, Collator, RouteBatches, by_route
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import CHECKPOINTS, FINAL, Config
@@ -31,6 +32,7 @@ from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.train_settings import AugmentSettings
 from smoe_cli.training.alarms import EXPLODING, TOO_SHORT, check_served, explosion, lone_labels, starvation, stop_at, stop_without_memory
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
@@ -98,7 +100,9 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
-        self.collator = Collator(FrontEnd(config.features), tokenizer, self.plan, config.model.max_tokens)
+        augment = self.settings.augment
+        augmentation = Augmentation(augment, config.features.sample_rate_hz, self.settings.seed) if augment != AugmentSettings() else None
+        self.collator = Collator(FrontEnd(config.features), tokenizer, self.plan, config.model.max_tokens, augmentation)
         for line in lone_labels(self.plan):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)

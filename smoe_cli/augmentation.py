@@ -1,0 +1,111 @@
+"""What is done to the audio of training cuts, each time otherwise: speed, rooms and noise, through Lhotse.
+
+Every draw is a function of the seed, the batch and the cut, so a training that resumes hears what it would have heard.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from lhotse import MonoCut, Recording
+from lhotse.audio.mixer import AudioMixer
+from lhotse.augmentation import Resample, ReverbWithImpulseResponse, Speed
+from numpy.typing import NDArray
+
+from smoe_cli.audio import describe, listen
+from smoe_cli.bandwidth import TELEPHONE_HZ
+from smoe_cli.errors import DataError
+from smoe_cli.tags import Bandwidth
+from smoe_cli.train_settings import AugmentSettings
+
+SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
+Samples = NDArray[np.float32]
+# (1,N): one channel, N samples
+
+
+class Augmentation:
+    """Draws what is done to each training cut, and does it.
+
+    Narrowband cuts stay narrowband: what speed or noise puts above 4 kHz is taken away again.
+
+    Args:
+        settings: Of the recipe.
+        rate_hz: Of the model's features.
+        seed: Of all draws.
+
+    Raises:
+        DataError: If there is no noise or no room where the settings name some, or one is no sound audio of one channel.
+    """
+
+    def __init__(self, settings: AugmentSettings, rate_hz: int, seed: int) -> None:
+        self.settings, self.rate_hz, self.seed = settings, rate_hz, seed
+        self._noises = sounds(settings.noise, "train.augment.noise")
+        self._rooms = sounds(settings.rooms, "train.augment.rooms")
+        self._down, self._up = Resample(rate_hz, TELEPHONE_HZ), Resample(TELEPHONE_HZ, rate_hz)
+
+    def __call__(self, cut: MonoCut, samples: Samples, band: Bandwidth, batch: int) -> Samples:
+        """The audio of a cut as it is heard in a batch.
+
+        Args:
+            cut: Whose audio it is.
+            samples: At the model's rate, shape (1,N).
+            band: What it carries.
+            batch: Number of the batch, which the draw depends on.
+
+        Returns:
+            Shape (1,M); M differs from N where the speed does.
+
+        Raises:
+            DataError: If noise or room cannot be read.
+        """
+        generator = np.random.default_rng([self.seed, batch, zlib.crc32(cut.id.encode())])
+        speed = self.settings.speeds[generator.integers(len(self.settings.speeds))]
+        room = self._drawn(generator, self._rooms, self.settings.rooms_share)
+        noise = self._drawn(generator, self._noises, self.settings.noise_share)
+        snr_db = generator.uniform(*self.settings.snr_db)
+        changed = Speed(speed)(samples, self.rate_hz) if speed != 1.0 else samples
+        if room is not None:
+            changed = ReverbWithImpulseResponse(room.resample(self.rate_hz).to_dict())(changed, self.rate_hz)
+        if noise is not None:
+            changed = self._mixed(changed, noise, snr_db, generator)
+        if band is Bandwidth.NB and changed is not samples:
+            changed = self._up(self._down(changed, self.rate_hz), TELEPHONE_HZ)
+        return np.ascontiguousarray(changed, dtype=np.float32)
+
+    def _drawn(self, generator: np.random.Generator, some: Sequence[Recording], share: float) -> Recording | None:
+        # The same number of draws whatever comes of them, so that a setting moves nothing but itself.
+        number, chance = int(generator.integers(max(1, len(some)))), generator.random()
+        return some[number] if some and chance < share else None
+
+    def _mixed(self, samples: Samples, noise: Recording, snr_db: float, generator: np.random.Generator) -> Samples:
+        """Speech with noise from a random place on, repeated if it is too short."""
+        try:
+            loud = noise.resample(self.rate_hz).load_audio()
+        except Exception as error:  # Lhotse wraps every reader's own errors
+            raise DataError(f"cannot read noise `{noise.sources[0].source}`: {error}", "mend it, or take it away") from error
+        start = generator.integers(loud.shape[1])
+        length = samples.shape[1]
+        mixer = AudioMixer(samples, self.rate_hz)
+        mixer.add_to_mix(np.take(loud, np.arange(start, start + length), axis=1, mode="wrap"), snr=snr_db)
+        return np.asarray(mixer.mixed_audio)[:, :length]
+
+
+def sounds(folder: Path | None, setting: str) -> list[Recording]:
+    """All audio files in a folder and below, each read to its end once.
+
+    Raises:
+        DataError: If there is none, or one is no sound audio of one channel.
+    """
+    if folder is None:
+        return []
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    if not paths:
+        raise DataError(f"`{setting}`: no audio in `{folder}`; known are {', '.join(SUFFIXES)}", "name a folder with audio files")
+    found = [describe(path, str(path.relative_to(folder))) for path in paths]
+    for problem in (listen(recording).problem for recording in found):
+        if problem is not None:
+            raise DataError(f"`{setting}`: {problem.message}", problem.hint)
+    return found
