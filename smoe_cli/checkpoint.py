@@ -188,6 +188,20 @@ def load(folder: Path) -> System:
     return System(model.eval(), parts.config, parts.plan, parts.tokenizer, folder, model_digest(folder), parts.origin)
 
 
+def read_start(folder: Path) -> Parts:
+    """The checkpoint that a recipe starts from, without its tensors.
+
+    Raises:
+        CheckpointError: If it is missing, incomplete or damaged.
+    """
+    if not folder.exists():
+        raise CheckpointError(
+            f"`train.init_from` names `{folder}`, which does not exist",
+            "make it first (of a model of another library: `smoe convert`), or name another checkpoint",
+        )
+    return read_parts(folder)
+
+
 def read_parts(folder: Path, tensors: bool = False) -> Parts:
     """Read everything of a checkpoint but its tensors.
 

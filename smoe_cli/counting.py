@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smoe_cli.checkpoint import on_meta, read_parts
+from smoe_cli.checkpoint import on_meta, read_parts, read_start
 from smoe_cli.config import Config
 from smoe_cli.model.cost import multiply_adds_per_second
 from smoe_cli.model.speech_to_text import count_parameters
@@ -27,7 +27,7 @@ def _vocab_size(config: Config) -> int:
     source = config.train.init_from
     if source is None:
         return config.tokenizer.vocab_size
-    given = read_parts(source).tokenizer
+    given = read_start(source).tokenizer
     needed = {token for route in config.routes() for token in given.tokens_of(route)}
     return given.vocab_size + len(needed - set(given.guiding_tokens))
 

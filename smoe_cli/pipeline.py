@@ -236,7 +236,7 @@ def check_start(config: Config) -> None:
 
     source, tokenizer = config.train.init_from, Layout.of(config).tokenizer
     if source is not None:
-        parts = checkpoint.read_parts(source)
+        parts = checkpoint.read_start(source)
         upcycling.check_fits(source, parts, config, open_tokenizer(tokenizer) if tokenizer.is_dir() else parts.tokenizer)
 
 

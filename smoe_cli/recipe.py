@@ -58,9 +58,10 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
         raise ConfigError(f"cannot read recipe `{path}`: {error}", "a recipe is a YAML file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe `{path}` holds no settings", "a recipe is a YAML mapping; see recipes/quickstart/smoe.yaml")
-    for override in overrides:
+    changes = list(overrides)
+    for override in changes:
         _override(tree, override)
-    return parse_config(tree, str(path), path.parent)
+    return parse_config(tree, " --set ".join([str(path), *changes]), path.parent)
 
 
 def preset_config(preset: str, overrides: Iterable[str] = ()) -> Config:

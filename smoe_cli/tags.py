@@ -233,5 +233,11 @@ def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
             f"`{unknown[0]}` is no axis of {whose}; {'its axes for --tag: ' + ', '.join(own) if own else 'it has none for --tag'}",
             "correct the name" if own else "leave --tag out",
         )
+    for axis, value in (*zip(AXES, choice[:3], strict=True), *choice.tags):
+        values = list(dict.fromkeys(route.tags[axis] for route in routes))
+        if value is not None and value not in values:
+            raise RouteError(
+                f"{whose} has no route `{choice}`: of {axis} it has {', '.join(f'`{known}`' for known in values)}", "correct the value"
+            )
     if not any(choice.has(route) for route in routes):
         raise RouteError(f"{whose} has no route `{choice}`; it has: {', '.join(str(route) for route in routes)}", HOW_TO_CHOOSE)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import NamedTuple
 
-from smoe_cli.checkpoint import read_parts
+from smoe_cli.checkpoint import read_start
 from smoe_cli.config import Config
 from smoe_cli.cuts import route_of, stream_manifest, tags_of
 from smoe_cli.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         )
     source = config.train.init_from
     if source is not None:
-        given = read_parts(source).tokenizer
+        given = read_start(source).tokenizer
         needed = {token for route in config.routes() for token in given.tokens_of(route)}
         tokenizer = given.extend([token for token in guiding if token in needed], layout.tokenizer)
     else:

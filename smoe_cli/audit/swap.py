@@ -37,6 +37,9 @@ def swap_test(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]], watch
         for index in range(len(stack_plan.experts))
         if index != stack_plan.index(route)
     ]
+    if tests:
+        cuts = sum(len(groups[route]) for _, route, _ in tests)
+        watcher.log(f"swap test: {len(tests)} swaps, {cuts:,} cuts to decode; `-n` takes fewer of each route, `--no-swap` leaves it out")
     rounds = max(FEWEST_ROUNDS, math.ceil(2 * len(tests) / CHANCE))
     right = {route: _decoded(decoder, cuts) for route, cuts in groups.items()}
     swaps: list[Swap] = []

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 
@@ -10,7 +15,10 @@ def params(
     config: options.RecipePath = None,
     overrides: options.Overrides = None,
     preset: options.Preset = None,
-    checkpoint: options.Checkpoint = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="FOLDER", exists=True, help="A trained model.", show_default="the recipe's model"),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Count parameters, in all, active for one utterance, and of each expert, and multiply-adds per second of audio.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -51,7 +52,7 @@ def config_page() -> str:
             for name, field in model.model_fields.items()
             if not _groups(field.annotation) and name != "type"
         ]
-        parts += [f"## {heading or 'Top level'}\n", f"{model.__doc__}\n", *([_table(header, rows)] if rows else [])]
+        parts += [f"## {heading or 'Top level'}\n", f"{inspect.cleandoc(model.__doc__ or '')}\n", *([_table(header, rows)] if rows else [])]
     return "\n".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ def score(
     """Score hypotheses by task, language, bandwidth and subset: WER and CER, BLEU and chrF.
 
     Checks that every hypothesis has a reference, that none is scored twice, and that one model wrote them all. Writes the scores
-    as JSON and as an HTML report.
+    as JSON and as an HTML report; of named files only where `--out` says.
 
     Example: smoe score exp/hypotheses/test/*.jsonl
     """
@@ -48,4 +49,6 @@ def score(
     print_table(*score_rows(report), title=report.title)
     for signature in signatures(report):
         print(signature)
+    if hypotheses and out is None:
+        print("nothing is written; `--out FOLDER` keeps these scores, and a page with the errors", file=sys.stderr)
     show_page(out, Layout.of(recipe).scores if recipe and not hypotheses else None, "report.html")
