@@ -329,8 +329,8 @@ def test_a_slim_model_can_be_upcycled_again(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
-        (("translate", "fr", "nb"), "no route `translate/fr/nb`; it has: transcribe/en/nb, "),
-        (("translate", None, None), "`translate/*/*` is 2: translate/de/nb, translate/de/wb"),
+        (("translate", "fr", "nb"), "no route `translate/fr/nb`: of lang it has `en`, `de`"),
+        (("translate", None, None), "2 routes are `translate/*/*`: translate/de/nb, translate/de/wb"),
         (("translate", "de", "8k"), "unknown bandwidth `8k`"),
     ],
 )

@@ -34,6 +34,7 @@ EXIT_CODES = {
 }
 """Exit code -> what it says; 70 is sysexits' EX_SOFTWARE, 130 and 141 are what shells report for SIGINT and SIGPIPE."""
 
+INTERRUPTED = ("finished files are kept, unfinished ones begin again", "run the same command again")
 _DISK_FULL = ("is full", "free some space there, or write elsewhere with --set exp_dir=FOLDER; finished files are kept")
 _NO_RIGHTS = ("may not be used by this user", "change its rights, or write elsewhere with --set exp_dir=FOLDER")
 _ENVIRONMENT = {
@@ -92,11 +93,7 @@ def reported(debug: bool = False) -> Iterator[None]:
         print_error(error.format_message(), f"`{context.command_path if context else 'smoe'} --help` lists what is allowed")
         raise typer.Exit(2) from None
     except (KeyboardInterrupt, Interrupted) as error:
-        said = (
-            (error.message, error.hint)
-            if isinstance(error, Interrupted)
-            else ("finished files are kept, unfinished ones begin again", "run the same command again")
-        )
+        said = (error.message, error.hint) if isinstance(error, Interrupted) else INTERRUPTED
         print("interrupted: " + "; ".join(part for part in said if part), file=sys.stderr)
         raise typer.Exit(Interrupted.exit_code) from None
     except SmoeError as error:
@@ -105,7 +102,7 @@ def reported(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         # Ctrl-C while a library is loading can come out as an error of its own: half-loaded modules lack names.
         if interrupted.is_set():
-            print("interrupted: finished files are kept, unfinished ones begin again; run the same command again", file=sys.stderr)
+            print("interrupted: " + "; ".join(INTERRUPTED), file=sys.stderr)
             raise typer.Exit(Interrupted.exit_code) from None
         raise typer.Exit(_report(error, debug)) from None
 

@@ -134,7 +134,7 @@ def test_signals_end_a_process_with_130_and_one_line(process, number, work):
     command.send_signal(number)
     _, stderr = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert stderr == "interrupted: finished files are kept; run the same command again\n"
+    assert stderr == "interrupted: finished files are kept, unfinished ones begin again; run the same command again\n"
 
 
 def test_a_reader_that_leaves_ends_a_process_quietly(process):
