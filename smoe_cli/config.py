@@ -110,6 +110,9 @@ class FeatureSettings(Settings):
     sample_rate_hz: int = Field(16000, gt=0, description="Rate to which all audio is brought.")
     mel_bins: int = Field(80, gt=0, description="Number of mel filters.")
     cache_mb: int = Field(0, ge=0, description="Memory for computed features (float16), kept between epochs; 0 computes anew.")
+    stored: bool = Field(
+        False, description="Keep features of training (float16) in `exp_dir/features`; `smoe features` computes them ahead, in parallel."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> FeatureSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,20 @@ from smoe_cli.errors import DataError
 
 FRAME_SHIFT_S = 1 / FRAMES_PER_S
 # T frames, F mel bins
+
+
+Key = tuple[str, int, float, float, str]
+"""Audio file, channel, start and duration in seconds, and what is done to the audio."""
+
+
+class Store(Protocol):
+    """Keeps features, as float16."""
+
+    def get(self, key: Key) -> Tensor | None:
+        """Features (T,F); None: there are none."""
+
+    def put(self, key: Key, features: Tensor) -> int:
+        """Keep features; returns the bytes that they take."""
 
 
 class Kind(ABC):
@@ -120,12 +135,14 @@ class FrontEnd:
     Args:
         settings: Of the recipe or the checkpoint.
         cache_mb: Memory for features kept as float16, if not as the settings say; when full, the oldest are dropped.
+        store: Where features are looked for, and kept, besides.
     """
 
-    def __init__(self, settings: FeatureSettings, cache_mb: int | None = None) -> None:
+    def __init__(self, settings: FeatureSettings, cache_mb: int | None = None, store: Store | None = None) -> None:
+        self.store = store
         self.settings, self.sample_rate_hz = settings, settings.sample_rate_hz
         self._kind = FRONT_ENDS[settings.kind](settings)
-        self._cache: OrderedDict[tuple[str, int, float, float, str], Tensor] = OrderedDict()
+        self._cache: OrderedDict[Key, Tensor] = OrderedDict()
         self._free_bytes = (settings.cache_mb if cache_mb is None else cache_mb) << 20
 
     def __call__(self, cut: MonoCut) -> Tensor:
@@ -134,12 +151,10 @@ class FrontEnd:
         Raises:
             DataError: If the audio cannot be read, is longer than the model takes, or has another sampling rate.
         """
-        # An utterance's tasks share its features; its bands do not, and differ in their transforms.
-        transforms = cut.recording.transforms or []
-        key = (str(cut.recording.sources[0].source), cut.channel, cut.start, cut.duration, str(transforms))
+        key = self.key(cut)
         cached = self._cache.get(key)
         if cached is None:
-            cached = self.compute(cut).half()
+            cached = self._stored(cut, key)
             size = cached.numel() * 2
             while self._cache and self._free_bytes < size:
                 self._free_bytes += self._cache.popitem(last=False)[1].numel() * 2
@@ -147,6 +162,30 @@ class FrontEnd:
                 self._cache[key] = cached
                 self._free_bytes -= size
         return cached.float()
+
+    @staticmethod
+    def key(cut: MonoCut) -> Key:
+        """The same for cuts with the same features: an utterance's tasks share them; its bands do not, and differ in their transforms."""
+        return str(cut.recording.sources[0].source), cut.channel, cut.start, cut.duration, str(cut.recording.transforms or [])
+
+    def keep(self, cut: MonoCut) -> int:
+        """Compute the features of a cut and put them into the store; returns the bytes that they take.
+
+        Raises:
+            DataError: As of calling it, and if the store cannot be written.
+        """
+        assert self.store is not None
+        return self.store.put(self.key(cut), self.compute(cut).half())
+
+    def _stored(self, cut: MonoCut, key: Key) -> Tensor:
+        """Features as float16, from the store if there is one."""
+        if self.store is None:
+            return self.compute(cut).half()
+        found = self.store.get(key)
+        if found is None:
+            found = self.compute(cut).half()
+            self.store.put(key, found)
+        return found
 
     def compute(self, cut: MonoCut) -> Tensor:
         """Features (T,F) of a cut, read and computed now."""

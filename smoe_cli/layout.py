@@ -34,6 +34,11 @@ class Layout:
         return self.root / "audio"
 
     @property
+    def features(self) -> Path:
+        """Stored features."""
+        return self.root / "features"
+
+    @property
     def heard(self) -> Path:
         """What a preparation that was stopped has read so far."""
         return self.root / "heard.jsonl"

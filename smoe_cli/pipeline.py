@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lhotse import MonoCut
 
     from smoe_cli.checkpoint import System
+    from smoe_cli.feature_store import FeaturesReport
     from smoe_cli.packing import Codec, PackReport
     from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
@@ -205,6 +206,14 @@ def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerRepo
     report = vocabulary.make_tokenizer(config, watcher or Silent())
     mark(config, "tokenize")
     return report
+
+
+def features(config: Config, *, splits: Sequence[str] = ("train", "dev"), jobs: int = 0, watcher: Watcher | None = None) -> FeaturesReport:
+    """Features of prepared cuts, into the store that training reads with `features.stored`. See `smoe_cli.feature_store.fill`."""
+    from smoe_cli.feature_store import fill
+    from smoe_cli.preparation import usable_cores
+
+    return fill(config, splits, jobs or usable_cores(), watcher or Silent())
 
 
 def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:

@@ -144,7 +144,7 @@ def _inherit(tree: dict[str, Any]) -> None:
         )
     shape = {key: value for key, value in given["model"].items() if key != "preset" and not key.endswith(ROUTING_KEYS)}
     tree["model"] = shape | apply_preset(model)
-    tree["features"] = {key: value for key, value in given["features"].items() if key != "cache_mb"} | features
+    tree["features"] = {key: value for key, value in given["features"].items() if key not in ("cache_mb", "stored")} | features
 
 
 def _from(base: Path, folder: object) -> str:

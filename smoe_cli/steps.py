@@ -92,7 +92,7 @@ STEPS: dict[str, _Definition] = {
         lambda c: [
             c.model.model_dump(),
             _train_settings(c),
-            c.features.model_dump(exclude={"cache_mb"}),
+            c.features.model_dump(exclude={"cache_mb", "stored"}),
             _tasks(c),
             c.axes,
         ],

@@ -83,8 +83,9 @@ def check_fits(folder: Path, parts: Parts, config: Config, tokenizer: Tokenizer)
     """
     old = {f"model.{key}": value for key, value in parts.config.model.model_dump(exclude=FREE).items()}
     new = {f"model.{key}": value for key, value in config.model.model_dump(exclude=FREE).items()}
-    old |= {f"features.{key}": value for key, value in parts.config.features.model_dump(exclude={"cache_mb", "pad_to_window"}).items()}
-    new |= {f"features.{key}": value for key, value in config.features.model_dump(exclude={"cache_mb", "pad_to_window"}).items()}
+    free = {"cache_mb", "stored", "pad_to_window"}
+    old |= {f"features.{key}": value for key, value in parts.config.features.model_dump(exclude=free).items()}
+    new |= {f"features.{key}": value for key, value in config.features.model_dump(exclude=free).items()}
     changed = [key for key in new if old[key] != new[key]]
     if changed:
         cure = " ".join(f"--set {key}={'null' if old[key] is None else str(old[key]).lower()}" for key in changed)

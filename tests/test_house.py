@@ -24,7 +24,7 @@ LEVELS = [
     ["cluster", "routing", "records", "watch", "html", "layout", "steps", "bandwidth"],
     ["manifests", "audio", "features", "tokenizer", "model", "loss", "corpora", "telephone"],
     ["cuts", "checkpoint"],
-    ["cut_table", "augmentation"],
+    ["cut_table", "augmentation", "feature_store"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],
     ["validation"],
     ["band_check", "listening"],

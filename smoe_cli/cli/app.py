@@ -13,6 +13,7 @@ from smoe_cli.cli.convert import convert
 from smoe_cli.cli.decode import decode
 from smoe_cli.cli.export import export
 from smoe_cli.cli.failures import EXIT_CODES, Group, interrupt
+from smoe_cli.cli.features import features
 from smoe_cli.cli.pack import pack
 from smoe_cli.cli.params import params
 from smoe_cli.cli.prepare import prepare
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, validate, tokenize, train, decode, score, route_audit, run, pack, convert, slim, export, params):
+for command in (prepare, validate, tokenize, train, decode, score, route_audit, run, features, pack, convert, slim, export, params):
     # Typer keeps the line breaks of a docstring's paragraphs, which fit no terminal.
     text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
     app.command(command.__name__.replace("_", "-"), help=text, epilog=EPILOG)(command)

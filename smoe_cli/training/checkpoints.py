@@ -35,7 +35,7 @@ FREE = {
         "activation_checkpointing",
         "compile",
     },
-    "features": {"cache_mb"},
+    "features": {"cache_mb", "stored"},
 }
 """Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor, but for the last digits that
 `threads`, `loss_chunk` and `compile` may change, of what a step computes."""

@@ -27,7 +27,9 @@ from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cut_table import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError
+from smoe_cli.feature_store import FeatureStore
 from smoe_cli.features import FrontEnd, spec_augment
+from smoe_cli.layout import Layout
 from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
@@ -102,7 +104,8 @@ class Trainer:
         keep_memory()
         augment = self.settings.augment
         augmentation = Augmentation(augment, config.features.sample_rate_hz, self.settings.seed) if augment != AugmentSettings() else None
-        self.collator = Collator(FrontEnd(config.features), tokenizer, self.plan, config.model.max_tokens, augmentation)
+        store = FeatureStore(Layout.of(config).features, config.features) if config.features.stored else None
+        self.collator = Collator(FrontEnd(config.features, store=store), tokenizer, self.plan, config.model.max_tokens, augmentation)
         for line in lone_labels(self.plan):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)

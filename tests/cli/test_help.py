@@ -15,7 +15,7 @@ from smoe_cli.cli.failures import EXIT_CODES
 from smoe_cli.cli.version import PACKAGES
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = "prepare validate tokenize train decode score route-audit run pack convert slim export params".split()
+COMMANDS = "prepare validate tokenize train decode score route-audit run features pack convert slim export params".split()
 HEAVY = {"torch", "torchaudio", "lhotse", "numpy", "pydantic", "yaml", "sentencepiece", "sacrebleu", "jiwer"}
 
 
