@@ -20,6 +20,7 @@ from smoe_cli.errors import CheckError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.steps import plan_step
 from smoe_cli.validation import texts
+from smoe_cli.validation.languages import FEWEST_WORDS, other_language
 from smoe_cli.validation.report import ValidationReport, read_validation
 from tests.test_training import recipe, write_corpus
 
@@ -329,3 +330,58 @@ def test_a_report_reads_back_as_it_was_written(folder):
     report = pipeline.validate(None, cuts=[manifest(folder)], audio=False, out=folder / "out")
     assert ValidationReport.model_validate_json((folder / "out" / "validation.json").read_text()) == report
     assert open_manifest(manifest(folder))
+
+
+# --- languages -------------------------------------------------------------------------------------------
+
+GERMAN = "Ich habe gestern mit dem Taxi siebzehn Euro bezahlt."
+ENGLISH = "Yesterday I paid seventeen euros for the taxi."
+
+
+@pytest.mark.parametrize(
+    ("text", "lang", "found"),
+    [
+        (GERMAN, "de", None),
+        (GERMAN, "en", "de"),
+        (GERMAN.upper(), "en", "de"),
+        (ENGLISH, "de", "en"),
+        (ENGLISH, "en-gb", None),
+        (ENGLISH, "tlh", None),
+        ("Guten Morgen zusammen", "en", None),
+        ("", "en", None),
+        ("Dobar dan, kako ste danas i što radite ovdje?", "sr", None),
+    ],
+)
+def test_a_language_is_told_where_letters_tell_it(text, lang, found):
+    assert other_language(text, lang) == found
+
+
+def test_sentences_of_people_are_not_called_wrong_and_wrong_ones_are(real_speech):
+    """Every sentence of five words and more, as it is tagged and with the tags exchanged."""
+    for pair in ("en-de", "en-fr"):
+        rows = [line.split("\t") for line in (real_speech / "parallel-text" / f"tatoeba.{pair}.test.tsv").read_text().splitlines()]
+        for place, right, wrong in ((-2, pair[:2], pair[3:]), (-1, pair[3:], pair[:2])):
+            some = [row[place] for row in rows if len(row[place].split()) >= FEWEST_WORDS][:1500]
+            assert len(some) > 1000
+            assert sum(other_language(text, right) is not None for text in some) <= 0.001 * len(some)
+            assert sum(other_language(text, wrong) == right for text in some) >= 0.97 * len(some)
+
+
+def test_a_text_in_another_language_is_noted_and_many_are_an_error(folder):
+    def german(cut: dict) -> None:
+        cut["supervisions"][0]["text"] = cut["supervisions"][0]["custom"]["transcript"] = GERMAN
+        cut["supervisions"][0]["custom"]["references"] = [GERMAN]
+
+    cuts = lines(manifest(folder))
+    english = [number for number, cut in enumerate(cuts) if cut["supervisions"][0]["custom"]["task"] == "transcribe"]
+    for number in english[:4]:
+        change(folder, german, number)
+    report = pipeline.validate(config_of(folder), audio=False)
+    found = [finding for finding in report.findings if finding.check == "language"]
+    assert [(finding.severity, finding.cuts) for finding in found if finding.severity == "error"] == []
+    assert "is tagged `en` and reads like `de`: " in found[0].message
+    for number in english[4:9]:
+        change(folder, german, number)
+    report = pipeline.validate(config_of(folder), audio=False)
+    (error,) = (finding for finding in report.findings if finding.check == "language" and finding.severity == "error")
+    assert re.fullmatch(r"9 of \d+ texts of transcribe/en read like another language", error.message)

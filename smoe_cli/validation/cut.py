@@ -12,6 +12,7 @@ from smoe_cli.config import Config
 from smoe_cli.cuts import Tags, contradiction
 from smoe_cli.errors import DataError
 from smoe_cli.tags import TASK_KINDS, Route, TaskKind
+from smoe_cli.validation.languages import other_language
 from smoe_cli.validation.texts import FASTEST, SLOWEST, Severity, characters, faults, script_fault, shown
 
 MEND = "correct it in the corpus and prepare again, or leave it out: `smoe validate --fix`"
@@ -105,6 +106,8 @@ def _faults_of_text(text: str, lang: str, duration_s: float) -> Iterator[Fault]:
     yield from (Fault("text", severity, what, MEND if severity == "error" else LOOK) for severity, what in found)
     if script := script_fault(text, lang):
         yield Fault("script", script[0], script[1], MEND if script[0] == "error" else LOOK)
+    elif not found and (other := other_language(text, lang)):
+        yield Fault("language", "note", f"is tagged `{lang}` and reads like `{other}`: {shown(text)}", LOOK)
     ratio = characters(text) / duration_s
     if ratio > 0 and not SLOWEST <= ratio <= FASTEST:
         yield Fault(

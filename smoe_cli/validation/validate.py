@@ -26,6 +26,8 @@ from smoe_cli.watch import Watcher
 CHUNK = 256
 """Cuts in memory at once: enough recordings to keep every reader busy."""
 NAMED = 5
+FOREIGN, FOREIGN_SHARE = 5, 0.1
+"""So many texts in another language, and so large a share of a task's, are no loans any more."""
 LANGUAGE_BITS = 16
 """Of the number that says what an utterance serves: the spoken language, then a bit for every task and language."""
 EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 60.0)
@@ -96,6 +98,7 @@ class _Tally:
         self.speakers: dict[tuple[str, str], tuple[str, ...]] = {}
         self.targets: dict[tuple[str, str], int] = {}
         self.languages: dict[str, int] = {}
+        self.foreign: Counter[tuple[str, str]] = Counter()
 
     def clashes(self, split: str, cut_id: str, utterance: str) -> Iterator[Fault]:
         """What another cut has that this one may not have too."""
@@ -133,6 +136,7 @@ def validate(paths: Sequence[Path], config: Config | None, ears: Ears, watcher: 
     for note in ears.heard:
         findings.put("audio", Fault("audio", "note", note, LOOK))
     _check_ratios(paths, tally, findings)
+    _check_languages(tally, findings)
     _check_speakers(tally, findings)
     _check_translations(tally, findings)
     found = findings.sorted()
@@ -214,6 +218,7 @@ def _judge(path: Path, split: str, item: Item, heard: dict[str, Heard], tally: _
         for note in found.notes:
             findings.add(path, item, Fault("audio", "note", note, LOOK), "")
     key = split, tags.subset, route
+    tally.foreign[route.task, route.lang] += any(fault.check == "language" for fault in faults)
     tally.cuts[key] += 1
     tally.seconds[key] += cut.duration
     tally.lasting[max(i for i, edge in enumerate(EDGES_S) if edge <= cut.duration)] += 1
@@ -257,6 +262,15 @@ def _check_ratios(paths: Sequence[Path], tally: _Tally, findings: Findings) -> N
                     Fault("ratio", "note", message, "listen to it: text and audio may not belong together"),
                     tags_of(item.cut).utterance,
                 )
+
+
+def _check_languages(tally: _Tally, findings: Findings) -> None:
+    """A few texts in another language are to be looked at; where many are, the tag is wrong."""
+    for (task, lang), foreign in tally.foreign.items():
+        cuts = sum(count for (_, _, route), count in tally.cuts.items() if (route.task, route.lang) == (task, lang))
+        if foreign >= FOREIGN and foreign > FOREIGN_SHARE * cuts:
+            message = f"{foreign:,} of {cuts:,} texts of {task}/{lang} read like another language"
+            findings.put(f"{task}/{lang}", Fault("language", "error", message, "correct the tag, or take these texts out of the corpus"))
 
 
 def _check_speakers(tally: _Tally, findings: Findings) -> None:
