@@ -150,7 +150,7 @@ def test_processes_of_different_recipes_are_refused(two):
 
 def test_another_number_of_processes_goes_on_only_with_the_same_batches(prepared, tmp_path, two):
     folder, _ = two
-    with pytest.raises(CheckpointError, match=r"by 2 process.*set `train.accumulate` to 2, or start as many"):
+    with pytest.raises(CheckpointError, match=r"(?s)by 2 process.*set `train.accumulate` to 2, or start as many"):
         trainer(prepared, folder / "parts").run()
     assert trainer(prepared, folder / "parts", accumulate=2, max_steps=9).run().resumed_from == 8
 

@@ -23,7 +23,6 @@ class Accounts:
         warmup_steps: Before so many, a loss may jump.
         folder: Of the run, for the cuts of a batch that fails.
         ranks: The processes.
-        watcher: Told of what is wrong.
 
     Attributes:
         recent: Route -> recent mean of its loss.
@@ -31,18 +30,19 @@ class Accounts:
         exploded: Steps so far.
     """
 
-    def __init__(self, shares: Shares, warmup_steps: int, folder: Path, ranks: Ranks, watcher: Watcher) -> None:
-        self.shares, self.warmup_steps, self.folder, self.ranks, self.watcher = shares, warmup_steps, folder, ranks, watcher
+    def __init__(self, shares: Shares, warmup_steps: int, folder: Path, ranks: Ranks) -> None:
+        self.shares, self.warmup_steps, self.folder, self.ranks = shares, warmup_steps, folder, ranks
         self.recent: dict[str, float] = {}
         self.starving: set[str] = set()
         self.ctc_skipped = self.exploded = 0
 
-    def note(self, step: int, batches: Sequence[Batch], losses: Losses) -> int:
+    def note(self, step: int, batches: Sequence[Batch], losses: Losses, watcher: Watcher) -> int:
         """Account for a step.
 
         Args:
             batches: Of this process.
             losses: Of these.
+            watcher: Told of what is wrong.
 
         Returns:
             Feature frames of all processes.
@@ -57,21 +57,21 @@ class Accounts:
         if not math.isfinite(loss):
             stop_at(step, batches, loss, own_loss, self.folder, self.ranks)
         if too_short and not self.ctc_skipped:
-            self.watcher.log(TOO_SHORT)
+            watcher.log(TOO_SHORT)
         self.ctc_skipped += too_short
         if step >= self.warmup_steps and loss > EXPLODING * self.recent.get(route, math.inf):
             self.exploded += 1
-            self.watcher.log(explosion(step, batches, loss, self.recent[route]))
+            watcher.log(explosion(step, batches, loss, self.recent[route]))
         self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
         self.shares.note(route, frames, tokens)
         return frames
 
-    def review(self) -> dict[str, Any]:
+    def review(self, watcher: Watcher) -> dict[str, Any]:
         """What a validation writes down; says which experts have begun to starve since the last one."""
         recent = self.shares.recent()
         found = self.shares.starving(recent)
         for name in found.keys() - self.starving:
-            self.watcher.log(starvation(name, recent[name], found[name]))
+            watcher.log(starvation(name, recent[name], found[name]))
         self.starving = set(found)
         self.shares.review()
         return {

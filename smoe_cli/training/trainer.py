@@ -88,8 +88,9 @@ class Trainer:
     ) -> None:
         self.config, self.settings, self.folder = config, config.train, folder
         self.ranks = join()
-        self.alarm = watcher or Silent()
-        self.watcher = self.alarm if self.ranks.leads else Silent()
+        self.watcher = self.own_watcher = watcher or Silent()
+        if not self.ranks.leads:
+            self.watcher = Silent()
         self.plan = make_plan(config)
         self.groups = by_route(train_cuts, self.plan)
         check_served(config, self.groups)
@@ -125,7 +126,7 @@ class Trainer:
         self._own_weights()
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
-        self.accounts = Accounts(Shares(self.plan), self.settings.warmup_steps, folder, self.ranks, self.watcher)
+        self.accounts = Accounts(Shares(self.plan), self.settings.warmup_steps, folder, self.ranks)
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
         if (self.settings.patience or self.settings.average) and not self.dev_groups:
@@ -218,7 +219,7 @@ class Trainer:
         for batches in feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size):
             meter.came()
             losses = self.train_step(*batches)
-            meter.done(self.accounts.note(self.step, batches, losses))
+            meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
             self.step += 1
             shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
             self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
@@ -253,7 +254,7 @@ class Trainer:
             "frames_per_s": meter.frames_per_s,
             "waiting_share": meter.waiting_share,
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
-            **self.accounts.review(),
+            **self.accounts.review(self.watcher),
         }
         if self.settings.sample_utterances:
             with self._averaged():
@@ -326,7 +327,10 @@ class Trainer:
         parts = tuple(half for batch in batches for half in halves(batch))
         if len(parts) == len(batches):
             stop_without_memory(self.step, batches)
-        self.alarm.log(f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`")
+        # Any process may have to; the others do not know.
+        (self.watcher if self.ranks.leads else self.own_watcher).log(
+            f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`"
+        )
         return parts
 
     def _largest_batch_s(self) -> float:
