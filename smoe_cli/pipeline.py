@@ -217,7 +217,13 @@ def features(config: Config, *, splits: Sequence[str] = ("train", "dev"), jobs: 
 
 
 def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:
-    """Train the recipe's model, continuing from the last checkpoint. See `smoe_cli.training.Trainer`."""
+    """Train the recipe's model, continuing from the last checkpoint. See `smoe_cli.training.Trainer`.
+
+    Under torchrun every process calls this, and each gets the report; the first one writes it.
+
+    Raises:
+        ConfigError: If `resume` is neither `auto` nor `never`.
+    """
     from smoe_cli.cut_table import open_cuts
     from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
@@ -229,8 +235,9 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
         config, layout.model, open_cuts(layout.cuts("train")), open_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), watcher
     )
     report = trainer.run(resume)
-    write_json(layout.model / "report.json", report)
-    mark(config, "train")
+    if trainer.ranks.leads:
+        write_json(layout.model / "report.json", report)
+        mark(config, "train")
     return report
 
 

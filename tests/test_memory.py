@@ -10,7 +10,7 @@ import torch
 
 from smoe_cli.errors import CheckpointError, ConfigError, SmoeError
 from smoe_cli.training import memory as memories
-from smoe_cli.training import trainer as trainers
+from smoe_cli.training import step as steps
 from smoe_cli.training.memory import Memory, halves, is_out_of_memory, longest_batch, most_utterances
 from tests.test_shares import Listener
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
@@ -105,14 +105,14 @@ def test_memory_bounds_the_batch(prepared, tmp_path, monkeypatch):
 
 def narrow(monkeypatch, utterances: int, error: RuntimeError) -> None:
     """A machine whose memory takes so many utterances at once."""
-    real = trainers.losses_of
+    real = steps.losses_of
 
     def losses_of(model, batch, *args, **options):
         if len(batch.cuts) > utterances:
             raise error
         return real(model, batch, *args, **options)
 
-    monkeypatch.setattr(trainers, "losses_of", losses_of)
+    monkeypatch.setattr(steps, "losses_of", losses_of)
 
 
 def test_a_batch_as_two_has_the_same_utterances_without_the_padding_of_the_others(prepared, tmp_path):

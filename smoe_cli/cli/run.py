@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.watcher import open_watcher
+from smoe_cli.errors import ConfigError
 
 
 def run(
@@ -21,11 +23,13 @@ def run(
     """Do the whole recipe: prepare, tokenize, train, decode, score, route-audit.
 
     Checks what each of them checks; a step whose inputs and settings have not changed since it was done is skipped.
-    Exits with 1 when the audit has findings.
+    Exits with 1 when the audit has findings. One process only: torchrun is for `smoe train`.
 
     Example: smoe run --dry-run
     """
     recipe = options.load_recipe(config, overrides)
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("`smoe run` is one process, and WORLD_SIZE says that there are more", "start `smoe train` alone with torchrun")
     from smoe_cli import pipeline
 
     with open_watcher() as watcher:

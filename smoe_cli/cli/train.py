@@ -10,7 +10,8 @@ import typer
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json, print_table
 from smoe_cli.cli.plan import show_plan
-from smoe_cli.cli.watcher import open_watcher
+from smoe_cli.cli.watcher import open_watcher, speaks
+from smoe_cli.errors import Interrupted
 
 
 def train(
@@ -49,6 +50,8 @@ def train(
     dimensions and tokenizer (`smoe tokenize --from FOLDER`), and that a run to resume has the same configuration, plan, tokenizer
     and start. Ctrl-C and SIGTERM end it with a checkpoint; the same command goes on from there.
 
+    Many processes, one per GPU: `torchrun --nproc_per_node 8 -m smoe_cli train`.
+
     Example: smoe train --set train.max_steps=500
     """
     recipe = options.load_recipe(config, overrides, [*options.init_flags(init_from), *([f"train.batch_s={batch}"] if batch else [])])
@@ -62,8 +65,15 @@ def train(
     from smoe_cli import pipeline
     from smoe_cli.config import FRAMES_PER_S
 
-    with open_watcher() as watcher:
-        report = pipeline.train(recipe, resume=resume, watcher=watcher)
+    try:
+        with open_watcher() as watcher:
+            report = pipeline.train(recipe, resume=resume, watcher=watcher)
+    except Interrupted as error:
+        if speaks():
+            raise
+        raise typer.Exit(error.exit_code) from None
+    if not speaks():
+        return
     if as_json:
         print_json(report)
         return

@@ -22,10 +22,15 @@ REFRESH_PER_S = 4
 """Redrawing costs time of the process that trains; four a second still looks alive."""
 
 
+def speaks() -> bool:
+    """Whether this process prints results: of those that a launcher such as torchrun starts, the first one."""
+    return int(os.environ.get("WORLD_SIZE") or 1) == 1 or os.environ.get("RANK") == "0"
+
+
 @contextmanager
 def open_watcher() -> Iterator[Watcher]:
     """Show progress on stderr as long as the block runs."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "") in {"dumb", ""}:
+    if not sys.stderr.isatty() or not speaks() or os.environ.get("TERM", "") in {"dumb", ""}:
         yield LineWatcher(sys.stderr)
         return
     with _bars() as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ from smoe_cli.errors import DataError, SmoeError
 from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
+from smoe_cli.training.ranks import Ranks
 
 EXPLODING = 10.0
 """A loss so many times the route's recent mean is no noise."""
@@ -65,14 +67,22 @@ def starvation(expert: str, updates: int, even: float) -> str:
     )
 
 
-def stop_at(step: int, batches: Sequence[Batch], loss: float, folder: Path) -> NoReturn:
-    """End at a loss that is no number.
+def stop_at(step: int, batches: Sequence[Batch], loss: float, own_loss: float, folder: Path, ranks: Ranks) -> NoReturn:
+    """End at a loss that is no number, on all processes.
+
+    Args:
+        loss: Of the step.
+        own_loss: This process's part of it.
 
     Raises:
-        SmoeError: Naming the file with the batch's cuts.
+        SmoeError: Naming the file with the batch's cuts: those of the processes whose own part is no number.
     """
     report = folder / "failed-batch.txt"
-    write_text_atomically(report, "".join(f"{cut.id}\n" for batch in batches for cut in batch.cuts))
+    found = ranks.collect((math.isfinite(own_loss), [cut.id for batch in batches for cut in batch.cuts]))
+    failed = [ids for finite, ids in found if not finite] or [ids for _, ids in found]
+    if ranks.leads:
+        write_text_atomically(report, "".join(f"{cut}\n" for ids in failed for cut in ids))
+    ranks.wait()
     raise SmoeError(
         f"the loss became {loss} at step {step} on route {batches[0].routes[0]}; the batch's cuts are listed in `{report}`",
         "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",

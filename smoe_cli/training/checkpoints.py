@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from smoe_cli.config import CHECKPOINTS, Config
 from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
 from smoe_cli.tags import Route
+from smoe_cli.training.ranks import Ranks
 from smoe_cli.watch import Watcher
 
 KEPT_CHECKPOINTS = 2
@@ -60,10 +62,11 @@ class Checkpoints:
         folder: Of the model; they lie in `checkpoints/`.
         groups: The training cuts by route: what the order of batches depends on besides the configuration.
         corpus_weights: On it depends that order too.
+        processes: That train; with `train.accumulate`, their number decides the batches of a step.
     """
 
-    def __init__(self, folder: Path, groups: dict[Route, CutSet], corpus_weights: dict[str, float]) -> None:
-        self.folder, self.groups, self.corpus_weights = folder / CHECKPOINTS, groups, corpus_weights
+    def __init__(self, folder: Path, groups: dict[Route, CutSet], corpus_weights: dict[str, float], processes: int = 1) -> None:
+        self.folder, self.groups, self.corpus_weights, self.processes = folder / CHECKPOINTS, groups, corpus_weights, processes
 
     def all(self) -> list[Path]:
         """Checkpoints, newest first."""
@@ -79,7 +82,7 @@ class Checkpoints:
         Raises:
             DataError: If it cannot be written.
         """
-        position.state.update({"step": step, "data": self.fingerprint})
+        position.state.update({"step": step, "data": self.fingerprint, "processes": self.processes})
         checkpoint.save(self.at(step), system, position)
         kept = {self.at(other) for other in needed}
         for old in self.all()[KEPT_CHECKPOINTS:]:
@@ -109,8 +112,9 @@ class Checkpoints:
             except CheckpointError as error:
                 watcher.log(f"passing over a damaged checkpoint: {error.message}")
                 continue
-            check_same(saved, wanted, folder)
             position = checkpoint.load_position(folder)
+            wanted = self._check_processes(saved, position.state.get("processes", 1), wanted, folder, watcher)
+            check_same(saved, wanted, folder)
             if position.state["data"] != self.fingerprint:
                 raise CheckpointError(
                     f"`{folder}` was trained on other data than the manifests hold now, or with other weights of the corpora", START_ANEW
@@ -123,11 +127,42 @@ class Checkpoints:
             return Found(folder, saved, position)
         return None
 
+    def _check_processes(self, saved: System, before: int, wanted: System, folder: Path, watcher: Watcher) -> System:
+        """Refuse another number of processes, unless `train.accumulate` makes the batches of each step the same.
+
+        Returns:
+            What to compare the checkpoint with.
+        """
+        if before == self.processes:
+            return wanted
+        old, new = before * saved.config.train.accumulate, self.processes * wanted.config.train.accumulate
+        if old != new:
+            cure = f"set `train.accumulate` to {old // self.processes}, or start " if old % self.processes == 0 else "start "
+            raise CheckpointError(
+                f"`{folder}` was trained by {before} process(es), {old} batches a step together; {self.processes} with `train.accumulate: "
+                f"{wanted.config.train.accumulate}` would take {new}",
+                f"{cure}as many processes as before: `torchrun --nproc_per_node {before}`; or {START_ANEW}",
+            )
+        watcher.log(f"trained by {before} process(es) before, by {self.processes} now: the same batches, but perhaps other last digits")
+        train = wanted.config.train.model_copy(update={"accumulate": saved.config.train.accumulate})
+        return replace(wanted, config=wanted.config.model_copy(update={"train": train}))
+
     def clean_up(self) -> None:
         """Remove what a killed process left half-written."""
         for pattern in (".*.tmp", ".*.old"):
             for left in [*self.folder.parent.glob(pattern), *self.folder.glob(pattern)]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def check_same_run(ranks: Ranks, config: Config, checkpoints: Checkpoints) -> None:
+    """Refuse processes that have other settings or other data than the first one.
+
+    Raises:
+        SmoeError: Naming the process, or if one has gone.
+    """
+    own: dict[str, Any] = {"name": True, "exp_dir": True, "decode": True, "data": True, "train": {"init_from", "threads"}}
+    ranks.same("a recipe", lambda: config.model_dump_json(exclude=own), "start all with the same `smoe.yaml` and the same options")
+    ranks.same("training data", lambda: checkpoints.fingerprint, "let all read the same manifests: `smoe prepare` once, for all machines")
 
 
 def check_same(saved: System, wanted: System, folder: Path) -> None:

@@ -23,7 +23,7 @@ ENVIRONMENT = "environment.json"
 LIBRARIES = ("torch", "torchaudio", "lhotse", "numpy", "sentencepiece", "safetensors", "pydantic")
 
 
-def note_environment(path: Path, config: Config, device: torch.device, step: int) -> None:
+def note_environment(path: Path, config: Config, device: torch.device, step: int, processes: int = 1) -> None:
     """Append an account of this process: a run that is stopped and goes on has several.
 
     Args:
@@ -31,6 +31,7 @@ def note_environment(path: Path, config: Config, device: torch.device, step: int
         config: With everything that was merged into it.
         device: What it computes on.
         step: Steps that were done when it began.
+        processes: Of the run, this one among them.
 
     Raises:
         DataError: If the file is there and is no such list, or cannot be written.
@@ -41,11 +42,11 @@ def note_environment(path: Path, config: Config, device: torch.device, step: int
             raise ValueError("it holds no list")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read `{path}`: {error}", "move the file away; training will begin a new one") from error
-    accounts.append(_account(config, device, step))
+    accounts.append(_account(config, device, step, processes))
     write_text_atomically(path, json.dumps(accounts, indent=2) + "\n")
 
 
-def _account(config: Config, device: torch.device, step: int) -> dict[str, Any]:
+def _account(config: Config, device: torch.device, step: int, processes: int) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -58,6 +59,7 @@ def _account(config: Config, device: torch.device, step: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
     }

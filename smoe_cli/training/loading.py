@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from lhotse import MonoCut
@@ -13,18 +14,21 @@ from smoe_cli.cut_table import CutTable, Stub, number_of
 from smoe_cli.errors import SmoeError
 
 
-def feed(collator: Collator, batches: RouteBatches, step: int, per_step: int, workers: int) -> Iterator[tuple[Batch, ...]]:
+def feed(
+    collator: Collator, batches: RouteBatches, step: int, per_step: int, workers: int, rank: int = 0, size: int = 1
+) -> Iterator[tuple[Batch, ...]]:
     """The batches of each step from ``step`` on, ``per_step`` of one route each.
 
     Args:
         workers: Processes that read and collate; 0: this one.
+        rank, size: This is one of ``size`` training processes: of ``size * per_step`` batches it has every ``size``-th.
 
     Raises:
         SmoeError: If a batch cannot be made.
     """
     loader = DataLoader(
         CutBatches(collator, table_of(batches)),
-        sampler=From(batches, step, per_step),
+        sampler=From(batches, step, per_step, rank, size),
         batch_size=None,
         num_workers=workers,
         persistent_workers=False,
@@ -55,13 +59,15 @@ class CutBatches(torch.utils.data.Dataset[Batch | SmoeError]):
 
 
 class From:
-    """The batch stream from a step on, as the loader's sampler; ``per_step`` batches for each step."""
+    """The batch stream from a step on, as the loader's sampler; ``per_step`` batches for each step and process."""
 
-    def __init__(self, batches: RouteBatches, step: int, per_step: int) -> None:
-        self.batches, self.step, self.per_step = batches, step, per_step
+    def __init__(self, batches: RouteBatches, step: int, per_step: int, rank: int = 0, size: int = 1) -> None:
+        self.batches, self.step, self.per_step, self.rank, self.size = batches, step, per_step, rank, size
 
     def __iter__(self) -> Iterator[tuple[int, list[MonoCut | int]]]:
-        for number, cuts in enumerate(self.batches.stream(self.step, self.per_step), start=self.step * self.per_step):
+        of_a_step = self.size * self.per_step
+        numbered = enumerate(self.batches.stream(self.step, of_a_step), start=self.step * of_a_step)
+        for number, cuts in islice(numbered, self.rank, None, self.size):
             # A stub knows its table, and must not take it along to another process.
             yield number, [number_of(cut) if isinstance(cut, Stub) else cut for cut in cuts]
 

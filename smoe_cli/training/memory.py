@@ -55,12 +55,15 @@ def _part(batch: Batch, rows: slice) -> Batch:
 class Memory:
     """Bytes that this process uses on a device, and could use.
 
+    Args:
+        sharers: Processes that divide what is free among them, where it is the machine's.
+
     Raises:
         ConfigError: If the system does not tell.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, sharers: int = 1) -> None:
+        self.device, self.sharers = device, sharers
         if device.type == "cpu":
             self.reset()
 
@@ -93,7 +96,7 @@ class Memory:
         limit, now = (CGROUP / name for name in ("memory.max", "memory.current"))
         if limit.exists() and (text := limit.read_text().strip()) != "max":
             free = min(free, int(text) - int(now.read_text()))
-        return free
+        return free // self.sharers
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
 import torch
 
 from smoe_cli.batching import IGNORE_ID, Batch
+from smoe_cli.features import spec_augment
 from smoe_cli.loss import Counts, Losses, Weights, chunked_loss, combined_loss, count
 from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.precision import Precision
+from smoe_cli.training.ranks import Ranks
 
 
 def losses_of(
@@ -52,6 +59,52 @@ def losses_of(
     return combined_loss(logits, batch.targets, ctc_logits, memory.lengths, batch.ctc_targets, batch.ctc_lengths, weights)
 
 
-def count_of(model: SpeechToText, batch: Batch) -> Counts:
-    """What the losses of a batch are averaged over; nothing is computed but lengths."""
-    return count(batch.targets, model.encoder.subsampler.lengths(batch.feature_lengths), batch.ctc_targets, batch.ctc_lengths, IGNORE_ID)
+def count_of(model: SpeechToText, batches: Sequence[Batch]) -> Counts:
+    """What the losses of batches are averaged over; nothing is computed but lengths."""
+    lengths = model.encoder.subsampler.lengths
+    return reduce(
+        add,
+        (count(batch.targets, lengths(batch.feature_lengths), batch.ctc_targets, batch.ctc_lengths, IGNORE_ID) for batch in batches),
+    )
+
+
+def add_gradients(
+    model: SpeechToText, batch: Batch, seed: int, whole: Counts | None, settings: TrainSettings, precision: Precision, blank_id: int
+) -> Losses:
+    """Add the gradients of a batch, which may be a part of the whole, to those that are there.
+
+    Args:
+        seed: Of its dropout and its masks.
+        whole: What its loss is averaged over; None: its own tokens.
+        blank_id: CTC's blank.
+    """
+    features = spec_augment(
+        batch.features,
+        batch.feature_lengths,
+        settings.time_masks,
+        settings.time_mask_share,
+        settings.frequency_masks,
+        settings.frequency_mask_bins,
+        seed,
+    )
+    torch.manual_seed(seed)
+    losses = losses_of(model, batch, features, settings, precision, blank_id, whole=whole)
+    losses.total.backward()
+    losses.total = losses.total.detach()
+    return losses
+
+
+def counts_of_all(ranks: Ranks, model: SpeechToText, batches: Sequence[Batch]) -> Counts | None:
+    """What the losses of a step are averaged over: the batches of all processes; None if there are no others.
+
+    Raises:
+        SmoeError: If a process has gone.
+        RuntimeError: If processes have batches of different routes.
+    """
+    if ranks.size == 1:
+        return None
+    own, route = count_of(model, batches), str(batches[0].routes[0])
+    found = ranks.gather(own.tokens, own.ctc_tokens, zlib.crc32(route.encode()))
+    if len({of_one[2] for of_one in found}) > 1:
+        raise RuntimeError(f"the processes have batches of different routes at the same step; process {ranks.rank} has {route}")
+    return Counts(int(sum(of_one[0] for of_one in found)), int(sum(of_one[1] for of_one in found)))

@@ -2,6 +2,8 @@
 
 Every random draw of step s (dropout, SpecAugment, batch order) is a function of (seed, s) alone. So the exact
 training position is the weights, the optimiser's tensors and a number.
+
+Of many processes (`ranks.py`) all do the same, each on its own batches; the first one writes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import reduce
+from itertools import count
 from operator import add
 from pathlib import Path
 
@@ -28,17 +31,18 @@ from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cut_table import labels_of
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError
 from smoe_cli.feature_store import FeatureStore
-from smoe_cli.features import FrontEnd, spec_augment
+from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
 from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.train_settings import AugmentSettings
-from smoe_cli.training.alarms import EXPLODING, TOO_SHORT, check_served, explosion, lone_labels, starvation, stop_at, stop_without_memory
+from smoe_cli.training.accounts import Accounts
+from smoe_cli.training.alarms import check_served, lone_labels, stop_without_memory
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
-from smoe_cli.training.checkpoints import Checkpoints
+from smoe_cli.training.checkpoints import Checkpoints, check_same_run
 from smoe_cli.training.compiling import compile_parts
 from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
@@ -49,10 +53,11 @@ from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
 from smoe_cli.training.precision import Precision, choose_precision
+from smoe_cli.training.ranks import join, weights_digest
 from smoe_cli.training.report import TrainReport
 from smoe_cli.training.samples import take_samples
 from smoe_cli.training.shares import Shares
-from smoe_cli.training.step import count_of, losses_of
+from smoe_cli.training.step import add_gradients, count_of, counts_of_all
 from smoe_cli.training.validate import validation_loss
 from smoe_cli.watch import Silent, Watcher
 
@@ -61,19 +66,22 @@ ALL_THREADS = torch.get_num_threads()
 PARTS_APART = 982_451_653
 """Between the seeds of the batches of one step: far from those of other steps, also in 32 bits, which is all that torch uses on CPUs."""
 LOCK_FILE = "training.lock"
+SHARED = "set `exp_dir` to a folder that all machines share"
+DRIFTED = "start again from the last checkpoint; if it comes back, look for a machine with other hardware or other versions of libraries"
 
 
 class Trainer:
-    """Trains one recipe into one folder.
+    """Trains one recipe into one folder; under torchrun, as one of its processes.
 
     Args:
         config: The recipe.
         folder: `final/` (the result), `checkpoints/` and `metrics.jsonl` go here.
         train_cuts, dev_cuts: Tagged cuts.
         tokenizer: Of the same recipe.
-        watcher: Shown progress.
+        watcher: Shown progress, by the first process.
 
     Raises:
+        SmoeError: If the other processes cannot be found.
         DataError: If a route of the recipe has no training cuts in any band.
         RouteError: If a cut's route is not in the recipe.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
@@ -83,7 +91,10 @@ class Trainer:
         self, config: Config, folder: Path, train_cuts: CutSet, dev_cuts: CutSet, tokenizer: Tokenizer, watcher: Watcher | None = None
     ) -> None:
         self.config, self.settings, self.folder = config, config.train, folder
-        self.watcher = watcher or Silent()
+        self.ranks = join()
+        self.watcher = self.own_watcher = watcher or Silent()
+        if not self.ranks.leads:
+            self.watcher = Silent()
         self.plan = make_plan(config)
         self.groups = by_route(train_cuts, self.plan)
         check_served(config, self.groups)
@@ -99,7 +110,7 @@ class Trainer:
             except RouteError as error:
                 raise CheckpointError(f"the tokenizer is of another recipe: {error.message}", "run `smoe tokenize` again") from error
         self.tokenizer = tokenizer
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
         augment = self.settings.augment
@@ -114,7 +125,7 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
-        self.checkpoints = Checkpoints(folder, self.groups, config.corpus_weights())
+        self.checkpoints = Checkpoints(folder, self.groups, config.corpus_weights(), self.ranks.size)
         self.diary = Diary(folder, self.settings.tensorboard)
         model.encoder.recompute = model.decoder.recompute = self.settings.activation_checkpointing
         if self.settings.compile:
@@ -122,12 +133,9 @@ class Trainer:
         self._own_weights()
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
-        self.shares = Shares(self.plan)
-        self.starving: set[str] = set()
-        self.ctc_skipped = self.exploded = 0
+        self.accounts = Accounts(Shares(self.plan), self.settings.warmup_steps, folder, self.ranks)
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
-        self.recent: dict[str, float] = {}
         if (self.settings.patience or self.settings.average) and not self.dev_groups:
             what = "train.patience" if self.settings.patience else "train.average"
             raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
@@ -156,7 +164,8 @@ class Trainer:
             resume: `auto` continues, `never` starts anew and discards what is there.
 
         Raises:
-            Interrupted: After saving, when SIGINT or SIGTERM came.
+            Interrupted: After saving, when SIGINT or SIGTERM came to any process.
+            SmoeError: If a process has gone, or is not of the same run.
             ConfigError: If `train.init_from` lies where this run writes.
             CheckpointError: If what is there belongs to another configuration, or `train.init_from` to another model.
         """
@@ -165,21 +174,25 @@ class Trainer:
         if source is not None and source.resolve().is_relative_to(self.folder.resolve()):
             raise ConfigError(f"the checkpoint to start from, `{source}`, lies where this run writes its own", "set another exp_dir")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / LOCK_FILE), stop_flag() as stop:
-            self.checkpoints.clean_up()
-            if resume == "never":
-                self._forget()
+        with locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(), stop_flag() as stop:
+            if self.ranks.leads:
+                self.checkpoints.clean_up()
+                if resume == "never":
+                    self._forget()
+            check_same_run(self.ranks, self.config, self.checkpoints)
             resumed_from = self._resume()
             if resumed_from is None:
                 self._start()
-                self.precision = choose_precision(self.settings.precision, self.device)
+                self.precision = self.ranks.from_first(lambda: choose_precision(self.settings.precision, self.device))
+            self.ranks.same(f"weights at step {self.step}", lambda: weights_digest(self.system.model), DRIFTED)
             self.precision.apply()
             self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
             if self.settings.batch_s == "auto":
                 if resumed_from is None:
-                    self._make_batches(self._largest_batch_s())
+                    self._make_batches(min(largest for (largest,) in self.ranks.gather(self._largest_batch_s())))
                 self.watcher.log(f"batches of {self.batch_s:.1f} s")
-            note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step)
+            if self.ranks.leads:
+                note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step, self.ranks.size)
             if self.step and self._due() and self.step not in self.history:
                 # It was stopped between the step and its validation: what that decides is decided as if it had not been.
                 self._review(Meter())
@@ -189,6 +202,7 @@ class Trainer:
                 self.validate()
             self._save_final()
             self.diary.close()
+            self.ranks.wait()
         return TrainReport(
             checkpoint=self.folder / FINAL,
             steps=self.step,
@@ -200,22 +214,23 @@ class Trainer:
             stopped_early=self.step < self.settings.max_steps,
             averaged=chosen_steps(self.settings.average, self.history),
             validation=self.validation,
-            steps_by_route=self.shares.steps,
-            experts=self.shares.experts(),
-            starved=sorted(self.shares.starving({name: share.updates for name, share in self.shares.experts().items()})),
-            ctc_skipped=self.ctc_skipped,
+            steps_by_route=self.accounts.shares.steps,
+            experts=self.accounts.shares.experts(),
+            starved=sorted(self.accounts.shares.starving({name: share.updates for name, share in self.accounts.shares.experts().items()})),
+            ctc_skipped=self.accounts.ctc_skipped,
         )
 
     def _loop(self, stop: threading.Event) -> None:
         meter = Meter()
-        for batches in feed(self.collator, self.batches, self.step, self.settings.accumulate, self.settings.workers):
+        settings, ranks = self.settings, self.ranks
+        for batches in feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size):
             meter.came()
             losses = self.train_step(*batches)
-            meter.done(self._note(batches, losses))
+            meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
             self.step += 1
-            shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.recent).items())
+            shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
             self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
-            if stop.is_set():
+            if ranks.any(stop.is_set()):
                 self._save_checkpoint()
                 raise Interrupted(
                     f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
@@ -227,39 +242,26 @@ class Trainer:
             if self._ended():
                 return
 
-    def _note(self, batches: Sequence[Batch], losses: Losses) -> int:
-        """Account for a step; returns its feature frames."""
-        route, loss = str(batches[0].routes[0]), losses.total.item()
-        if not math.isfinite(loss):
-            stop_at(self.step, batches, loss, self.folder)
-        if losses.too_short and not self.ctc_skipped:
-            self.watcher.log(TOO_SHORT)
-        self.ctc_skipped += losses.too_short
-        if self.step >= self.settings.warmup_steps and loss > EXPLODING * self.recent.get(route, math.inf):
-            self.exploded += 1
-            self.watcher.log(explosion(self.step, batches, loss, self.recent[route]))
-        self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
-        frames = sum(int(batch.feature_lengths.sum()) for batch in batches)
-        self.shares.note(route, frames, losses.tokens)
-        return frames
-
     def _review(self, meter: Meter) -> None:
         """Validate, write down how things are going, and save."""
+        self.ranks.same(f"weights at step {self.step}", lambda: weights_digest(self.system.model), DRIFTED)
         self.validate()
         self.history[self.step] = sum(self.validation.values()) / max(1, len(self.validation))
+        if self.ranks.leads:
+            self._write_down(meter)
+        self._save_checkpoint()
+
+    def _write_down(self, meter: Meter) -> None:
         values = {
-            "train_loss": self.recent,
+            "train_loss": self.accounts.recent,
             "validation_loss": self.validation,
-            "train_loss_by_task": by_task(self.recent),
+            "train_loss_by_task": by_task(self.accounts.recent),
             "validation_loss_by_task": by_task(self.validation),
             "learning_rate": learning_rate(self.step - 1, self.settings),
             "frames_per_s": meter.frames_per_s,
             "waiting_share": meter.waiting_share,
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
-            "ctc_skipped": self.ctc_skipped,
-            "exploded": self.exploded,
-            "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},
-            "starving": self._starving(),
+            **self.accounts.review(self.watcher),
         }
         if self.settings.sample_utterances:
             with self._averaged():
@@ -268,17 +270,6 @@ class Trainer:
                 )
             self.diary.samples(self.step, samples)
         self.diary.write(self.step, values)
-        self._save_checkpoint()
-
-    def _starving(self) -> list[str]:
-        """Experts with too few updates since the last validation; says so when that begins."""
-        recent = self.shares.recent()
-        found = self.shares.starving(recent)
-        for name in found.keys() - self.starving:
-            self.watcher.log(starvation(name, recent[name], found[name]))
-        self.starving = set(found)
-        self.shares.review()
-        return sorted(found)
 
     def _due(self) -> bool:
         """Whether the model is validated after this step."""
@@ -290,22 +281,25 @@ class Trainer:
         return self.step >= self.settings.max_steps or validations_without_gain(self.history) >= patience
 
     def train_step(self, *batches: Batch) -> Losses:
-        """One optimiser step on one batch, or on several as if they were one.
+        """One optimiser step on one batch, or on several as if they were one, with those of the other processes.
 
         Experts that they do not use keep their weights bit for bit. Where memory is used up, the batches are halved, and the step is
-        that of all halves together.
+        that of all halves together. The losses that come back are of this process's batches, averaged over the tokens of all.
 
         Raises:
-            SmoeError: If the memory does not suffice for one utterance.
+            SmoeError: If the memory does not suffice for one utterance, or a process has gone.
         """
+        # Before anything can fail on one process alone: all then send the same number of messages.
+        whole = counts_of_all(self.ranks, self.system.model, batches)
         while True:
             try:
-                losses = self._gradients(batches)
+                losses = self._gradients(batches, whole)
                 break
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 batches = self._halved(batches)
+        self.ranks.sum_gradients(list(self.system.model.parameters()))
         torch.nn.utils.clip_grad_norm_(self.system.model.parameters(), self.settings.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
@@ -314,14 +308,19 @@ class Trainer:
             self.moving.update(self.system.model)
         return losses
 
-    def _gradients(self, batches: Sequence[Batch]) -> Losses:
-        """The gradients of a step, and its losses."""
+    def _gradients(self, batches: Sequence[Batch], whole: Counts | None = None) -> Losses:
+        """The gradients of this process's part of a step, and its losses, averaged over ``whole`` or else over its own tokens."""
         seed = self.settings.seed * 1_000_003 + self.step
         self.system.model.train()
         # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
         self.optimiser.zero_grad(set_to_none=True)
-        whole = reduce(add, (count_of(self.system.model, batch) for batch in batches)) if len(batches) > 1 else None
-        return reduce(add, (self._accumulate(batch, seed + number * PARTS_APART, whole) for number, batch in enumerate(batches)))
+        if whole is None and len(batches) > 1:
+            whole = count_of(self.system.model, batches)
+        # Numbered as if one process had the batches of all.
+        seeds = (seed + number * PARTS_APART for number in count(self.ranks.rank, self.ranks.size))
+        how = self.settings, self.precision, self.tokenizer.blank_id
+        parts = zip(batches, seeds, strict=False)
+        return reduce(add, (add_gradients(self.system.model, batch.to(self.device), part, whole, *how) for batch, part in parts))
 
     def _halved(self, batches: Sequence[Batch]) -> tuple[Batch, ...]:
         """The same utterances in smaller batches.
@@ -335,7 +334,10 @@ class Trainer:
         parts = tuple(half for batch in batches for half in halves(batch))
         if len(parts) == len(batches):
             stop_without_memory(self.step, batches)
-        self.watcher.log(f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`")
+        # Any process may have to; the others do not know.
+        (self.watcher if self.ranks.leads else self.own_watcher).log(
+            f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`"
+        )
         return parts
 
     def _largest_batch_s(self) -> float:
@@ -348,37 +350,22 @@ class Trainer:
             lambda batch: self._gradients([batch]),
             self.optimiser.zero_grad,
             state,
-            Memory(self.device),
+            Memory(self.device, self.ranks.local_size),
             self.settings,
             self.watcher,
         )
 
-    def _accumulate(self, batch: Batch, seed: int, whole: Counts | None) -> Losses:
-        """Add the gradients of a batch, which may be a part of the whole, to those that are there."""
-        batch = batch.to(self.device)
-        features = spec_augment(
-            batch.features,
-            batch.feature_lengths,
-            self.settings.time_masks,
-            self.settings.time_mask_share,
-            self.settings.frequency_masks,
-            self.settings.frequency_mask_bins,
-            seed,
-        )
-        torch.manual_seed(seed)
-        losses = losses_of(self.system.model, batch, features, self.settings, self.precision, self.tokenizer.blank_id, whole=whole)
-        losses.total.backward()
-        losses.total = losses.total.detach()
-        return losses
-
     def validate(self) -> dict[str, float]:
         """Cross-entropy per target token of every route on (part of) the dev split, without label smoothing.
 
-        With `train.ema_decay`, of the averaged weights.
+        With `train.ema_decay`, of the averaged weights. Every process does a part of it, and has the result.
+
+        Raises:
+            SmoeError: If a process has gone.
         """
-        model, blank_id = self.system.model, self.tokenizer.blank_id
+        how = self.settings, self.batch_s, self.precision, self.tokenizer.blank_id, self.ranks
         with self._averaged():
-            self.validation = validation_loss(model, self.dev_groups, self.collator, self.settings, self.batch_s, self.precision, blank_id)
+            self.validation = validation_loss(self.system.model, self.dev_groups, self.collator, *how)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())
         self.watcher.log(f"step {self.step}: validation loss per token  {shown}")
         return self.validation
@@ -390,8 +377,13 @@ class Trainer:
     # --- files -------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
+        if self.ranks.leads:
+            self._write_checkpoint()
+        self.ranks.wait()
+
+    def _write_checkpoint(self) -> None:
         state = {
-            **self.shares.state(),
+            **self.accounts.shares.state(),
             "precision": asdict(self.precision),
             "batch_s": self.batch_s,
             "validation": {str(step): loss for step, loss in self.history.items()},
@@ -405,12 +397,18 @@ class Trainer:
         steps = chosen_steps(self.settings.average, self.history)
         if not steps:
             with self._averaged():
-                checkpoint.save(self.folder / FINAL, self.system)
+                self._write_final()
             return
         self.watcher.log(f"the model is the mean of the checkpoints of steps {', '.join(map(str, steps))}")
         mean = mean_weights([self.checkpoints.at(step) for step in steps], self.device)
         with in_place_of(self.system.model, mean):
-            self.diary.write(self.step, {"averaged": steps, "validation_loss": self.validate()})
+            values = {"averaged": steps, "validation_loss": self.validate()}
+            if self.ranks.leads:
+                self.diary.write(self.step, values)
+            self._write_final()
+
+    def _write_final(self) -> None:
+        if self.ranks.leads:
             checkpoint.save(self.folder / FINAL, self.system)
 
     def _start(self) -> None:
@@ -430,6 +428,7 @@ class Trainer:
     def _resume(self) -> int | None:
         """Continue from the newest checkpoint that is whole."""
         found = self.checkpoints.newest(self.system, self.watcher)
+        self.ranks.same("a newest checkpoint", lambda: found and found.folder.name, SHARED)
         if found is None:
             return None
         folder, saved, position = found
@@ -442,7 +441,7 @@ class Trainer:
         # The same arithmetic as before, or the weights would not be the same.
         self.precision = Precision(**position.state["precision"])
         self.step = int(position.state["step"])
-        self.shares.restore(position.state)
+        self.accounts.shares.restore(position.state)
         if self.settings.batch_s == "auto":
             self._make_batches(position.state["batch_s"])
         self.history = {int(step): loss for step, loss in position.state.get("validation", {}).items()}

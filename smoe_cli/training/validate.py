@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 from lhotse import CutSet
@@ -12,6 +13,7 @@ from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.precision import Precision
+from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.step import losses_of
 
 
@@ -24,6 +26,7 @@ def validation_loss(
     batch_s: float,
     precision: Precision,
     blank_id: int,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """Cross-entropy per target token of every route, without label smoothing.
 
@@ -32,6 +35,10 @@ def validation_loss(
         collator: Makes batches of them.
         batch_s: Seconds of audio in one, padding included.
         blank_id: CTC's blank.
+        ranks: The processes among which the batches are dealt out.
+
+    Raises:
+        SmoeError: If a process has gone.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -39,10 +46,12 @@ def validation_loss(
     for route, cuts in groups.items():
         total, tokens = 0.0, 0
         some = list(cuts)[: settings.validation_utterances]
-        for batch_cuts in chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances):
+        every = chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances)
+        for batch_cuts in islice(every, ranks.rank, None, ranks.size):
             batch = collator(batch_cuts).to(device)
             losses = losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0)
             total += float(losses.attention) * losses.tokens
             tokens += losses.tokens
-        found[str(route)] = total / max(1, tokens)
+        total_of_all, tokens_of_all = ranks.total(total, tokens)
+        found[str(route)] = total_of_all / max(1, tokens_of_all)
     return found

@@ -7,6 +7,7 @@ import pytest
 
 from smoe_cli import pipeline
 from smoe_cli.band_check import BandwidthRow
+from smoe_cli.errors import Interrupted
 from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
 from smoe_cli.preparation import PrepareReport
 from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
@@ -362,6 +363,25 @@ def test_train_hands_on_whether_to_resume(smoe, replace):
     smoe("train")
     smoe("train", "--resume", "never")
     assert [call.kwargs["resume"] for call in train.call_args_list] == ["auto", "never"]
+
+
+def test_of_many_processes_the_first_one_prints_and_the_others_end_alike(smoe, replace, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", ["exp/model/final"]), ("1", [])):
+        monkeypatch.setenv("RANK", rank)
+        replace("train", TRAINED)
+        assert smoe("train").stdout.splitlines()[-1:] == lines
+        replace("train", Interrupted("stopped after step 3"))
+        stopped = smoe("train")
+        assert (stopped.exit_code, "stopped after step 3" in stopped.stderr) == (130, rank == "0")
+
+
+def test_run_is_one_process(smoe, replace, monkeypatch):
+    run = replace("run", ran(findings=0))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = smoe("run")
+    assert (result.exit_code, run.called) == (2, False)
+    assert "start `smoe train` alone with torchrun" in " ".join(result.stderr.split())
 
 
 def test_decode_hands_on_its_options_and_prints_where_it_wrote(smoe, replace):
