@@ -365,15 +365,15 @@ def test_train_hands_on_whether_to_resume(smoe, replace):
     assert [call.kwargs["resume"] for call in train.call_args_list] == ["auto", "never"]
 
 
-def test_of_many_processes_the_first_one_prints_and_the_others_end_alike(smoe, replace, monkeypatch):
+@pytest.mark.parametrize(("rank", "lines"), [("0", ["exp/model/final"]), ("1", [])])
+def test_of_many_processes_the_first_one_prints_and_the_others_end_alike(smoe, replace, monkeypatch, rank, lines):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, lines in (("0", ["exp/model/final"]), ("1", [])):
-        monkeypatch.setenv("RANK", rank)
-        replace("train", TRAINED)
-        assert smoe("train").stdout.splitlines()[-1:] == lines
-        replace("train", Interrupted("stopped after step 3"))
-        stopped = smoe("train")
-        assert (stopped.exit_code, "stopped after step 3" in stopped.stderr) == (130, rank == "0")
+    monkeypatch.setenv("RANK", rank)
+    train = replace("train", lambda *args, **kwargs: TRAINED)
+    assert smoe("train").stdout.splitlines()[-1:] == lines
+    train.side_effect = Interrupted("stopped after step 3")
+    stopped = smoe("train")
+    assert (stopped.exit_code, "stopped after step 3" in stopped.stderr) == (130, rank == "0")
 
 
 def test_run_is_one_process(smoe, replace, monkeypatch):
