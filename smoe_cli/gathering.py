@@ -88,6 +88,12 @@ class Gathered:
         self._count(utterance, made, config)
         return made
 
+    def forget_ids(self) -> None:
+        """Make room: no more utterances will come."""
+        self._split_of.clear()
+        self._cut_ids.clear()
+        self._prepared.clear()
+
     def read(self, utterances: Sequence[Utterance], corpus: str) -> None:
         """Count utterances that a corpus gave, sound or not; one that comes as several prepared cuts counts once."""
         self.assumed[corpus] += sum(utterance.language_assumed for utterance in utterances)

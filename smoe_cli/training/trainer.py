@@ -363,7 +363,7 @@ class Trainer:
         Raises:
             SmoeError: If a process has gone.
         """
-        how = self.settings, self.batch_s, self.precision, self.tokenizer.blank_id, self.ranks
+        how = self.settings, self.batch_s, self.precision, self.tokenizer.blank_id, self.ranks, self.watcher
         with self._averaged():
             self.validation = validation_loss(self.system.model, self.dev_groups, self.collator, *how)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())

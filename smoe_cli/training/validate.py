@@ -15,6 +15,7 @@ from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.step import losses_of
+from smoe_cli.watch import Watcher
 
 
 @torch.inference_mode()
@@ -27,6 +28,7 @@ def validation_loss(
     precision: Precision,
     blank_id: int,
     ranks: Ranks,
+    watcher: Watcher,
 ) -> dict[str, float]:
     """Cross-entropy per target token of every route, without label smoothing.
 
@@ -36,6 +38,7 @@ def validation_loss(
         batch_s: Seconds of audio in one, padding included.
         blank_id: CTC's blank.
         ranks: The processes among which the batches are dealt out.
+        watcher: Shown how far it is.
 
     Raises:
         SmoeError: If a process has gone.
@@ -43,7 +46,7 @@ def validation_loss(
     model.eval()
     device = next(model.parameters()).device
     found = {}
-    for route, cuts in groups.items():
+    for number, (route, cuts) in enumerate(groups.items(), start=1):
         total, tokens = 0.0, 0
         some = list(cuts)[: settings.validation_utterances]
         every = chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances)
@@ -53,5 +56,6 @@ def validation_loss(
             total += float(losses.attention) * losses.tokens
             tokens += losses.tokens
         total_of_all, tokens_of_all = ranks.total(total, tokens)
+        watcher.progress("routes validated", number, len(groups))
         found[str(route)] = total_of_all / max(1, tokens_of_all)
     return found
