@@ -149,7 +149,7 @@ utterance `a6` of corpus `tones` occurs twice in split `train`""",
     "unknown task in the recipe": Damage(
         lambda at: None,
         "prepare --set tasks.summarise.languages=[en]",
-        "`smoe.yaml`: task `summarise` is of unknown kind `summarise`; known kinds: transcribe, translate",
+        r"`smoe.yaml --set [^`]*`: task `summarise` is of unknown kind `summarise`; known kinds: transcribe, translate",
         "docs/reference/config.md",
     ),
     "unknown task in a manifest": Damage(
@@ -161,8 +161,8 @@ utterance `a6` of corpus `tones` occurs twice in split `train`""",
     "unknown task on the command line": Damage(
         lambda at: None,
         "decode --task summarise",
-        r"no route `summarise/\*/\*`; it has: .*transcribe/en/nb",
-        "choose one of these with --task",
+        r"no route `summarise/\*/\*`: of task it has `transcribe`, `translate`",
+        "correct the value",
     ),
     "empty manifest": Damage(
         lambda at: (at / TRAIN).write_bytes(gzip.compress(b"")), "tokenize", f"manifest `{TRAIN}` is empty", "prepare it again"
