@@ -1,6 +1,6 @@
 """The cuts of a large manifest: what sampling needs of each is in memory, the rest is read from disk when it is asked for.
 
-A whole cut takes some ten kilobytes of memory, a stub a quarter of one: a million cuts fit beside torch.
+A whole cut takes kilobytes of memory, a stub a quarter of one: a million of them fit beside torch.
 """
 
 from __future__ import annotations
