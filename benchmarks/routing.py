@@ -45,7 +45,7 @@ from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.tokenizer import PAD_ID
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.allocator import keep_memory
-from smoe_cli.training.optimiser import make_optimiser
+from smoe_cli.training.optimiser import clip, make_optimiser
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.step import losses_of
 
@@ -200,7 +200,7 @@ class Trained:
         with clock.phase("backward"):
             loss.backward()
         with clock.phase("clipping"):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
+            clip(model, self.optimiser, self.settings.clip_norm)
         with clock.phase("AdamW"):
             self.optimiser.step()
         yield

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from smoe_cli.loss import Weights, chunked_loss, combined_loss
+from smoe_cli.loss import Weights, combined_loss
 
 # N utterances, S encoder frames, U tokens, D model width, V vocabulary
 FRAMES, TOKENS = 250, 40
@@ -50,10 +50,7 @@ def measure(rows: int, utterances: int, pieces: int, width: int, rounds: int) ->
     before, seconds = peak_mb(), []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        if rows:
-            losses = chunked_loss(states, output, targets, memory, head, frames, targets, lengths, JOINED, rows, torch.float32)
-        else:
-            losses = combined_loss(output(states), targets, head(memory), frames, targets, lengths, JOINED)
+        losses = combined_loss(states, output, targets, memory.flatten(0, 1), head, frames, targets, lengths, JOINED, rows)
         losses.total.backward()
         seconds.append(time.perf_counter() - start)
         loss = losses.total.item()

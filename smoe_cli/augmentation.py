@@ -15,7 +15,7 @@ from lhotse.audio.mixer import AudioMixer
 from lhotse.augmentation import Resample, ReverbWithImpulseResponse, Speed
 from numpy.typing import NDArray
 
-from smoe_cli.audio import describe, listen
+from smoe_cli.audio import describe
 from smoe_cli.bandwidth import TELEPHONE_HZ
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
@@ -94,7 +94,7 @@ class Augmentation:
 
 
 def sounds(folder: Path | None, setting: str) -> list[Recording]:
-    """All audio files in a folder and below, each read to its end once.
+    """All audio files in a folder and below; only their headers are read, as every process of a run does this at its start.
 
     Raises:
         DataError: If there is none, or one is no sound audio of one channel.
@@ -104,8 +104,7 @@ def sounds(folder: Path | None, setting: str) -> list[Recording]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     if not paths:
         raise DataError(f"`{setting}`: no audio in `{folder}`; known are {', '.join(SUFFIXES)}", "name a folder with audio files")
-    found = [describe(path, str(path.relative_to(folder))) for path in paths]
-    for problem in (listen(recording).problem for recording in found):
-        if problem is not None:
-            raise DataError(f"`{setting}`: {problem.message}", problem.hint)
-    return found
+    try:
+        return [describe(path, str(path.relative_to(folder))) for path in paths]
+    except DataError as error:
+        raise DataError(f"`{setting}`: {error.message}", error.hint) from error

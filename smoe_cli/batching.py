@@ -1,4 +1,4 @@
-"""Single-route batches, interleaved over routes by their size, and collation into tensors.
+"""Batches of one route or of several, interleaved over routes by their size, and collation into tensors.
 
 The order is a pure function of the manifest, the seed and the step: to resume is to count.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from typing import TypeVar
 
 import torch
@@ -60,6 +61,11 @@ class Batch:
         """The batch on another device; expert indices stay on the CPU, where they decide control flow."""
         moved = ("features", "feature_lengths", "tokens_in", "targets", "ctc_targets", "ctc_lengths")
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in moved})
+
+    @property
+    def routes_served(self) -> list[str]:
+        """Its routes, each once."""
+        return list(dict.fromkeys(map(str, self.routes)))
 
     def with_expert(self, stack: str, expert_N: Tensor) -> Batch:
         """The batch with one stack's experts replaced on purpose."""
@@ -145,11 +151,11 @@ def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:
 
 
 class RouteBatches:
-    """An endless, exactly resumable stream of single-route batches of cuts.
+    """An endless, exactly resumable stream of batches of cuts.
 
     Each route has its own shuffled, duration-bucketed epochs (Lhotse's sampler); routes take turns in proportion
     to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than
-    drawn, so that even a short run keeps the proportions.
+    drawn, so that even a short run keeps the proportions. A batch is of one turn, or made of equal parts from several consecutive ones.
 
     Where corpora are blended, each corpus of a route has epochs of its own, and the route's turns are dealt among them likewise: a
     batch holds one corpus, buckets stay as tight as without blending, and to resume is still to count. Where they are not, a route's
@@ -164,9 +170,10 @@ class RouteBatches:
         task_weights: Task -> factor on the share of its routes.
         corpus_weights: Corpus -> factor on how often its cuts are drawn, within each route.
         corpus_temperature: 1 keeps the proportions of a route's corpora, larger evens them out.
+        turns_per_batch: Turns that share a batch.
 
     Raises:
-        DataError: If a cut alone is longer than a batch, or a corpus with a weight has no cut.
+        DataError: If a cut alone is longer than its part of a batch, or a corpus with a weight has no cut.
     """
 
     def __init__(
@@ -179,13 +186,16 @@ class RouteBatches:
         task_weights: Mapping[str, float] | None = None,
         corpus_weights: Mapping[str, float] | None = None,
         corpus_temperature: float = 1.0,
+        turns_per_batch: int = 1,
     ) -> None:
-        self.groups, self.batch_s, self.max_utterances, self.seed = groups, batch_s, max_utterances, seed
+        self.groups, self.seed, self.turns_per_batch = groups, seed, turns_per_batch
+        self.batch_s, self.max_utterances = batch_s / turns_per_batch, max_utterances // turns_per_batch
+        part = "a batch" if turns_per_batch == 1 else f"one of {turns_per_batch} parts of a batch"
         for cuts in groups.values():
             for cut in cuts:
-                if cut.duration > batch_s:
+                if cut.duration > self.batch_s:
                     raise DataError(
-                        f"cut `{whole(cut).id}` lasts {cut.duration:.1f} s, longer than a batch of {batch_s:g} s",
+                        f"cut `{whole(cut).id}` lasts {cut.duration:.1f} s, longer than {part} of {batch_s:g} s",
                         "raise `train.batch_s`, or leave the cut out",
                     )
         seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
@@ -211,15 +221,16 @@ class RouteBatches:
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     def turns(self) -> Iterator[Route]:
-        """Which route serves step 0, 1, 2, ..."""
+        """Whose turn is first, second, third, ..."""
         return deal(self.shares)
 
     def stream(self, start_step: int = 0, per_step: int = 1) -> Iterator[list[MonoCut]]:
-        """Batches from ``start_step`` on, ``per_step`` of one route for each step; only metadata is read for those before it."""
-        routes = {route: self._batches(route) for route in self.groups}
-        for step, route in enumerate(self.turns()):
+        """Batches from ``start_step`` on, ``per_step`` of the same turns for each step; only metadata is read for those before it."""
+        routes, turns = {route: self._batches(route) for route in self.groups}, self.turns()
+        for step in count():
+            served = list(islice(turns, self.turns_per_batch))
             for _ in range(per_step):
-                cuts = next(routes[route])
+                cuts = [cut for route in served for cut in next(routes[route])]
                 if step >= start_step:
                     yield cuts
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from smoe_cli.model.softmax import chosen_log_probs
 
-# N utterances, S encoder frames, U tokens, L transcript tokens, D model width, V vocabulary, C columns, R rows
+# N utterances, S encoder frames, P those of all utterances, U tokens, L transcript tokens, D model width, C columns
 
 
 @dataclass
@@ -79,58 +80,33 @@ def count(targets_NU: Tensor, memory_lengths_N: Tensor, ctc_targets_NL: Tensor, 
 
 
 def combined_loss(
-    logits_NUV: Tensor,
+    states_NUD: Tensor,
+    output: nn.Linear,
     targets_NU: Tensor,
-    ctc_logits_NSV: Tensor | None,
+    memory_PD: Tensor,
+    ctc_head: nn.Linear | None,
     memory_lengths_N: Tensor,
     ctc_targets_NL: Tensor,
     ctc_lengths_N: Tensor,
     weights: Weights,
+    rows: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Losses:
     """``(1 - w) * attention + w * ctc``, each averaged over its target tokens.
 
     Source: hybrid CTC/attention, arXiv:1609.06773; as an auxiliary loss on the transcript in speech translation,
     arXiv:2004.10234. The CTC targets are the transcript whatever the task, since a translation does not follow the audio; an
     utterance without a transcript (length 0) has no CTC term at all: silence is not what was said in it.
-    """
-    attention = F.cross_entropy(
-        _wide(logits_NUV.flatten(0, 1)), targets_NU.flatten(), ignore_index=weights.ignore_id, label_smoothing=weights.label_smoothing
-    )
-    tokens = int((targets_NU != weights.ignore_id).sum())
-    if ctc_logits_NSV is None or weights.ctc == 0.0:
-        return _join(attention, tokens, None, weights, ctc_share=0.0)
-    said = ctc_lengths_N > 0
-    if not bool(said.any()):
-        return _join(attention, tokens, None, weights, weights.ctc)
-    if not bool(said.all()):
-        ctc_logits_NSV, memory_lengths_N = ctc_logits_NSV[said], memory_lengths_N[said]
-        ctc_targets_NL, ctc_lengths_N = ctc_targets_NL[said], ctc_lengths_N[said]
-    fits = _fits(memory_lengths_N, ctc_targets_NL, ctc_lengths_N)
-    log_probs_SNV = F.log_softmax(_wide(ctc_logits_NSV), dim=-1).transpose(0, 1)
-    ctc = _ctc(log_probs_SNV, ctc_targets_NL, memory_lengths_N, ctc_lengths_N, fits, weights.blank_id)
-    return _join(attention, tokens, (ctc, fits, ctc_lengths_N), weights, weights.ctc)
 
-
-def chunked_loss(
-    states_NUD: Tensor,
-    output: nn.Linear,
-    targets_NU: Tensor,
-    memory_NSD: Tensor,
-    ctc_head: nn.Linear | None,
-    memory_lengths_N: Tensor,
-    ctc_targets_NL: Tensor,
-    ctc_lengths_N: Tensor,
-    weights: Weights,
-    rows: int,
-    dtype: torch.dtype,
-) -> Losses:
-    """As `combined_loss` of the logits that ``output`` and ``ctc_head`` make, without ever holding all of them.
-
-    CTC needs of every frame only the log-probabilities of the blank and of the transcript's tokens.
+    Scores over the vocabulary are made where there is a loss, and nowhere else. CTC needs of every frame only the
+    log-probabilities of the blank and of the transcript's tokens.
 
     Args:
-        rows: Tokens or frames whose logits are held at a time.
-        dtype: In which the logits are computed.
+        states_NUD: Of the decoder, from which ``output`` makes scores.
+        memory_PD: The encoder's real frames, one utterance after the other, from which ``ctc_head`` makes scores.
+        memory_lengths_N: Real frames of each utterance.
+        rows: Tokens or frames whose scores are held at a time; 0: all.
+        dtype: In which the scores are computed.
     """
     real = targets_NU != weights.ignore_id
     tokens = int(real.sum())
@@ -142,23 +118,17 @@ def chunked_loss(
     said = ctc_lengths_N > 0
     if not bool(said.any()):
         return _join(attention, tokens, None, weights, weights.ctc)
-    memory_NSD, memory_lengths_N = memory_NSD[said], memory_lengths_N[said]
-    ctc_targets_NL, ctc_lengths_N = ctc_targets_NL[said], ctc_lengths_N[said]
+    if not bool(said.all()):
+        memory_PD, memory_lengths_N = memory_PD[said.repeat_interleave(memory_lengths_N)], memory_lengths_N[said]
+        ctc_targets_NL, ctc_lengths_N = ctc_targets_NL[said], ctc_lengths_N[said]
     fits = _fits(memory_lengths_N, ctc_targets_NL, ctc_lengths_N)
     # Column 0 is the blank, column l the token at l; a token that occurs again has the column of its first place.
     columns_NC = F.pad(ctc_targets_NL, (1, 0), value=weights.blank_id)
     first_NL = (ctc_targets_NL[:, :, None] == ctc_targets_NL[:, None, :]).int().argmax(-1) + 1
-    inside = torch.arange(memory_NSD.shape[1], device=memory_NSD.device)[None, :] < memory_lengths_N[:, None]
-    columns_RC = columns_NC[:, None, :].expand(-1, memory_NSD.shape[1], -1)[inside]
-    chosen_RC, _ = chosen_log_probs(memory_NSD[inside], ctc_head.weight, ctc_head.bias, columns_RC, rows, dtype)
-    log_probs_NSC = chosen_RC.new_zeros(*inside.shape, columns_NC.shape[1]).masked_scatter(inside[..., None], chosen_RC)
-    ctc = _ctc(log_probs_NSC.transpose(0, 1), first_NL, memory_lengths_N, ctc_lengths_N, fits, blank_id=0, chosen=inside)
+    columns_PC = columns_NC.repeat_interleave(memory_lengths_N, 0)
+    log_probs_PC, _ = chosen_log_probs(memory_PD, ctc_head.weight, ctc_head.bias, columns_PC, rows, dtype)
+    ctc = _ctc(log_probs_PC, first_NL, memory_lengths_N, ctc_lengths_N, fits)
     return _join(attention, tokens, (ctc, fits, ctc_lengths_N), weights, weights.ctc)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """In float32 at least: sums over a large vocabulary lose too much in bf16."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _fits(memory_lengths_N: Tensor, ctc_targets_NL: Tensor, ctc_lengths_N: Tensor) -> Tensor:
@@ -168,28 +138,15 @@ def _fits(memory_lengths_N: Tensor, ctc_targets_NL: Tensor, ctc_lengths_N: Tenso
     return memory_lengths_N >= ctc_lengths_N + repeats
 
 
-def _ctc(
-    log_probs_SNC: Tensor,
-    targets_NL: Tensor,
-    memory_lengths_N: Tensor,
-    ctc_lengths_N: Tensor,
-    fits_N: Tensor,
-    blank_id: int,
-    chosen: Tensor | None = None,
-) -> Tensor:
-    """CTC loss per token of the transcripts that fit.
-
-    Args:
-        chosen: Real frames (N,S), if the columns are some of the vocabulary only.
-    """
-    per_utterance = F.ctc_loss(
-        log_probs_SNC, targets_NL, memory_lengths_N, ctc_lengths_N, blank=blank_id, reduction="none", zero_infinity=True
-    )
-    if chosen is not None:
-        # Torch's gradient is that of the scores before a softmax over all columns: too large by each column's probability, which adds
-        # up to nothing only where all columns are there. This takes it away, and is 0 itself.
-        mass_N = (log_probs_SNC.transpose(0, 1).exp() * chosen[..., None]).sum((1, 2))
-        per_utterance = per_utterance - torch.where(fits_N, mass_N - mass_N.detach(), 0.0)
+def _ctc(log_probs_PC: Tensor, targets_NL: Tensor, memory_lengths_N: Tensor, ctc_lengths_N: Tensor, fits_N: Tensor) -> Tensor:
+    """CTC loss per token of the transcripts that fit; ``targets_NL`` are columns, of which 0 is the blank."""
+    log_probs_SNC = pad_sequence(list(log_probs_PC.split(memory_lengths_N.tolist())))
+    per_utterance = F.ctc_loss(log_probs_SNC, targets_NL, memory_lengths_N, ctc_lengths_N, reduction="none", zero_infinity=True)
+    # Torch's gradient is that of the scores before a softmax over all columns: too large by each column's probability, which adds
+    # up to nothing only where all columns are there. This takes it away, and is 0 itself.
+    owner_P = torch.arange(len(fits_N), device=fits_N.device).repeat_interleave(memory_lengths_N)
+    mass_N = log_probs_PC.new_zeros(len(fits_N)).index_add(0, owner_P, log_probs_PC.exp().sum(1))
+    per_utterance = per_utterance - torch.where(fits_N, mass_N - mass_N.detach(), 0.0)
     return per_utterance.sum() / (ctc_lengths_N * fits_N).sum().clamp_min(1)
 
 

@@ -51,7 +51,7 @@ class TrainSettings(Settings):
     compile: bool = Field(
         False,
         description="Compile attention, convolutions and experts with torch.compile, once for batches of all shapes; needs a C++ compiler. "
-        "The same training but for the last digits.",
+        "On CPUs, padding is then computed too. The same training but for what dropout draws, and the last digits.",
     )
     max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
     accumulate: int = Field(
@@ -59,6 +59,12 @@ class TrainSettings(Settings):
         gt=0,
         description="Batches of one route in each optimiser step; the loss is averaged over the tokens of all of them, so that the step is "
         "that of one batch as large as they are together, in the memory of one.",
+    )
+    turns_per_batch: int = Field(
+        1,
+        gt=0,
+        description="Turns of routes that share a batch. 1: a batch has one route, and one expert of each stack works on all of it; more: "
+        "equal parts of it are of consecutive turns, so that a step has several routes and moves several experts.",
     )
     loss_chunk: int = Field(
         0,
@@ -142,6 +148,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:
+        if self.turns_per_batch > self.max_utterances:
+            raise ValueError(f"turns_per_batch ({self.turns_per_batch}) is more than max_utterances ({self.max_utterances})")
         if self.init_from is None and (self.init_noise or self.init_experts):
             raise ValueError("init_noise and init_experts are about copies from a checkpoint, and init_from names none")
         if self.ema_decay and self.average:

@@ -82,3 +82,10 @@ def tiny_config(exp_dir: Path, **changes: object) -> Config:
         base = tree.get(key)
         tree[key] = {**base, **value} if isinstance(base, dict) and isinstance(value, dict) and key not in ("tasks", "data") else value
     return parse_config(tree, "tiny.yaml")
+
+
+def as_given(size: int) -> torch.nn.Linear:
+    """An output layer that hands on its inputs: scores that a test chooses."""
+    layer = torch.nn.Linear(size, size, bias=False).requires_grad_(False)
+    torch.nn.init.eye_(layer.weight)
+    return layer

@@ -15,6 +15,7 @@ from smoe_cli.errors import DataError, RouteError
 from smoe_cli.features import spec_augment
 from smoe_cli.loss import Weights, combined_loss
 from smoe_cli.routing import RoutingPlan, StackPlan
+from tests.conftest import as_given
 
 PLAN = RoutingPlan(
     encoder=StackPlan(by="bandwidth", experts=("nb", "wb")),
@@ -128,7 +129,8 @@ def test_spec_augment_masks_within_its_limits_and_by_seed():
 def test_loss_equals_torchs_own_on_hand_made_batches():
     logits, targets = torch.randn(2, 3, 5), torch.tensor([[-100, 1, 2], [-100, 3, -100]])
     ctc, ctc_targets, lengths = torch.randn(2, 9, 5), torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
-    found = combined_loss(logits, targets, ctc, torch.tensor([9, 9]), ctc_targets, lengths, Weights(0.0, 0.3, -100, 0))
+    heard = (ctc.flatten(0, 1), as_given(5), torch.tensor([9, 9]), ctc_targets, lengths)
+    found = combined_loss(logits, as_given(5), targets, *heard, Weights(0.0, 0.3, -100, 0))
     rows = torch.log_softmax(logits, -1)
     attention = -(rows[0, 1, 1] + rows[0, 2, 2] + rows[1, 1, 3]) / 3
     wanted = (
@@ -140,8 +142,7 @@ def test_loss_equals_torchs_own_on_hand_made_batches():
 
 def test_a_transcript_that_does_not_fit_its_frames_is_counted_and_skipped():
     ctc, targets = torch.randn(1, 3, 5, requires_grad=True), torch.tensor([[1, 1, 2]])
-    found = combined_loss(
-        torch.randn(1, 1, 5), torch.tensor([[1]]), ctc, torch.tensor([3]), targets, torch.tensor([3]), Weights(0.0, 1.0, -100, 0)
-    )
+    heard = (ctc[0], as_given(5), torch.tensor([3]), targets, torch.tensor([3]))
+    found = combined_loss(torch.randn(1, 1, 5), as_given(5), torch.tensor([[1]]), *heard, Weights(0.0, 1.0, -100, 0))
     assert found.too_short == 1
     assert torch.isfinite(found.total)

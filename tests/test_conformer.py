@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from smoe_cli.model.conformer import ConformerConvolution, ConformerLayer
 from smoe_cli.model.experts import SupervisedMoE
+from smoe_cli.model.rows import Padded
 from tests.conftest import tiny_model
 
 DIM, HEADS, HIDDEN, KERNEL = 16, 4, 24, 7
@@ -63,18 +64,18 @@ def test_the_same_weights_give_the_output_of_torchaudio(expert):
     with torch.no_grad():
         expected, _ = theirs(x, torch.tensor([19, 19, 19]))
         for layer in ours:
-            x = layer(x, None, experts)
+            x = layer(x, Padded(), experts)
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
 
 
 def test_the_convolution_sees_its_neighbours_but_no_padding():
     convolution, x = ConformerConvolution(DIM, KERNEL), torch.randn(1, 12, DIM)
-    padded = (torch.arange(12) >= 8)[None, :, None]
+    rows = Padded((torch.arange(12) < 8)[None, None, None])
     other = x.clone()
     other[:, 8:] = 100.0
-    assert not torch.allclose(convolution(x, None)[:, :8], convolution(other, None)[:, :8])
-    torch.testing.assert_close(convolution(x, padded)[:, :8], convolution(other, padded)[:, :8])
-    torch.testing.assert_close(convolution(x, padded)[:, :8], convolution(x[:, :8], None))
+    assert not torch.allclose(convolution(x, Padded())[:, :8], convolution(other, Padded())[:, :8])
+    torch.testing.assert_close(convolution(x, rows)[:, :8], convolution(other, rows)[:, :8])
+    torch.testing.assert_close(convolution(x, rows)[:, :8], convolution(x[:, :8], Padded()))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -91,10 +92,10 @@ def test_states_do_not_depend_on_what_an_utterance_is_batched_with(training):
 
 def test_each_half_step_has_its_own_experts_and_each_is_chosen_by_the_tag():
     layer, x, experts = make_layer(), torch.randn(2, 9, DIM), torch.tensor([0, 1])
-    before = layer(x, None, experts)
+    before = layer(x, Padded(), experts)
     for part in (layer.ffn_before, layer.ffn):
         nn.init.normal_(part.experts["wb"][3].weight)
-        after = layer(x, None, experts)
+        after = layer(x, Padded(), experts)
         assert torch.equal(after[0], before[0])
         assert not torch.allclose(after[1], before[1])
         before = after

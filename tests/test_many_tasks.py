@@ -32,7 +32,7 @@ from smoe_cli.tokenizer import END_ID, open_tokenizer
 from smoe_cli.training import Trainer
 from smoe_cli.training.diary import by_task
 from smoe_cli.watch import Silent
-from tests.conftest import tiny_config
+from tests.conftest import as_given, tiny_config
 
 TASKS = {
     "transcribe": {"languages": ["en"]},
@@ -258,10 +258,13 @@ def test_an_utterance_without_transcript_has_no_ctc_term_exactly():
     logits, targets = torch.randn(3, 2, 5), torch.tensor([[1, 2], [3, 2], [4, 2]])
     ctc = torch.randn(3, 9, 5, requires_grad=True)
     ctc_targets, frames = torch.tensor([[1, 2], [0, 0], [3, 0]]), torch.tensor([9, 8, 9])
-    found = combined_loss(logits, targets, ctc, frames, ctc_targets, torch.tensor([2, 0, 1]), Weights(0.0, 0.3, -100, 0))
+    every = [ctc[number, :length] for number, length in enumerate(frames.tolist())]
+    same, joined = as_given(5), Weights(0.0, 0.3, -100, 0)
+    found = combined_loss(logits, same, targets, torch.cat(every), same, frames, ctc_targets, torch.tensor([2, 0, 1]), joined)
     heard = torch.tensor([0, 2])
     lengths = torch.tensor([2, 1])
-    alone = combined_loss(logits[heard], targets[heard], ctc[heard], frames[heard], ctc_targets[heard], lengths, Weights(0.0, 0.3, -100, 0))
+    memory = torch.cat([every[0], every[2]])
+    alone = combined_loss(logits[heard], same, targets[heard], memory, same, frames[heard], ctc_targets[heard], lengths, joined)
     assert torch.equal(found.ctc, alone.ctc)
     torch.testing.assert_close(found.total, 0.7 * found.attention + 0.3 * alone.ctc)
     assert found.too_short == 0
@@ -273,7 +276,8 @@ def test_a_batch_without_any_transcript_does_not_touch_the_ctc_head():
     ctc = torch.randn(1, 9, 5, requires_grad=True)
     logits = torch.randn(1, 2, 5, requires_grad=True)
     nothing = torch.zeros(1, 0, dtype=torch.int64)
-    found = combined_loss(logits, torch.tensor([[1, 2]]), ctc, torch.tensor([9]), nothing, torch.tensor([0]), Weights(0.0, 0.3, -100, 0))
+    heard = (ctc[0], as_given(5), torch.tensor([9]), nothing, torch.tensor([0]))
+    found = combined_loss(logits, as_given(5), torch.tensor([[1, 2]]), *heard, Weights(0.0, 0.3, -100, 0))
     assert torch.equal(found.total, 0.7 * found.attention) and found.ctc == 0
     found.total.backward()
     assert ctc.grad is None and logits.grad is not None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 import torch
 
+from smoe_cli.loss import Weights, combined_loss
 from smoe_cli.model.experts import ExpertFFN, SupervisedMoE
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText, count_parameters
 from tests.conftest import tiny_model
@@ -53,7 +55,7 @@ def test_mixed_batch_equals_the_utterances_one_by_one(experts):
     torch.testing.assert_close(together, alone)
 
 
-def test_one_route_is_neither_gathered_nor_copied_and_each_expert_of_several_runs_once(monkeypatch):
+def test_one_route_is_neither_gathered_nor_copied_and_each_run_of_several_is_one_view(monkeypatch):
     moe, x = SupervisedMoE(("a", "b", "c"), dim=4, hidden_dim=8), torch.randn(5, 3, 4)
     handed: list[tuple[int, torch.Tensor]] = []
     run = moe.run_expert
@@ -64,9 +66,15 @@ def test_one_route_is_neither_gathered_nor_copied_and_each_expert_of_several_run
     moe(x, torch.tensor([0, 0, 1, 2, 2]))
     assert [(index, len(part)) for index, part in handed] == [(0, 2), (1, 1), (2, 2)]
     assert all(part.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for _, part in handed)
-    handed.clear()
-    moe(x, torch.tensor([2, 0, 1, 0, 2]))
-    assert [(index, len(part)) for index, part in handed] == [(0, 2), (1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("changes", FAMILY)
+def test_each_expert_of_a_mixed_batch_runs_once_in_every_layer(changes, monkeypatch):
+    model, ran = tiny_model(**changes), Counter[tuple[int, int]]()
+    honest = SupervisedMoE.run_expert
+    monkeypatch.setattr(SupervisedMoE, "run_expert", lambda moe, index, x: (ran.update([(id(moe), index)]), honest(moe, index, x))[1])
+    run(model, [30, 17, 22, 9], [1, 0, 1, 0], [0, 1, 0, 1])
+    assert len(ran) >= 2 * len(list(model.routed_layers())) and set(ran.values()) == {1}
 
 
 def test_swapping_a_tag_changes_the_output_of_that_utterance_only():
@@ -117,6 +125,38 @@ def test_a_mixed_and_padded_batch_equals_its_utterances_one_by_one(changes):
         assert length == int(memory.lengths[n])
         torch.testing.assert_close(memory.states[n, :length], alone_memory.states[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(states[n], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ctc", [0.0, 0.3])
+@pytest.mark.parametrize("changes", FAMILY)
+def test_packed_utterances_give_the_states_the_loss_and_the_gradients_of_padded_ones(changes, ctc):
+    packed, padded = (tiny_model(**changes) for _ in range(2))
+    padded.load_state_dict(packed.state_dict())
+    padded.encoder.packs = False
+    targets, lengths = torch.randint(1, 30, (4, 5)), torch.tensor([3, 2, 0, 1])
+    totals = []
+    for model in (packed, padded):
+        (states, memory), _, _ = run(model, [37, 22, 9, 30], [1, 0, 1, 0], [1, 1, 0, 0])
+        assert (memory.packed is None) == (model is padded)
+        heard = (model.ctc, memory.lengths, targets, lengths)
+        found = combined_loss(states, model.decoder.output, targets, memory.real(), *heard, Weights(0.1, ctc, -100, 0))
+        found.total.backward()
+        totals.append((states, memory.real(), found.total))
+    torch.testing.assert_close(*totals, rtol=1e-4, atol=1e-5)
+    for one, other in zip(packed.parameters(), padded.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_packed_layers_never_see_padding(monkeypatch):
+    model, seen = tiny_model(), set()
+    honest = SupervisedMoE.run_expert
+    monkeypatch.setattr(SupervisedMoE, "run_expert", lambda moe, index, x: (seen.add(tuple(x.shape[:-1])), honest(moe, index, x))[1])
+    features = torch.randn(3, 40, 8)
+    memory = model.encoder(features, torch.tensor([40, 17, 8]), torch.tensor([0, 0, 0]))
+    assert seen == {(10 + 5 + 2,)} and memory.lengths.tolist() == [10, 5, 2]
+    assert not memory.states[1, 5:].any() and not memory.states[2, 2:].any()
 
 
 @pytest.mark.parametrize("changes", FAMILY)

@@ -33,7 +33,7 @@ def given(steps: dict[str, int]) -> Shares:
     shares = Shares(PLAN)
     for route, count in steps.items():
         for _ in range(count):
-            shares.note(route, frames=100, tokens=7)
+            shares.note({route: 100}, {route: 7})
     return shares
 
 
@@ -51,21 +51,36 @@ def test_an_expert_starves_below_a_fifth_of_an_even_share_since_the_last_review(
     # 90 steps, three experts: 30 would be even, and a fifth of that is 6.
     assert shares.starving(shares.recent()) == {"decoder.fr": 30.0}
     for _ in range(2):
-        shares.note("translate/fr/wb", 1, 1)
+        shares.note({"translate/fr/wb": 1}, {"translate/fr/wb": 1})
     assert shares.starving(shares.recent()) == {}
     shares.review()
     assert shares.starving(shares.recent()) == {}, "of nothing, nothing is too little"
     for _ in range(2):
-        shares.note("transcribe/en/nb", 1, 1)
+        shares.note({"transcribe/en/nb": 1}, {"transcribe/en/nb": 1})
     assert shares.starving(shares.recent()) == {}, "two steps cannot serve three experts"
-    shares.note("translate/de/wb", 1, 1)
+    shares.note({"translate/de/wb": 1}, {"translate/de/wb": 1})
     assert shares.starving(shares.recent()) == {"decoder.fr": 1.0}
+
+
+def test_a_step_of_several_routes_is_one_update_of_each_of_their_experts():
+    shares = Shares(PLAN)
+    shares.note({"transcribe/en/nb": 30, "transcribe/en/wb": 40, "translate/de/wb": 50}, {"transcribe/en/nb": 1, "translate/de/wb": 2})
+    shares.note({"translate/de/wb": 5}, {"translate/de/wb": 1})
+    assert shares.by_route() == {"transcribe/en/nb": 1, "transcribe/en/wb": 1, "translate/de/wb": 2, "translate/fr/wb": 0}
+    assert {name: (share.updates, share.frames, share.tokens) for name, share in shares.experts().items()} == {
+        "decoder.en": (1, 70, 1),
+        "decoder.de": (2, 55, 3),
+        "decoder.fr": (0, 0, 0),
+    }
+    other = Shares(PLAN)
+    other.restore(json.loads(json.dumps(shares.state())))
+    assert other.experts() == shares.experts()
 
 
 def test_counts_survive_a_checkpoint():
     shares = given({"transcribe/en/nb": 3, "translate/de/wb": 5})
     shares.review()
-    shares.note("translate/fr/wb", 4, 2)
+    shares.note({"translate/fr/wb": 4}, {"translate/fr/wb": 2})
     other = Shares(PLAN)
     other.restore(json.loads(json.dumps(shares.state())))
     assert (other.experts(), other.recent()) == (shares.experts(), shares.recent())

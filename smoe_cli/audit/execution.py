@@ -22,7 +22,10 @@ Place = tuple[str, int, str, str]
 
 @contextmanager
 def watched_experts(model: SpeechToText) -> Iterator[dict[Place, int]]:
-    """Count, for every expert of every layer, the utterances it was last handed, as long as the context lasts."""
+    """Count, for every expert of every layer, the most that it was handed at once, as long as the context lasts.
+
+    These are utterances, or, in an encoder that leaves out padding, their frames.
+    """
     ran: dict[Place, int] = {}
     handles = []
 
@@ -58,12 +61,17 @@ def observe_experts(decoder: Decoder, groups: Mapping[Route, Sequence[MonoCut]],
     for route, cuts in groups.items():
         planned = {"encoder": plan.encoder.expert(route), "decoder": plan.decoder.expert(route)}
         for batch_cuts in decoder.batches(cuts):
+            batch = decoder.collator(batch_cuts)
+            lengths = model.encoder.subsampler.lengths(batch.feature_lengths)
+            frames = int(lengths.sum()) if model.encoder.leaves_out_padding(lengths) else 0
             with watched_experts(model) as ran:
-                decoder.decode_batch(decoder.collator(batch_cuts))
-            for (stack, layer, part, expert), utterances in sorted(ran.items()):
-                counts[route, (stack, layer, part, expert)] += utterances
-                if expert != planned[stack] or utterances != len(batch_cuts):
-                    said = f"expert `{expert}` served {utterances} of {len(batch_cuts)} utterances; the plan names `{planned[stack]}`"
+                decoder.decode_batch(batch)
+            for (stack, layer, part, expert), handed in sorted(ran.items()):
+                whole = (frames if stack == "encoder" else 0) or len(batch_cuts)
+                counts[route, (stack, layer, part, expert)] += len(batch_cuts) * handed // whole
+                if expert != planned[stack] or handed != whole:
+                    what = "utterances" if whole == len(batch_cuts) else "frames"
+                    said = f"expert `{expert}` served {handed} of {whole} {what}; the plan names `{planned[stack]}`"
                     findings.append(_stray(stack, layer, part, route, said))
             for stack, layer, part, _ in model.routed_networks():
                 if (stack, layer, part, planned[stack]) not in ran:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smoe_cli.model.layers import MakeFFN, SelfAttention, padding_of
+from smoe_cli.model.layers import MakeFFN, SelfAttention
+from smoe_cli.model.rows import Rows
 
 # N utterances, S frames, D model width
 
@@ -26,14 +27,12 @@ class ConformerConvolution(nn.Module):
         self.depthwise_norm = nn.LayerNorm(dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x_NSD: Tensor, padded_NS1: Tensor | None) -> Tensor:
-        """Same shape as ``x_NSD``; padding does not leak into real frames."""
-        x_NSD = F.glu(self.in_proj(self.norm(x_NSD)), dim=2)
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        """Same shape as ``x``; padding does not leak into real frames."""
+        x = F.glu(self.in_proj(self.norm(x)), dim=-1)
         # Here and not before: biases have filled the padding again, and only the depthwise convolution looks to the side.
-        if padded_NS1 is not None:
-            x_NSD = x_NSD.masked_fill(padded_NS1, 0.0)
-        x_NSD = self.depthwise(x_NSD.transpose(1, 2)).transpose(1, 2)
-        return self.out_proj(F.silu(self.depthwise_norm(x_NSD)))
+        x = rows.back(self.depthwise(rows.along_time(x).transpose(1, 2)).transpose(1, 2))
+        return self.out_proj(F.silu(self.depthwise_norm(x)))
 
 
 class ConformerLayer(nn.Module):
@@ -55,10 +54,10 @@ class ConformerLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_NSD: Tensor, mask: Tensor | None, expert_N: Tensor) -> Tensor:
-        """Same shape as ``x_NSD``; arguments as those of the Transformer's `EncoderLayer`."""
-        x_NSD = x_NSD + 0.5 * self.dropout(self.ffn_before(self.ffn_before_norm(x_NSD), expert_N))
-        x_NSD = x_NSD + self.dropout(self.attention(self.attention_norm(x_NSD), mask))
-        x_NSD = x_NSD + self.dropout(self.convolution(x_NSD, padding_of(mask)))
-        x_NSD = x_NSD + 0.5 * self.dropout(self.ffn(self.ffn_norm(x_NSD), expert_N))
-        return self.norm(x_NSD)
+    def forward(self, x: Tensor, rows: Rows, expert: Tensor) -> Tensor:
+        """Same shape as ``x``; arguments as those of the Transformer's `EncoderLayer`."""
+        x = x + 0.5 * self.dropout(self.ffn_before(self.ffn_before_norm(x), expert))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rows))
+        x = x + self.dropout(self.convolution(x, rows))
+        x = x + 0.5 * self.dropout(self.ffn(self.ffn_norm(x), expert))
+        return self.norm(x)

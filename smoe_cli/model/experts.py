@@ -8,12 +8,22 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-# N utterances, S positions (frames or tokens), D model width
+# N utterances, S positions (frames or tokens), P positions of all utterances, D model width
 
 
 DENSE, SHARED = "dense", "shared"
 """Names of the only expert where no tag chooses, and of the one that runs whatever the tag."""
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def order_of_experts(expert_N: Tensor) -> Tensor | None:
+    """Order of utterances in which those of one expert stand together, int64; None if they do already.
+
+    A stack sorts its utterances once, and not once in every layer.
+    """
+    if len(expert_N.unique_consecutive()) == len(expert_N.unique()):
+        return None
+    return torch.argsort(expert_N, stable=True)
 
 
 class ExpertFFN(nn.Sequential):
@@ -54,46 +64,36 @@ class SupervisedMoE(nn.Module):
         self.experts = nn.ModuleDict({name: ExpertFFN(dim, hidden_dim, dropout, activation) for name in names})
         self.shared = ExpertFFN(dim, shared_hidden_dim, dropout, activation) if shared_hidden_dim else None
 
-    def forward(self, x_NSD: Tensor, expert_N: Tensor) -> Tensor:
-        """Apply expert ``expert_N[n]`` to every position of utterance ``n``.
+    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
+        """Apply expert ``expert[n]`` to all of ``x[n]``.
+
+        Each run of rows with the same expert is a view, and one call of that expert: `order_of_experts` makes runs longest.
 
         Args:
-            x_NSD: Hidden states; padding is computed too, attention masks it.
-            expert_N: Expert index per utterance, int64, on the CPU: it decides control flow, and reading it
+            x: Hidden states, (N,S,D) or (P,D): of utterances with their padding, which is computed too, or of real positions.
+            expert: Expert index of each row of the first dimension, int64, on the CPU: it decides control flow, and reading it
                 from an accelerator would stall every layer.
 
         Returns:
-            Same shape as ``x_NSD``.
+            Same shape as ``x``.
 
         Raises:
-            ValueError: If ``expert_N`` is not one valid index per utterance.
+            ValueError: If ``expert`` is not one valid index per row.
         """
-        if expert_N.shape != x_NSD.shape[:1]:
-            raise ValueError(f"expert_N has shape {tuple(expert_N.shape)}, expected one index for each of {x_NSD.shape[0]} utterances")
-        indices = expert_N.tolist()
+        if expert.shape != x.shape[:1]:
+            raise ValueError(f"expert has shape {tuple(expert.shape)}, expected one index for each of {x.shape[0]} rows")
+        indices, lengths = (found.tolist() for found in torch.unique_consecutive(expert, return_counts=True))
         if not all(0 <= index < len(self.names) for index in indices):
             raise ValueError(f"expert indices {sorted(set(indices))} are not all among the {len(self.names)} experts {list(self.names)}")
-        out_NSD = self._chosen(x_NSD, expert_N, indices)
-        return out_NSD if self.shared is None else out_NSD + self.shared(x_NSD)
+        if len(indices) == 1:
+            out = self.run_expert(indices[0], x)
+        else:
+            out = torch.cat([self.run_expert(index, part) for index, part in zip(indices, x.split(lengths), strict=True)])
+        return out if self.shared is None else out + self.shared(x)
 
-    def _chosen(self, x_NSD: Tensor, expert_N: Tensor, indices: list[int]) -> Tensor:
-        """What each utterance's own expert makes of it; `indices` are the numbers in `expert_N`."""
-        used = sorted(set(indices))
-        if len(used) == 1:
-            return self.run_expert(used[0], x_NSD)
-        # Sorted, each expert works on one contiguous run: a view, no gather per expert.
-        order = torch.argsort(expert_N, stable=True)
-        if indices == sorted(indices):
-            runs = x_NSD.split([indices.count(index) for index in used])
-            return torch.cat([self.run_expert(index, run) for index, run in zip(used, runs, strict=True)])
-        sorted_NSD = x_NSD[order.to(x_NSD.device)]
-        runs = sorted_NSD.split([indices.count(index) for index in used])
-        out_NSD = torch.cat([self.run_expert(index, run) for index, run in zip(used, runs, strict=True)])
-        return out_NSD[torch.argsort(order).to(x_NSD.device)]
-
-    def run_expert(self, index: int, x_NSD: Tensor) -> Tensor:
-        """Run one expert on all of its utterances."""
-        out: Tensor = self.experts[self.names[index]](x_NSD)
+    def run_expert(self, index: int, x: Tensor) -> Tensor:
+        """Run one expert on a run of its rows."""
+        out: Tensor = self.experts[self.names[index]](x)
         return out
 
 
@@ -108,6 +108,6 @@ class UnroutedFFN(SupervisedMoE):
     ) -> None:
         super().__init__((DENSE,), dim, hidden_dim, dropout, shared_hidden_dim, activation)
 
-    def forward(self, x_NSD: Tensor, expert_N: Tensor) -> Tensor:
-        """As `SupervisedMoE`, whatever expert ``expert_N`` means in the other layers."""
-        return super().forward(x_NSD, torch.zeros_like(expert_N))
+    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
+        """As `SupervisedMoE`, whatever expert ``expert`` means in the other layers."""
+        return super().forward(x, torch.zeros_like(expert))

@@ -40,9 +40,9 @@ class _OnlyExpert(nn.Module):
         (self.expert,) = moe.experts.values()
         self.shared = moe.shared
 
-    def forward(self, x_NSD: Tensor, expert_N: Tensor) -> Tensor:
-        out: Tensor = self.expert(x_NSD)
-        return out if self.shared is None else out + self.shared(x_NSD)
+    def forward(self, x: Tensor, expert: Tensor) -> Tensor:
+        out: Tensor = self.expert(x)
+        return out if self.shared is None else out + self.shared(x)
 
 
 class EncoderGraph(nn.Module):

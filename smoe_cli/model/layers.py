@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smoe_cli.model.experts import SupervisedMoE
+from smoe_cli.model.rows import Padded, Rows, attend
 
 MakeFFN = Callable[[], SupervisedMoE]
 """Makes one feed-forward network of a layer: what is routed, and how wide it is, is the business of the stack."""
@@ -26,15 +27,14 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def project(self, x_NSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (N,H,S,K)."""
-        n, s, d = x_NSD.shape
-        qkv = self.in_proj(x_NSD).view(n, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return qkv[0], qkv[1], qkv[2]
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of positions (...,D), each (...,H,K)."""
+        q, k, v = self.in_proj(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return q, k, v
 
-    def forward(self, x_NSD: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        q, k, v = self.project(x_NSD)
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)))
+    def forward(self, x: Tensor, rows: Rows, causal: bool = False) -> Tensor:
+        """Same shape as ``x``, whose positions lie as ``rows`` says."""
+        return self.out_proj(attend(*self.project(x), rows, rows, causal))
 
 
 class CrossAttention(nn.Module):
@@ -47,30 +47,22 @@ class CrossAttention(nn.Module):
         self.kv_proj = nn.Linear(dim, 2 * dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def keys_values(self, memory_NSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (N,H,S,K) of the encoder's states: computed once per utterance."""
-        n, s, d = memory_NSD.shape
-        kv = self.kv_proj(memory_NSD).view(n, s, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return kv[0], kv[1]
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (...,H,K) of the encoder's states (...,D): computed once per utterance."""
+        keys, values = self.kv_proj(memory).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        return keys, values
 
-    def forward(self, x_NUD: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from U query rows; in beam search the rows are the beams, which share keys and values."""
-        n, u, d = x_NUD.shape
-        q = self.q_proj(x_NUD).view(n, u, self.heads, d // self.heads).transpose(1, 2)
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)))
+    def forward(self, x_NUD: Tensor, memory: Tensor, rows: Rows) -> Tensor:
+        """Attend from U positions of each utterance to the encoder's states, which lie as ``rows`` says."""
+        return self.attend(x_NUD, *self.keys_values(memory), rows)
 
-
-def merge_heads(x_NHSK: Tensor) -> Tensor:
-    """(N,H,S,K) -> (N,S,D)."""
-    return x_NHSK.transpose(1, 2).flatten(2)
+    def attend(self, x_NUD: Tensor, keys: Tensor, values: Tensor, rows: Rows) -> Tensor:
+        """As `forward`, of keys and values that are there; in beam search the U rows are the beams, which share them."""
+        q_NUHK = self.q_proj(x_NUD).unflatten(-1, (self.heads, -1))
+        return self.out_proj(attend(q_NUHK, keys, values, Padded(), rows))
 
 
-def padding_of(mask: Tensor | None) -> Tensor | None:
-    """Attention mask (N,1,1,S), true at real frames -> (N,S,1), true at padding."""
-    return None if mask is None else ~mask[:, 0, 0, :, None]
-
-
-def run_layer(layer: nn.Module, recompute: bool, *inputs: Tensor | None) -> Tensor:
+def run_layer(layer: nn.Module, recompute: bool, *inputs: Tensor | Rows) -> Tensor:
     """What a layer makes of its inputs.
 
     Args:
@@ -92,12 +84,10 @@ class Convolution(nn.Module):
         self.depthwise = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, x_NSD: Tensor, padded_NS1: Tensor | None) -> Tensor:
-        """Same shape as ``x_NSD``; padding does not leak into real frames."""
-        x_NSD = self.norm(x_NSD)
-        if padded_NS1 is not None:
-            x_NSD = x_NSD.masked_fill(padded_NS1, 0.0)
-        return self.out_proj(F.silu(self.depthwise(x_NSD.transpose(1, 2)).transpose(1, 2)))
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        """Same shape as ``x``; padding does not leak into real frames."""
+        x_NSD = self.depthwise(rows.along_time(self.norm(x)).transpose(1, 2)).transpose(1, 2)
+        return self.out_proj(F.silu(rows.back(x_NSD)))
 
 
 class EncoderLayer(nn.Module):
@@ -112,11 +102,12 @@ class EncoderLayer(nn.Module):
         self.ffn = make_ffn()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_NSD: Tensor, mask: Tensor | None, expert_N: Tensor) -> Tensor:
-        x_NSD = x_NSD + self.dropout(self.attention(self.attention_norm(x_NSD), mask))
+    def forward(self, x: Tensor, rows: Rows, expert: Tensor) -> Tensor:
+        """Same shape as ``x``, whose positions lie as ``rows`` says; ``expert`` is that of each row of its first dimension."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rows))
         if self.convolution is not None:
-            x_NSD = x_NSD + self.dropout(self.convolution(x_NSD, padding_of(mask)))
-        return x_NSD + self.dropout(self.ffn(self.ffn_norm(x_NSD), expert_N))
+            x = x + self.dropout(self.convolution(x, rows))
+        return x + self.dropout(self.ffn(self.ffn_norm(x), expert))
 
 
 @dataclass
@@ -147,20 +138,20 @@ class DecoderLayer(nn.Module):
         self.ffn = make_ffn()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_NUD: Tensor, memory_NSD: Tensor, memory_mask: Tensor | None, expert_N: Tensor) -> Tensor:
-        """All U positions at once, each seeing only those before it (training)."""
-        x_NUD = x_NUD + self.dropout(self.attention(self.attention_norm(x_NUD), causal=True))
-        keys, values = self.memory_attention.keys_values(memory_NSD)
-        x_NUD = x_NUD + self.dropout(self.memory_attention(self.memory_norm(x_NUD), keys, values, memory_mask))
+    def forward(self, x_NUD: Tensor, memory: Tensor, rows: Rows, expert_N: Tensor) -> Tensor:
+        """All U positions at once, each seeing only those before it (training); the encoder's states lie as ``rows`` says."""
+        x_NUD = x_NUD + self.dropout(self.attention(self.attention_norm(x_NUD), Padded(), causal=True))
+        x_NUD = x_NUD + self.dropout(self.memory_attention(self.memory_norm(x_NUD), memory, rows))
         return x_NUD + self.dropout(self.ffn(self.ffn_norm(x_NUD), expert_N))
 
     def step(self, x_M1D: Tensor, cache: LayerCache, memory_mask: Tensor | None, expert_N: Tensor) -> Tensor:
         """One new position for M = N*B hypotheses; extends the cache."""
         n, b = cache.memory_keys.shape[0], x_M1D.shape[0] // cache.memory_keys.shape[0]
-        q, k, v = self.attention.project(self.attention_norm(x_M1D))
+        q, k, v = (x.transpose(1, 2) for x in self.attention.project(self.attention_norm(x_M1D)))
         cache.keys, cache.values = torch.cat((cache.keys, k), 2), torch.cat((cache.values, v), 2)
-        attended = F.scaled_dot_product_attention(q, cache.keys, cache.values)
-        x_NBD = (x_M1D + self.attention.out_proj(merge_heads(attended))).view(n, b, -1)
-        x_NBD = x_NBD + self.memory_attention(self.memory_norm(x_NBD), cache.memory_keys, cache.memory_values, memory_mask)
+        attended = F.scaled_dot_product_attention(q, cache.keys, cache.values).transpose(1, 2).flatten(2)
+        x_NBD = (x_M1D + self.attention.out_proj(attended)).view(n, b, -1)
+        keys, values = cache.memory_keys.transpose(1, 2), cache.memory_values.transpose(1, 2)
+        x_NBD = x_NBD + self.memory_attention.attend(self.memory_norm(x_NBD), keys, values, Padded(memory_mask))
         x_NBD = x_NBD + self.ffn(self.ffn_norm(x_NBD), expert_N)
         return x_NBD.view(n * b, 1, -1)

@@ -1,4 +1,4 @@
-"""Log-probabilities over a large vocabulary, without ever holding all of them."""
+"""Log-probabilities over a large vocabulary, of those pieces that are asked for; without ever holding all, if need be."""
 
 from __future__ import annotations
 
@@ -70,19 +70,24 @@ def _parts(count: int, rows: int) -> Iterator[slice]:
 def chosen_log_probs(
     states_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, columns_RC: Tensor, rows: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Log-softmax of a linear layer at chosen pieces, and its mean over all of them; computed for some rows at a time.
+    """Log-softmax of a linear layer at chosen pieces, and its mean over all of them.
 
-    Neither the logits (R,V) nor anything of their size is ever held: at most ``rows`` rows of them, forward and backward.
+    If computed for some rows at a time, neither the logits (R,V) nor anything of their size is ever held: at most ``rows`` rows of
+    them, forward and backward.
 
     Args:
         weight_VD, bias_V: Of the layer.
         columns_RC: The pieces that are asked for, in every row; one may be named twice.
-        rows: Rows that are computed at a time.
+        rows: Rows that are computed at a time; 0: all, which costs one matrix product less.
         dtype: In which matrix products are computed; all else is float32.
 
     Returns:
         Log-probabilities (R,C) and their means over the vocabulary (R,).
     """
     bias = None if bias_V is None else bias_V.to(dtype)
+    if not rows:
+        logits = F.linear(states_RD.to(dtype), weight_VD.to(dtype), bias)
+        log_probs = F.log_softmax(logits if dtype == torch.float64 else logits.float(), dim=-1)
+        return log_probs.gather(1, columns_RC), log_probs.mean(-1)
     chosen: tuple[Tensor, Tensor] = _ChosenLogProbs.apply(states_RD.to(dtype), weight_VD.to(dtype), bias, columns_RC, rows)  # type: ignore[no-untyped-call]
     return chosen

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from smoe_cli.model.conformer import ConformerLayer
-from smoe_cli.model.experts import SHARED, SupervisedMoE, UnroutedFFN
+from smoe_cli.model.experts import SHARED, SupervisedMoE, UnroutedFFN, order_of_experts
 from smoe_cli.model.front import FAMILIES
 from smoe_cli.model.layers import DecoderLayer, EncoderLayer, LayerCache, MakeFFN, run_layer
+from smoe_cli.model.rows import Packed, Padded, Rows
 
-# N utterances, T frames, F mel bins, S encoder frames, U tokens, D model width, V vocabulary, B beams, M = N*B
+# N utterances, T frames, F mel bins, S encoder frames, U tokens, D model width, V vocabulary, P real frames of a batch, B beams, M = N*B
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,32 @@ class Memory:
         states: (N,S,D).
         lengths: (N,) real encoder frames.
         mask: (N,1,1,S), true where attention may look; None when nothing is padded.
+        packed: (P,D), the real frames one utterance after the other, if the encoder worked on these alone.
     """
 
     states: Tensor
     lengths: Tensor
     mask: Tensor | None
+    packed: Tensor | None = None
+
+    def real(self) -> Tensor:
+        """(P,D), the real frames one utterance after the other."""
+        if self.packed is not None:
+            return self.packed
+        return self.states.flatten(0, 1) if self.mask is None else self.states[self.mask[:, 0, 0]]
+
+    def laid_out(self) -> tuple[Tensor, Rows]:
+        """The states without padding if they are there, else with it; and how they lie."""
+        return (self.states, Padded(self.mask)) if self.packed is None else (self.packed, Packed(self.lengths.tolist()))
+
+    def reordered(self, order_N: Tensor) -> Memory:
+        """With utterance ``order_N[n]`` in place n."""
+        packed = self.packed
+        if packed is not None:
+            parts = packed.split(self.lengths.tolist())
+            packed = torch.cat([parts[n] for n in order_N.tolist()])
+        order_N = order_N.to(self.states.device)
+        return Memory(self.states[order_N], self.lengths[order_N], None if self.mask is None else self.mask[order_N], packed)
 
 
 class Encoder(nn.Module):
@@ -123,9 +145,11 @@ class Encoder(nn.Module):
 
     Attributes:
         recompute: Whether training keeps only the inputs of layers, and computes the rest again where gradients need it.
+        packs: Whether, on a CPU, layers see the real frames alone; elsewhere a batch is one tensor, padding and all.
     """
 
     recompute = False
+    packs = True
 
     def __init__(self, dims: Dimensions) -> None:
         super().__init__()
@@ -151,9 +175,29 @@ class Encoder(nn.Module):
         # A graph that is being exported cannot look at its inputs.
         if torch.compiler.is_exporting() or int(lengths_N.min()) < x.shape[1]:
             mask = (torch.arange(x.shape[1], device=x.device)[None, :] < lengths_N[:, None])[:, None, None, :]
+        if torch.compiler.is_exporting():
+            return Memory(self._layers(x, Padded(mask), expert_N), lengths_N, mask)
+        order = order_of_experts(expert_N)
+        memory = Memory(x, lengths_N, mask)
+        if order is not None:
+            memory, expert_N = memory.reordered(order), expert_N[order]
+        if self.leaves_out_padding(memory.lengths):
+            rows = Packed(memory.lengths.tolist())
+            memory.packed = self._layers(rows.back(memory.states), rows, rows.experts(expert_N))
+            memory.states = rows.along_time(memory.packed)
+        else:
+            memory.states = self._layers(memory.states, Padded(memory.mask), expert_N)
+        return memory if order is None else memory.reordered(order.argsort())
+
+    def leaves_out_padding(self, lengths_N: Tensor) -> bool:
+        """Whether the layers work on the real frames alone in a batch whose utterances have so many after subsampling."""
+        return self.packs and lengths_N.device.type == "cpu" and bool(lengths_N.min() < lengths_N.max())
+
+    def _layers(self, x: Tensor, rows: Rows, expert: Tensor) -> Tensor:
         for layer in self.layers:
-            x = run_layer(layer, self.recompute and self.training, x, mask, expert_N)
-        return Memory(self.norm(x), lengths_N, mask)
+            x = run_layer(layer, self.recompute and self.training, x, rows, expert)
+        out: Tensor = self.norm(x)
+        return out
 
 
 @dataclass
@@ -195,16 +239,21 @@ class Decoder(nn.Module):
     def forward(self, tokens_NU: Tensor, memory: Memory, expert_N: Tensor) -> Tensor:
         """States (N,U,D) from which `output` makes logits; position u sees tokens 0..u."""
         x = self.embed(tokens_NU, 0)
+        order = order_of_experts(expert_N)
+        if order is not None:
+            x, memory, expert_N = x[order.to(x.device)], memory.reordered(order), expert_N[order]
+        heard, rows = memory.laid_out()
         for layer in self.layers:
-            x = run_layer(layer, self.recompute and self.training, x, memory.states, memory.mask, expert_N)
+            x = run_layer(layer, self.recompute and self.training, x, heard, rows, expert_N)
         states: Tensor = self.norm(x)
-        return states
+        return states if order is None else states[order.argsort().to(x.device)]
 
     def start(self, memory: Memory, beams: int) -> DecoderState:
         """Empty caches for N*B hypotheses, with the cross-attention keys computed once per utterance."""
         layers = []
         for layer in self.layers:
-            keys, values = cast(DecoderLayer, layer).memory_attention.keys_values(memory.states)
+            made = cast(DecoderLayer, layer).memory_attention.keys_values(memory.states)
+            keys, values = (x.transpose(1, 2) for x in made)
             empty = keys.new_empty(keys.shape[0] * beams, keys.shape[1], 0, keys.shape[3])
             layers.append(LayerCache(empty, empty, keys, values))
         return DecoderState(layers)

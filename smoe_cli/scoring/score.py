@@ -51,7 +51,7 @@ def score(config: Config | None, hypotheses: Sequence[Path], out: Path | None, w
         watcher.log("without a recipe, texts are compared as they come: case and punctuation count")
     else:
         # References were cleaned when they were prepared; a model that was not trained on such text writes otherwise.
-        sources = {path: [_by_policy(item, config) for item in group] for path, group in sources.items()}
+        sources = {path: [by_policy(item, config) for item in group] for path, group in sources.items()}
     result = slices.score(config.name if config is not None else "hypotheses", sources, metrics_of, norm_of)
     if config is not None:
         tasks = dict.fromkeys(part.task for part in result.slices if _has_text(config, part.task))
@@ -77,8 +77,8 @@ def _has_text(config: Config, task: str) -> bool:
     return task in config.tasks and not config.kind(task).closed
 
 
-def _by_policy(hypothesis: Hypothesis, config: Config) -> Hypothesis:
-    """A hypothesis and its references with the case and punctuation that the recipe has for its task."""
+def by_policy(hypothesis: Hypothesis, config: Config) -> Hypothesis:
+    """A hypothesis and its references as they are scored: with the case and punctuation that the recipe has for its task."""
     if not _has_text(config, hypothesis.task):
         return hypothesis
     clean = config.text_policy(hypothesis.task).clean

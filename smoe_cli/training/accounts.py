@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smoe_cli.batching import Batch
+from smoe_cli.batching import IGNORE_ID, Batch
 from smoe_cli.loss import Losses
 from smoe_cli.training.alarms import EXPLODING, TOO_SHORT, explosion, starvation, stop_at
 from smoe_cli.training.ranks import Ranks
@@ -25,7 +26,7 @@ class Accounts:
         ranks: The processes.
 
     Attributes:
-        recent: Route -> recent mean of its loss.
+        recent: Route -> recent mean of the loss of its batches, which other routes may be part of.
         ctc_skipped: Utterances so far.
         exploded: Steps so far.
     """
@@ -50,21 +51,33 @@ class Accounts:
         Raises:
             SmoeError: If the loss is no number, or a process has gone.
         """
-        route, own_loss = str(batches[0].routes[0]), losses.total.item()
-        own_frames = sum(int(batch.feature_lengths.sum()) for batch in batches)
-        loss, *counts = self.ranks.total(own_loss, losses.tokens, losses.too_short, own_frames)
-        tokens, too_short, frames = map(int, counts)
+        own_loss = losses.total.item()
+        plan_routes = self.shares.plan.routes
+        own_frames, own_tokens = Counter[str](), Counter[str]()
+        for batch in batches:
+            of_utterances = batch.feature_lengths.tolist(), (batch.targets != IGNORE_ID).sum(1).tolist()
+            for route, frames, tokens in zip(map(str, batch.routes), *of_utterances, strict=True):
+                own_frames[route] += frames
+                own_tokens[route] += tokens
+        own_counts = [*(own_frames[route] for route in plan_routes), *(own_tokens[route] for route in plan_routes)]
+        loss, *counts = self.ranks.total(own_loss, losses.too_short, *own_counts)
+        too_short, *of_routes = map(int, counts)
         if not math.isfinite(loss):
             stop_at(step, batches, loss, own_loss, self.folder, self.ranks)
         if too_short and not self.ctc_skipped:
             watcher.log(TOO_SHORT)
         self.ctc_skipped += too_short
-        if step >= self.warmup_steps and loss > EXPLODING * self.recent.get(route, math.inf):
+        served = batches[0].routes_served
+        usual = max(self.recent.get(route, math.inf) for route in served)
+        if step >= self.warmup_steps and loss > EXPLODING * usual:
             self.exploded += 1
-            watcher.log(explosion(step, batches, loss, self.recent[route]))
-        self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
-        self.shares.note(route, frames, tokens)
-        return frames
+            watcher.log(explosion(step, batches, loss, usual))
+        for route in served:
+            self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
+        frames_of = dict(zip(plan_routes, of_routes, strict=False))
+        tokens_of = dict(zip(plan_routes, of_routes[len(plan_routes) :], strict=True))
+        self.shares.note({route: frames_of[route] for route in served}, {route: tokens_of[route] for route in served})
+        return sum(frames_of.values())
 
     def review(self, watcher: Watcher) -> dict[str, Any]:
         """What a validation writes down; says which experts have begun to starve since the last one."""

@@ -54,8 +54,8 @@ def explosion(step: int, batches: Sequence[Batch], loss: float, usual: float) ->
     """The warning of a loss that is far above the recent mean of its route."""
     ids = ", ".join(f"`{cut.id}`" for cut in batches[0].cuts[:3])
     return (
-        f"warning: at step {step} the loss of route {batches[0].routes[0]} was {loss:.3g}, its recent mean {usual:.3g}; the batch began "
-        f"with {ids}; look at its cuts, or lower `train.learning_rate` or `train.clip_norm`"
+        f"warning: at step {step} the loss of route {' + '.join(batches[0].routes_served)} was {loss:.3g}, its recent mean {usual:.3g}; "
+        f"the batch began with {ids}; look at its cuts, or lower `train.learning_rate` or `train.clip_norm`"
     )
 
 
@@ -84,7 +84,7 @@ def stop_at(step: int, batches: Sequence[Batch], loss: float, own_loss: float, f
         write_text_atomically(report, "".join(f"{cut}\n" for ids in failed for cut in ids))
     ranks.wait()
     raise SmoeError(
-        f"the loss became {loss} at step {step} on route {batches[0].routes[0]}; the batch's cuts are listed in `{report}`",
+        f"the loss became {loss} at step {step} on route {' + '.join(batches[0].routes_served)}; the batch's cuts are listed in `{report}`",
         "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
     )
 

@@ -9,6 +9,7 @@ from smoe_cli.model.conformer import ConformerConvolution
 from smoe_cli.model.experts import ExpertFFN
 from smoe_cli.model.front import ConvSubsampler
 from smoe_cli.model.layers import Convolution, CrossAttention, SelfAttention
+from smoe_cli.model.speech_to_text import Encoder
 
 COMPILED = (SelfAttention, CrossAttention, Convolution, ConformerConvolution, ExpertFFN, ConvSubsampler)
 """Modules without choices inside: which expert runs is decided in Python, between them, so that no route makes a new graph."""
@@ -39,6 +40,9 @@ def compile_parts(model: nn.Module) -> int:
         ) from error
     torch._dynamo.config.recompile_limit = GRAPHS
     torch._inductor.config.fallback_random = True
+    for encoder in (part for part in model.modules() if isinstance(part, Encoder)):
+        # Every batch has other lengths, and what goes through utterances one by one would be compiled for each.
+        encoder.packs = False
     parts = [part for part in model.modules() if isinstance(part, COMPILED)]
     for part in parts:
         part.compile(dynamic=True)

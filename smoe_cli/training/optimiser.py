@@ -33,6 +33,15 @@ def make_optimiser(model: SpeechToText, settings: TrainSettings) -> torch.optim.
     )
 
 
+def clip(model: nn.Module, optimiser: torch.optim.AdamW, norm: float) -> None:
+    """Let the optimiser's next step take the gradients scaled down to this norm.
+
+    The step divides by the factor as it reads them: to scale them beforehand would read and write all of them once more.
+    """
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    optimiser.grad_scale = (torch.nn.utils.get_total_norm(gradients) / norm).clamp(min=1.0)  # type: ignore[attr-defined]
+
+
 def learning_rate(step: int, settings: TrainSettings) -> float:
     """Learning rate of optimiser step ``step`` (from 0): linear warm-up, then inverse square root or cosine to zero."""
     warm = min(1.0, (step + 1) / settings.warmup_steps)

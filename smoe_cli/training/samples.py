@@ -12,8 +12,9 @@ from smoe_cli.checkpoint import System
 from smoe_cli.cut_table import whole
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import SmoeError
-from smoe_cli.records import Hypothesis, Record
+from smoe_cli.records import Record
 from smoe_cli.scoring.metrics import find_metric
+from smoe_cli.scoring.score import by_policy
 from smoe_cli.tags import Route
 from smoe_cli.watch import Watcher
 
@@ -47,7 +48,7 @@ def take_samples(
     scores: dict[str, dict[str, float]] = {}
     for route, cuts in groups.items():
         kind = config.kind(route.task)
-        found = [_cleaned(hypothesis, system) for hypothesis in decoder.decode([whole(cut) for cut in islice(cuts, count)])]
+        found = [by_policy(hypothesis, config) for hypothesis in decoder.decode([whole(cut) for cut in islice(cuts, count)])]
         samples += [Sample(route=str(route), id=one.id, reference=(one.references or [""])[0], hypothesis=one.text) for one in found]
         scored = [one for one in found if any(one.references)]
         metric, shown = find_metric(kind.metrics[0]), "not scored"
@@ -61,11 +62,3 @@ def take_samples(
         if found:
             watcher.log(f"  {route}  {shown}  wanted: {samples[-len(found)].reference}  written: {samples[-len(found)].hypothesis}")
     return samples, scores
-
-
-def _cleaned(hypothesis: Hypothesis, system: System) -> Hypothesis:
-    """As it is scored: with the task's case and punctuation; a label stays as it is."""
-    if system.config.kind(hypothesis.task).closed:
-        return hypothesis
-    clean = system.config.text_policy(hypothesis.task).clean
-    return hypothesis.model_copy(update={"text": clean(hypothesis.text), "references": [clean(text) for text in hypothesis.references]})

@@ -6,7 +6,8 @@ tells. Source: S-MoE, arXiv:2508.10009, which routes by supervision so that no g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import Field
@@ -23,9 +24,15 @@ class ExpertShare(Record):
     """What one expert of a stack has been given."""
 
     updates: int = Field(description="Optimiser steps that moved it.")
-    share: float = Field(description="Of the updates of its stack.")
+    share: float = Field(
+        description="Of all optimiser steps; where batches have several routes, the shares of a stack add up to more than 1."
+    )
     frames: int = Field(description="Feature frames of its utterances, 100 a second.")
     tokens: int = Field(description="Target tokens of its utterances.")
+
+
+TOGETHER = " + "
+"""Between the routes of one step."""
 
 
 class Shares:
@@ -33,33 +40,43 @@ class Shares:
 
     Args:
         plan: Which expert serves which route.
+
+    Attributes:
+        steps: Routes of a step, joined by `TOGETHER` -> steps.
+        frames, tokens: Route -> how many.
     """
 
     def __init__(self, plan: RoutingPlan) -> None:
         self.plan = plan
-        self.steps, self.frames, self.tokens, self.reviewed = (dict.fromkeys(plan.routes, 0) for _ in range(4))
+        self.steps, self.reviewed = Counter[str](), Counter[str]()
+        self.frames, self.tokens = Counter[str](), Counter[str]()
 
-    def note(self, route: str, frames: int, tokens: int) -> None:
-        """Account for a step."""
-        self.steps[route] += 1
-        self.frames[route] += frames
-        self.tokens[route] += tokens
+    def note(self, frames: Mapping[str, int], tokens: Mapping[str, int]) -> None:
+        """Account for a step, given what each of its routes had."""
+        self.steps[TOGETHER.join(route for route in self.plan.routes if route in frames)] += 1
+        self.frames.update(frames)
+        self.tokens.update(tokens)
+
+    def by_route(self) -> dict[str, int]:
+        """Every route of the plan -> steps that it was in."""
+        return {route: _steps_with([route], self.steps) for route in self.plan.routes}
 
     def experts(self) -> dict[str, ExpertShare]:
         """Stack and expert, as in `decoder.translate` -> what it was given; only of stacks that choose."""
         found = {}
         for name, routes, _ in self._experts():
-            updates, frames, tokens = (sum(counts[route] for route in routes) for counts in (self.steps, self.frames, self.tokens))
-            found[name] = ExpertShare(updates=updates, share=updates / max(1, sum(self.steps.values())), frames=frames, tokens=tokens)
+            updates, steps = _steps_with(routes, self.steps), self.steps.total()
+            frames, tokens = (sum(counts[route] for route in routes) for counts in (self.frames, self.tokens))
+            found[name] = ExpertShare(updates=updates, share=updates / max(1, steps), frames=frames, tokens=tokens)
         return found
 
     def recent(self) -> dict[str, int]:
         """Expert -> its updates since the last review."""
-        return {name: sum(self.steps[route] - self.reviewed[route] for route in routes) for name, routes, _ in self._experts()}
+        return {name: _steps_with(routes, self.steps) - _steps_with(routes, self.reviewed) for name, routes, _ in self._experts()}
 
     def review(self) -> None:
         """Begin to count anew what is recent."""
-        self.reviewed = dict(self.steps)
+        self.reviewed = Counter(self.steps)
 
     def starving(self, updates: dict[str, int]) -> dict[str, float]:
         """Experts with too few of some updates -> the even share that they would have had.
@@ -67,7 +84,7 @@ class Shares:
         Args:
             updates: Expert -> updates, of the whole run or of a part. Where not even one would have come to each, nothing is said.
         """
-        # Every step updates one expert of each stack.
+        # Every step updates one expert of each stack, or several, if it has several routes.
         steps: dict[str, int] = {}
         for name, _, _ in self._experts():
             stack = name.partition(".")[0]
@@ -96,3 +113,8 @@ class Shares:
                 for expert in plan.experts:
                     routes = [route for route in self.plan.routes if plan.expert(Route.parse(route)) == expert]
                     yield f"{stack}.{expert}", routes, len(plan.experts)
+
+
+def _steps_with(routes: Collection[str], steps: Mapping[str, int]) -> int:
+    """How many of the steps had any of these routes."""
+    return sum(count for together, count in steps.items() if not set(together.split(TOGETHER)).isdisjoint(routes))

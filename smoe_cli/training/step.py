@@ -11,7 +11,7 @@ import torch
 
 from smoe_cli.batching import IGNORE_ID, Batch
 from smoe_cli.features import spec_augment
-from smoe_cli.loss import Counts, Losses, Weights, chunked_loss, combined_loss, count
+from smoe_cli.loss import Counts, Losses, Weights, combined_loss, count
 from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.precision import Precision
@@ -39,24 +39,19 @@ def losses_of(
     weights = Weights(smoothing, settings.ctc_weight, IGNORE_ID, blank_id, whole)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision.dtype == "bf16"):
         states, memory = model(features, batch.feature_lengths, batch.tokens_in, batch.encoder_expert, batch.decoder_expert)
-        if not settings.loss_chunk:
-            logits = model.decoder.output(states)
-            ctc_logits = model.ctc(memory.states) if model.ctc is not None else None
-    if settings.loss_chunk:
-        return chunked_loss(
-            states,
-            model.decoder.output,
-            batch.targets,
-            memory.states,
-            model.ctc,
-            memory.lengths,
-            batch.ctc_targets,
-            batch.ctc_lengths,
-            weights,
-            settings.loss_chunk,
-            torch.bfloat16 if precision.dtype == "bf16" else torch.float32,
-        )
-    return combined_loss(logits, batch.targets, ctc_logits, memory.lengths, batch.ctc_targets, batch.ctc_lengths, weights)
+    return combined_loss(
+        states,
+        model.decoder.output,
+        batch.targets,
+        memory.real(),
+        model.ctc,
+        memory.lengths,
+        batch.ctc_targets,
+        batch.ctc_lengths,
+        weights,
+        settings.loss_chunk,
+        torch.bfloat16 if precision.dtype == "bf16" else torch.float32,
+    )
 
 
 def count_of(model: SpeechToText, batches: Sequence[Batch]) -> Counts:
@@ -103,7 +98,7 @@ def counts_of_all(ranks: Ranks, model: SpeechToText, batches: Sequence[Batch]) -
     """
     if ranks.size == 1:
         return None
-    own, route = count_of(model, batches), str(batches[0].routes[0])
+    own, route = count_of(model, batches), " + ".join(batches[0].routes_served)
     found = ranks.gather(own.tokens, own.ctc_tokens, zlib.crc32(route.encode()))
     if len({of_one[2] for of_one in found}) > 1:
         raise RuntimeError(f"the processes have batches of different routes at the same step; process {ranks.rank} has {route}")

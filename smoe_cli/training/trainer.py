@@ -1,4 +1,4 @@
-"""The loop: single-route steps, validation per route, checkpoints, and exact resume.
+"""The loop: steps on batches of one route or several, validation per route, checkpoints, and exact resume.
 
 Every random draw of step s (dropout, SpecAugment, batch order) is a function of (seed, s) alone. So the exact
 training position is the weights, the optimiser's tensors and a number.
@@ -50,7 +50,7 @@ from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.loading import feed
 from smoe_cli.training.memory import Memory, halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
-from smoe_cli.training.optimiser import learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from smoe_cli.training.optimiser import clip, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.ranks import join, weights_digest
@@ -121,7 +121,8 @@ class Trainer:
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
         # Until memory is measured, `auto` is a batch of one cut.
-        self._make_batches(longest_s if self.settings.batch_s == "auto" else self.settings.batch_s)
+        shortest_s = longest_s * self.settings.turns_per_batch
+        self._make_batches(shortest_s if self.settings.batch_s == "auto" else self.settings.batch_s)
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
         self.system = System(model.to(self.device), config, self.plan, tokenizer)
@@ -151,6 +152,7 @@ class Trainer:
             settings.task_weights,
             self.config.corpus_weights(),
             settings.corpus_temperature,
+            settings.turns_per_batch,
         )
         for route, shares in self.batches.corpus_shares.items():
             self.watcher.log(f"{route}: " + ", ".join(f"{share:.0%} of the batches from `{name}`" for name, share in shares.items()))
@@ -214,7 +216,7 @@ class Trainer:
             stopped_early=self.step < self.settings.max_steps,
             averaged=chosen_steps(self.settings.average, self.history),
             validation=self.validation,
-            steps_by_route=self.accounts.shares.steps,
+            steps_by_route=self.accounts.shares.by_route(),
             experts=self.accounts.shares.experts(),
             starved=sorted(self.accounts.shares.starving({name: share.updates for name, share in self.accounts.shares.experts().items()})),
             ctc_skipped=self.accounts.ctc_skipped,
@@ -300,7 +302,7 @@ class Trainer:
                     raise
                 batches = self._halved(batches)
         self.ranks.sum_gradients(list(self.system.model.parameters()))
-        torch.nn.utils.clip_grad_norm_(self.system.model.parameters(), self.settings.clip_norm)
+        clip(self.system.model, self.optimiser, self.settings.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
         self.optimiser.step()
