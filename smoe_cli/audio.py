@@ -15,6 +15,7 @@ from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
 from smoe_cli.errors import DataError
+from smoe_cli.manifests import cure_of
 from smoe_cli.records import write_atomically
 
 LONGEST_RIFF = 0x7FFFFFFF
@@ -74,14 +75,19 @@ def _check_wav_length(path: Path, recording_id: str) -> None:
         DataError: If the file is shorter than its header says.
     """
     with path.open("rb") as file:
-        head = file.read(8)
-    promised = int.from_bytes(head[4:8], "little") + len(head)
-    # A program that writes into a pipe does not know the length: its header says 0, or as much as can be said.
-    if head[:4] == b"RIFF" and len(head) < promised < LONGEST_RIFF and path.stat().st_size < promised:
+        promised = wav_promise(file.read(8))
+    if path.stat().st_size < promised:
         raise DataError(
             f"audio `{path}` (utterance `{recording_id}`) breaks off: {path.stat().st_size:,} bytes where its header promises {promised:,}",
             "bring back the whole file, or remove it",
         )
+
+
+def wav_promise(head: bytes) -> int:
+    """How many bytes a WAV file has, as its first eight say; 0: it is none, or does not say."""
+    promised = int.from_bytes(head[4:8], "little") + len(head)
+    # A program that writes into a pipe does not know the length: its header says 0, or as much as can be said.
+    return promised if head[:4] == b"RIFF" and len(head) < promised < LONGEST_RIFF else 0
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
     if source.type != "file":
         raise DataError(
             f"{where} is of type `{source.type}`: a manifest could run a program or reach the network that way",
-            "save the audio as a file and name that",
+            cure_of(source.type),
         )
     if not os.path.isfile(source.source):
         raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from smoe_cli.tags import Bandwidth
 
+Outsider = Literal["command", "url"]
+"""What Lhotse can take audio from besides files, and a recipe can allow; `memory` and `shar` it cannot."""
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
@@ -59,6 +62,25 @@ class CorpusSettings(Settings):
         return self.splits.get(part, self.parts.get(part, part))
 
 
+class OutsideCorpus(CorpusSettings):
+    """What corpora have in common whose manifests may name more than files."""
+
+    allow_sources: list[Outsider] = Field(
+        [],
+        description="What their audio may come from besides files: `command`, a line of shell that may do whatever you may; `url`, http or "
+        "https. `smoe prepare` runs or fetches each once, and keeps the audio as FLAC. Not for a corpus that is `untrusted`.",
+    )
+
+    @model_validator(mode="after")
+    def _check_trusted(self) -> OutsideCorpus:
+        if self.untrusted and self.allow_sources:
+            raise ValueError(
+                f"`untrusted` and `allow_sources: [{', '.join(self.allow_sources)}]` contradict each other: a manifest that is not trusted "
+                "runs nothing and reaches nothing; take one of them away"
+            )
+        return self
+
+
 class TsvCorpus(CorpusSettings):
     """A tab-separated table: id, path, split, speaker, sample_rate, duration, transcript, one column per target language."""
 
@@ -78,7 +100,7 @@ class TsvCorpus(CorpusSettings):
         return [self.path]
 
 
-class LhotseCorpus(CorpusSettings):
+class LhotseCorpus(OutsideCorpus):
     """Existing Lhotse cut manifests, one per split."""
 
     reader = "smoe_cli.corpora.lhotse_cuts"
@@ -121,7 +143,7 @@ class FolderCorpus(CorpusSettings):
         return [self.path / folder / name for folder in kept for name in names]
 
 
-class KaldiCorpus(FolderCorpus):
+class KaldiCorpus(FolderCorpus, OutsideCorpus):
     """Data folders of Kaldi and ESPnet: `wav.scp`, `text`; if there, `segments`, `utt2spk`, `utt2lang`, `reco2file_and_channel`."""
 
     reader = "smoe_cli.corpora.kaldi"

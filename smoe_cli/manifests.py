@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lhotse import MonoCut
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from smoe_cli.corpus_settings import Outsider
 from smoe_cli.errors import DataError
 from smoe_cli.records import whole_file
 
@@ -203,10 +204,18 @@ def _check_source(source: object, where: str, within: Path | None) -> None:
         raise DataError(
             f"{where} takes audio from a source of type `{kind}`{f', `{named}`' if kind == 'file' else ''}: "
             "it could run a program or reach the network",
-            "save the audio as a file and name that",
+            cure_of(kind if within is None else None),
         )
     if within is not None:
         check_within(Path(within, named), within, where)
+
+
+def cure_of(kind: object) -> str:
+    """What to do about a source of audio that is no file."""
+    cure = "save the audio as a file and name that"
+    if kind not in get_args(Outsider):
+        return cure
+    return f"{cure}; `smoe prepare --allow-sources {kind}` does so, once, for a corpus that you trust"
 
 
 def check_within(path: Path, folder: Path, where: str) -> None:

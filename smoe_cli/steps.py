@@ -77,7 +77,8 @@ def _train_settings(config: Config) -> dict[str, Any]:
 
 
 def _prepare_settings(config: Config) -> list[Any]:
-    data = config.data.model_dump(mode="json", exclude={"root": True, "corpora": {"__all__": {"weight"}}})
+    # What is allowed changes nothing of what was made.
+    data = config.data.model_dump(mode="json", exclude={"root": True, "corpora": {"__all__": {"weight", "allow_sources"}}})
     return [data, _tasks(config), config.axes, config.features.sample_rate_hz]
 
 

@@ -157,7 +157,9 @@ def test_what_is_wrong_with_a_kaldi_folder_is_said_with_its_place(kaldi, tmp_pat
 def test_a_command_in_wav_scp_is_refused_with_the_cure_and_never_run(kaldi, tmp_path, command):
     marker = tmp_path / "it-ran"
     write(kaldi / "wav.scp", f"r1 wav/r1.wav\nr2 {command.format(marker)}\n")
-    with pytest.raises(DataError, match=r"wav.scp` line 2 is a command, and commands of a data folder are not run") as caught:
+    with pytest.raises(
+        DataError, match=r"wav.scp` line 2 is a command, and commands of a data folder are not run unless you allow it"
+    ) as caught:
         pipeline.prepare(recipe(tmp_path / "corpus", KALDI))
     assert "write what it gives to a file once" in caught.value.hint
     assert not marker.exists()

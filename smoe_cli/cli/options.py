@@ -160,3 +160,23 @@ def corpus_flags(names: Sequence[str], recipe: Config) -> list[str]:
         for name in names
         if name not in recipe.data.corpora and name in kinds and not any(field.is_required() for field in kinds[name].model_fields.values())
     ]
+
+
+def source_flags(kinds: Sequence[str], names: Sequence[str], recipe: Config) -> list[str]:
+    """Overrides that allow kinds of sources besides files, in the named corpora or all of the recipe, beside those that it allows itself.
+
+    Raises:
+        ConfigError: If none of these corpora can have such sources.
+    """
+    from smoe_cli.corpus_settings import OutsideCorpus
+    from smoe_cli.errors import ConfigError
+
+    corpora = {name: corpus for name, corpus in recipe.data.corpora.items() if not names or name in names}
+    found = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, OutsideCorpus)}
+    if kinds and not found:
+        raise ConfigError(
+            f"--allow-sources {kinds[0]}: no corpus of {', '.join(f'`{name}`' for name in corpora)} can name anything but files",
+            "leave it out: manifests of Lhotse (`lhotse`) and data folders of Kaldi (`kaldi`) can",
+        )
+    allowed = {name: dict.fromkeys([*corpus.allow_sources, *kinds]) for name, corpus in found.items() if kinds}
+    return [f"data.corpora.{name}.allow_sources=[{', '.join(all_kinds)}]" for name, all_kinds in allowed.items()]

@@ -21,6 +21,13 @@ class BandwidthSource(StrEnum):
     AUTO = "auto"
 
 
+class Source(StrEnum):
+    """What `allow_sources` of a corpus can name."""
+
+    COMMAND = "command"
+    URL = "url"
+
+
 def prepare(
     config: options.RecipePath = None,
     overrides: options.Overrides = None,
@@ -42,6 +49,16 @@ def prepare(
             "--bandwidth",
             help="Take the band of recordings from their sampling rate, or estimate it from their spectrum and report contradictions.",
             show_default="the recipe's",
+        ),
+    ] = None,
+    allow_sources: Annotated[
+        list[Source] | None,
+        typer.Option(
+            "--allow-sources",
+            metavar="[command|url]",
+            help="Take audio from shell commands, or from addresses, that manifests name: each is run or fetched once, with your rights, "
+            "and kept as FLAC. Only for corpora that you trust; repeatable.",
+            show_default="the recipe's; else both are refused",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Recordings read at once; 0: one per CPU core.")] = 0,
@@ -70,7 +87,7 @@ def prepare(
     flags = [] if nb_downsample is None else [f"data.nb_downsample={str(nb_downsample).lower()}"]
     flags += [] if bandwidth is None else [f"data.bandwidth={bandwidth}"]
     recipe = options.load_recipe(config, overrides, flags)
-    added = options.corpus_flags(corpus or (), recipe)
+    added = [*options.corpus_flags(corpus or (), recipe), *options.source_flags(allow_sources or (), corpus or (), recipe)]
     if added:
         recipe = options.load_recipe(config, overrides, [*flags, *added])
     if dry_run:

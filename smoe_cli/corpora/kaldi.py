@@ -1,4 +1,4 @@
-"""Data folders of Kaldi and ESPnet: tables of `key value`, one line each. Nothing that they say is run."""
+"""Data folders of Kaldi and ESPnet: tables of `key value`, one line each. Nothing that they say is run, unless the recipe allows it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from pathlib import Path
 from lhotse import Recording
 
 from smoe_cli.audio import describe
+from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.lines import found, placed, text_lines, utterances, wanted
+from smoe_cli.corpora.outside import COMMAND, URL, Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import KaldiCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import check_within
+from smoe_cli.manifests import check_within, cure_of
 
 OFFSET = re.compile(r"\.ark:\d+(\[.*\])?$")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 WHOLE = -1.0
 """End of a segment that goes to the end of its recording."""
 
@@ -53,6 +56,7 @@ class _Folder:
     translations: dict[str, list[_Table]]
     speakers: _Table | None
     languages: _Table | None
+    outside: Outside
     opened: dict[str, tuple[Recording, int] | DataError] = field(default_factory=dict)
 
 
@@ -60,13 +64,14 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per segment, or per recording where there are no segments, sorted by id.
 
     Raises:
-        DataError: If a folder lacks a file that the settings name. A line that is damaged, is a command, or names what another file
-            lacks, goes to `work.unfit`.
+        DataError: If a folder lacks a file that the settings name. A line that is damaged, is a command that the settings do not
+            allow, or names what another file lacks, goes to `work.unfit`.
     """
     for split, name in wanted(settings, settings.folders):
         folder = _open(split, work.root / settings.path / name, settings, work)
         keys = folder.segments if folder.segments is not None else folder.wavs
         _report_strays(folder, keys, settings, work)
+        folder.outside.bring(_outside(folder, keys))
         rows = ((keys.where(key), key) for key in sorted(keys.rows))
 
         def make(where: str, key: str, folder: _Folder = folder) -> Utterance:
@@ -94,6 +99,7 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
         translations={lang: [table(name) for name in names] for lang, names in named.items()},
         speakers=table_if_any("utt2spk"),
         languages=table_if_any("utt2lang"),
+        outside=Outside(settings.allow_sources, work, path if settings.audio_root is None else work.root / settings.audio_root),
     )
 
 
@@ -123,6 +129,21 @@ def _report_strays(folder: _Folder, keys: _Table, settings: KaldiCorpus, work: W
                         "bring back the line there, or remove this one (`utils/fix_data_dir.sh`)",
                     )
                 )
+
+
+def _outside(folder: _Folder, keys: _Table) -> Iterator[Named]:
+    """Commands and addresses that the utterances need, and that are allowed."""
+    if not folder.outside.allowed:
+        return
+    for key in sorted(keys.rows):
+        recording_id = next(iter(folder.segments[key].split()), "") if folder.segments is not None else key
+        try:
+            name, _ = _line_of(recording_id, folder)
+        except DataError:  # said where the utterance is made
+            continue
+        named = _named(folder.wavs[name])
+        if named is not None and named.kind in folder.outside.allowed:
+            yield named
 
 
 def _utterance(where: str, key: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> Utterance:
@@ -179,28 +200,52 @@ def _recording(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: 
 
 
 def _described(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
-    file_id, channel = recording_id, None
-    if folder.channels is not None and recording_id in folder.channels:
-        file_id, channel = _file_and_channel(folder.channels[recording_id], folder.channels.where(recording_id))
-    name = recording_id if recording_id in folder.wavs else file_id
-    if name not in folder.wavs:
-        raise DataError(f"recording `{recording_id}` has no line in `{folder.wavs.path}`", "write it, or remove the recording's utterances")
+    name, channel = _line_of(recording_id, folder)
     where, value = folder.wavs.where(name), folder.wavs[name]
-    _check_names_a_file(value, where)
-    path = (folder.path if settings.audio_root is None else work.root / settings.audio_root) / value
     try:
-        if settings.untrusted:
-            check_within(path, work.root, where)
+        path = _path(value, where, folder, settings, work)
         recording = describe(path, recording_id, 1 if channel is None else None)
         if channel is not None and 1 < recording.num_channels <= channel:
             raise DataError(
                 f"audio `{path}` has {recording.num_channels} channels, and number {channel + 1} is wanted",
                 "correct `reco2file_and_channel`, or bring back the right file",
             )
+    except Unwritable:
+        raise
     except DataError as error:
         raise placed(error, where) from error
     # A file of one channel was taken apart already.
     return recording, (channel or 0) if recording.num_channels > 1 else 0
+
+
+def _line_of(recording_id: str, folder: _Folder) -> tuple[str, int | None]:
+    """Which line of `wav.scp` a recording has, and its channel; None: the only one."""
+    file_id, channel = recording_id, None
+    if folder.channels is not None and recording_id in folder.channels:
+        file_id, channel = _file_and_channel(folder.channels[recording_id], folder.channels.where(recording_id))
+    name = recording_id if recording_id in folder.wavs else file_id
+    if name not in folder.wavs:
+        raise DataError(f"recording `{recording_id}` has no line in `{folder.wavs.path}`", "write it, or remove the recording's utterances")
+    return name, channel
+
+
+def _path(value: str, where: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> Path:
+    """The file of a line of `wav.scp`."""
+    named = _named(value)
+    if named is not None and named.kind in folder.outside.allowed:
+        return folder.outside.file_of(named)
+    _check_names_a_file(value, where, settings)
+    path = (folder.path if settings.audio_root is None else work.root / settings.audio_root) / value
+    if settings.untrusted:
+        check_within(path, work.root, where)
+    return path
+
+
+def _named(value: str) -> Named | None:
+    """The command or the address that a line is; None: it is neither."""
+    if value.endswith("|") and not value.startswith("|"):
+        return Named(COMMAND, value.removesuffix("|").strip())
+    return Named(URL, value) if ADDRESS.match(value) else None
 
 
 def _file_and_channel(value: str, where: str) -> tuple[str, int]:
@@ -214,17 +259,21 @@ def _file_and_channel(value: str, where: str) -> tuple[str, int]:
     raise DataError(f"{where}: `{value}` is no file and channel", "write `RECORDING FILE A`; channels are A and B, or 1, 2, ...")
 
 
-def _check_names_a_file(value: str, where: str) -> None:
-    """Refuse what Kaldi would run, or read from within an archive.
+def _check_names_a_file(value: str, where: str, settings: KaldiCorpus) -> None:
+    """Refuse what Kaldi would run, or read from within an archive, and what is on another machine.
 
     Raises:
         DataError: If it is no plain path.
     """
     if value.endswith("|") or value.startswith("|"):
+        once = "write what it gives to a file once (COMMAND > FILE.wav) and name that file in `wav.scp`"
+        allow = "let `smoe prepare --allow-sources command` run it once and keep the audio, or "
         raise DataError(
-            f"{where} is a command, and commands of a data folder are not run: `{value}`",
-            "look at the command; if it is sound, write what it gives to a file once (COMMAND > FILE.wav) and name that file in `wav.scp`",
+            f"{where} is a command, and commands of a data folder are not run unless you allow it: `{value}`",
+            f"look at the command; if it is sound, {'' if settings.untrusted or value.startswith('|') else allow}{once}",
         )
+    if ADDRESS.match(value):
+        raise DataError(f"{where} is an address, and nothing is fetched unless you allow it: `{value}`", cure_of(URL))
     if not value or value == "-":
         raise DataError(f"{where} names no audio file", "write `RECORDING PATH`")
     if OFFSET.search(value):

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from lhotse import MonoCut
 
+from smoe_cli.corpora.archive import Unwritable
+from smoe_cli.corpora.lines import placed
+from smoe_cli.corpora.outside import Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import LhotseCorpus, SharCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import check_within, read_lines, read_manifest
+from smoe_cli.manifests import Item, check_within, make_cut, read_lines, read_manifest, read_object
+
+TOGETHER = 64
+"""Lines in memory whose commands and addresses are brought in at once."""
 
 
 def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
@@ -19,7 +28,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
 
     Raises:
         DataError: If a manifest is missing or damaged. A line that is no cut of one recording, has not exactly one supervision,
-            names audio that is no file, or has a field that is no text, goes to `work.unfit`.
+            names audio that is no file and not allowed, or has a field that is no text, goes to `work.unfit`.
     """
     for split, relative in settings.cuts.items():
         path = work.root / relative
@@ -28,7 +37,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
         if settings.untrusted:
             check_within(path, work.root, f"`data.corpora.{work.name}.cuts.{split}`")
         total = sum(1 for _ in read_lines(path))
-        for item in read_manifest(path, work.root if settings.untrusted else None, archives=not settings.untrusted):
+        for item in _items(path, settings, work):
             try:
                 if item.cut is None:
                     raise item.problem or AssertionError
@@ -38,6 +47,47 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
                 continue
             yield utterance
             work.progress(item.number, total, f"{work.name}: {split} cuts")
+
+
+def _items(path: Path, settings: LhotseCorpus, work: Work) -> Iterator[Item]:
+    """The lines of a manifest; audio of commands and addresses that the settings allow is a file in them."""
+    if not settings.allow_sources:
+        yield from read_manifest(path, work.root if settings.untrusted else None, archives=not settings.untrusted)
+        return
+    outside, lines = Outside(settings.allow_sources, work, work.root), read_lines(path)
+    while some := list(islice(lines, TOGETHER)):
+        trees: list[dict[str, Any] | DataError] = []
+        for number, raw in some:
+            try:
+                trees.append(read_object(raw, f"`{path}` line {number}"))
+            except DataError as error:
+                trees.append(error)
+        outside.bring(named for tree in trees if isinstance(tree, dict) for _, named in _outside(tree, outside))
+        for (number, raw), tree in zip(some, trees, strict=True):
+            where = f"`{path}` line {number}"
+            try:
+                if isinstance(tree, DataError):
+                    raise tree
+                for source, named in _outside(tree, outside):
+                    source |= {"type": "file", "source": str(outside.file_of(named).resolve())}
+                yield Item(number, raw, make_cut(tree, where, None, archives=True), None)
+            except Unwritable:
+                raise
+            except DataError as error:
+                yield Item(number, raw, None, placed(error, where))
+
+
+def _outside(tree: dict[str, Any], outside: Outside) -> list[tuple[dict[str, Any], Named]]:
+    """Sources of a cut's recording that are no files, and allowed; nothing of the object was checked yet."""
+    recording = tree.get("recording")
+    sources = recording.get("sources") if isinstance(recording, dict) else None
+    if not isinstance(recording, dict) or not isinstance(sources, list):
+        return []
+    rate, samples = recording.get("sampling_rate"), recording.get("num_samples")
+    # What a transform makes of it may have another length.
+    promised = (rate, samples) if isinstance(rate, int) and isinstance(samples, int) and not recording.get("transforms") else None
+    found = [one for one in sources if isinstance(one, dict) and one.get("type") in outside.allowed and isinstance(one.get("source"), str)]
+    return [(one, Named(one["type"], one["source"], promised)) for one in found]
 
 
 def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, work: Work, where: str) -> Utterance:
