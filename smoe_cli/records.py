@@ -202,6 +202,25 @@ class AuditReport(Report):
         return sum(self.routes.values())
 
 
+class Coverage(Record):
+    """How well a tokenizer covers the texts of one language."""
+
+    lang: str
+    tokens_per_word: float = Field(
+        description="On the split that is measured. Many more than on the train split: the training texts lack words."
+    )
+    characters: int = Field(description="In the texts of that split, spaces left out.")
+    whole_characters: float = Field(
+        description="Per cent of them that one piece holds whole. The others cost several tokens each, or are unknown to a tokenizer "
+        "that is not byte-level: more pieces, or more text in that script, make it fewer."
+    )
+    broken: list[str] = Field(description="The most frequent of those others, at most ten.")
+    unseen: list[str] = Field(
+        description="Characters that no training text has, the most frequent first, at most ten: the model cannot learn to write them."
+    )
+    unseen_characters: int = Field(description="How many different ones there are in all.")
+
+
 class TokenizerReport(Record):
     """What `smoe tokenize` learned."""
 
@@ -211,6 +230,13 @@ class TokenizerReport(Record):
     sentences: int
     guiding_tokens: list[str]
     fertility: dict[str, float] = Field(description="Language -> tokens per word on the train split.")
+    measured_on: str = Field(description="The split that `coverage` is about: `dev`, or `train` where there is no other.")
+    coverage: list[Coverage] = Field(description="One a language.")
+    merged_pieces: int = Field(description="Pieces of more than one byte that a text can have: what `tokenizer.vocab_size` pays for.")
+    merged_pieces_used: int = Field(
+        description="Of these, those that a training text has. The others, mostly stages on the way to longer pieces, cost parameters and "
+        "are never learned; a smaller vocabulary has fewer of them."
+    )
 
 
 class ParameterReport(Record):

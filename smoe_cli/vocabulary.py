@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Set
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -12,10 +12,13 @@ from smoe_cli.config import Config
 from smoe_cli.cuts import route_of, stream_manifest, tags_of
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
-from smoe_cli.records import TokenizerReport
+from smoe_cli.records import Coverage, TokenizerReport
 from smoe_cli.tags import ANY
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from smoe_cli.watch import Watcher
+
+LISTED = 10
+"""Characters that a report names of each kind."""
 
 
 def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
@@ -42,10 +45,14 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         needed = {token for route in config.routes() for token in given.tokens_of(route)}
         tokenizer = given.extend([token for token in guiding if token in needed], layout.tokenizer)
     else:
-        tokenizer = ByteBPE.train((text.text for text in _texts(layout)), config.tokenizer.vocab_size, guiding, layout.tokenizer)
+        tokenizer = ByteBPE.train((text.text for text in _texts(layout, "train")), config.tokenizer.vocab_size, guiding, layout.tokenizer)
     found = _Fertility(config, tokenizer)
-    for text in _texts(layout):
+    for text in _texts(layout, "train"):
         found.add(text)
+    held_out = "dev" if layout.cuts("dev").exists() else "train"
+    measured = _Covered(tokenizer)
+    for text in _texts(layout, held_out):
+        measured.add(text)
     if found.changed:
         watcher.log(
             f"{found.changed:,} of {found.texts:,} texts do not come back as they were, and the model cannot learn to write them so: "
@@ -60,21 +67,25 @@ def make_tokenizer(config: Config, watcher: Watcher) -> TokenizerReport:
         sentences=found.sentences,
         guiding_tokens=list(tokenizer.guiding_tokens),
         fertility={lang: round(found.tokens[lang] / max(1, found.words[lang]), 3) for lang in sorted(found.words)},
+        measured_on=held_out,
+        coverage=[measured.of(lang, found.characters) for lang in sorted(measured.words)],
+        merged_pieces=len(tokenizer.merged_ids),
+        merged_pieces_used=len(tokenizer.merged_ids & found.used),
     )
 
 
 class _Text(NamedTuple):
-    """A training text, and whose it is."""
+    """A text of a split, and whose it is."""
 
     key: str
     lang: str
     text: str
 
 
-def _texts(layout: Layout) -> Iterator[_Text]:
-    """The texts of the train split, each once per utterance, and each label once."""
+def _texts(layout: Layout, split: str) -> Iterator[_Text]:
+    """The texts of a split, each once per utterance, and each label once."""
     seen: set[bytes] = set()
-    for cut in stream_manifest(layout.cuts("train")):
+    for cut in stream_manifest(layout.cuts(split)):
         tags, route, text = tags_of(cut), route_of(cut), str(cut.supervisions[0].text)
         # A label is one name, however many utterances have it: once, it does not outweigh the sentences.
         found = [_Text(f"{route.task} {text}" if route.lang == ANY else tags.utterance, route.lang, text)]
@@ -88,13 +99,15 @@ def _texts(layout: Layout) -> Iterator[_Text]:
 
 
 class _Fertility:
-    """How many tokens the words of each language take, and whether texts come back from the tokenizer as they were."""
+    """How many tokens the words of each language take, which pieces and characters there are, and whether texts come back as they were."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._max_tokens = tokenizer, config.model.max_tokens
         self._guiding = max(len(tokenizer.guiding_ids(route)) for route in config.routes())
         self.words: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
+        self.used: set[int] = set()
+        self.characters: set[str] = set()
         self.texts = self.sentences = self.changed = 0
         self.example = ""
 
@@ -106,6 +119,8 @@ class _Fertility:
         """
         ids = self._tokenizer.encode(one.text)
         self.texts += 1
+        self.used.update(ids)
+        self.characters.update(one.text)
         # A label is a name, of no language.
         if one.lang != ANY:
             self.sentences += 1
@@ -121,3 +136,47 @@ class _Fertility:
                 f"a text of `{one.key}` has {len(ids)} tokens; the model takes {self._max_tokens - self._guiding} after its guiding tokens",
                 "split the utterance, or leave it out",
             )
+
+
+class _Covered:
+    """How well the pieces cover the texts of each language; labels, which are names of no language, left out."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.words: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
+        self._characters: dict[str, Counter[str]] = defaultdict(Counter)
+        self._broken: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, one: _Text) -> None:
+        """Count a text."""
+        if one.lang == ANY:
+            return
+        self.words[one.lang] += len(one.text.split())
+        self._tokens[one.lang] += len(self._tokenizer.encode(one.text))
+        self._characters[one.lang].update(character for character in one.text if not character.isspace())
+        self._broken[one.lang].update(self._tokenizer.broken(one.text))
+
+    def of(self, lang: str, learned: Set[str]) -> Coverage:
+        """What was counted of a language.
+
+        Args:
+            learned: Characters that training texts have.
+        """
+        characters, broken = self._characters[lang], self._broken[lang]
+        unseen = [character for character in _frequent(characters) if character not in learned]
+        total = characters.total()
+        return Coverage(
+            lang=lang,
+            tokens_per_word=round(self._tokens[lang] / max(1, self.words[lang]), 3),
+            characters=total,
+            whole_characters=round(100 * (1 - broken.total() / max(1, total)), 2),
+            broken=_frequent(broken)[:LISTED],
+            unseen=unseen[:LISTED],
+            unseen_characters=len(unseen),
+        )
+
+
+def _frequent(characters: Counter[str]) -> list[str]:
+    """The most frequent first, and always in the same order."""
+    return sorted(characters, key=lambda character: (-characters[character], character))

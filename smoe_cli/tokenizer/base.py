@@ -57,6 +57,15 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special and guiding tokens are silent."""
 
+    @property
+    @abstractmethod
+    def merged_ids(self) -> frozenset[int]:
+        """Pieces that a text can have and that are more than one byte: what the size of the vocabulary is spent on."""
+
+    @abstractmethod
+    def broken(self, text: str) -> list[str]:
+        """Characters of a text, as often as they occur, that no piece holds whole: spread over several as bytes, or unknown."""
+
     @abstractmethod
     def extend(self, guiding_tokens: Iterable[str], folder: Path) -> Tokenizer:
         """Write a copy that has these guiding tokens too: those it lacks follow after all other pieces, which keep their ids.
@@ -114,3 +123,21 @@ class Tokenizer(ABC):
         if token not in ids:
             raise RouteError(f"route `{route}`: no guiding token `{token}`; known: {', '.join(ids)}", "correct the tag")
         return ids[token]
+
+
+def broken_characters(text: str, lengths: Iterable[int]) -> list[str]:
+    """Characters of a text that its pieces break into bytes.
+
+    Args:
+        lengths: Bytes of each piece; together those of the text, with one space before it.
+    """
+    if text.isascii():
+        return []
+    data, starts, at = text.encode("utf-8"), dict[int, None](), -1
+    for length in lengths:
+        start = at = at + length
+        while 0 < start < len(data) and data[start] & 0xC0 == 0x80:  # inside a character
+            start -= 1
+        if 0 <= start < at < len(data):
+            starts[start] = None
+    return [data[start : start + 4].decode("utf-8", errors="ignore")[0] for start in starts]

@@ -19,7 +19,7 @@ import sentencepiece as spm
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.records import write_atomically, write_text_atomically
 from smoe_cli.tags import Route
-from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer
+from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer, broken_characters
 
 MODEL_FILE = "bpe.model"
 PAD_ID, UNKNOWN_ID, END_ID = 0, 1, 2
@@ -154,6 +154,18 @@ class ByteBPE(Tokenizer):
     @property
     def vocab_size(self) -> int:
         return int(self._model.get_piece_size())
+
+    @property
+    def merged_ids(self) -> frozenset[int]:
+        return frozenset(
+            i
+            for i in range(self.vocab_size)
+            if len(self._model.id_to_piece(i)) > 1 and not self._model.is_control(i) and not self._model.is_unknown(i)
+        )
+
+    def broken(self, text: str) -> list[str]:
+        """See `Tokenizer.broken`."""
+        return broken_characters(text, map(len, self._model.encode(_as_characters(text), out_type=str)))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; never a special or guiding token, whatever the text says."""

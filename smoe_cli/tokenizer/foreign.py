@@ -18,7 +18,7 @@ import tokenizers
 from smoe_cli.errors import DataError
 from smoe_cli.records import write_text_atomically
 from smoe_cli.tags import Route
-from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer
+from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer, broken_characters
 
 
 class ForeignTokenizer(Tokenizer):
@@ -94,6 +94,15 @@ class WhisperTokenizer(ForeignTokenizer):
         # Beyond the pieces that the library knows there are times.
         self._silence([*self._model.get_added_tokens_decoder(), *range(self._model.get_vocab_size(), self.pieces)])
 
+    @property
+    def merged_ids(self) -> frozenset[int]:
+        return frozenset(i for piece, i in self._model.get_vocab(with_added_tokens=False).items() if len(piece) > 1)
+
+    def broken(self, text: str) -> list[str]:
+        """See `Tokenizer.broken`."""
+        # Each character of a piece stands for one byte.
+        return broken_characters(text, map(len, self._model.encode(" " + text, add_special_tokens=False).tokens))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; an empty one has none."""
         return list(self._model.encode(" " + text, add_special_tokens=False).ids) if text else []
@@ -123,10 +132,25 @@ class FairseqTokenizer(ForeignTokenizer):
         self._special = {number for piece, number in self._ids.items() if piece in ("<s>", "</s>", "<pad>") or piece.startswith("<lang:")}
         self._silence({*self._special, self._unknown})
 
+    @property
+    def merged_ids(self) -> frozenset[int]:
+        return frozenset(self._ids.values()) - self._special - {self._unknown}
+
+    def broken(self, text: str) -> list[str]:
+        """See `Tokenizer.broken`; the characters are as the pieces would have them, in lower case if they are."""
+        pieces = self._model.encode(self._as_learned(text), out_type=str)
+        return [character for piece in pieces if self._id_of(piece) == self._unknown for character in piece if character != "\u2581"]
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; characters that the pieces lack are unknown."""
-        pieces = self._model.encode(text.lower() if self.card["lowercase"] else text, out_type=str)
-        return [self._unknown if self._ids.get(piece) in self._special else self._ids.get(piece, self._unknown) for piece in pieces]
+        return [self._id_of(piece) for piece in self._model.encode(self._as_learned(text), out_type=str)]
+
+    def _as_learned(self, text: str) -> str:
+        return text.lower() if self.card["lowercase"] else text
+
+    def _id_of(self, piece: str) -> int:
+        number = self._ids.get(piece, self._unknown)
+        return self._unknown if number in self._special else number
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special and guiding tokens are silent."""

@@ -1,6 +1,7 @@
 """Each command hands its options to its twin in the pipeline, prints the result on stdout and nothing else there."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from smoe_cli.band_check import BandwidthRow
 from smoe_cli.errors import Interrupted
 from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
 from smoe_cli.preparation import PrepareReport
-from smoe_cli.records import AuditReport, Finding, Hypothesis, Score, ScoreReport, SliceScores
+from smoe_cli.records import AuditReport, Coverage, Finding, Hypothesis, Score, ScoreReport, SliceScores
 from smoe_cli.steps import STEPS, Step
 from smoe_cli.training import TrainReport
 from smoe_cli.training.shares import ExpertShare
@@ -30,6 +31,20 @@ TOKENIZED = TokenizerReport(
     sentences=9,
     guiding_tokens=["<translate>", "<de>"],
     fertility={"de": 1.75},
+    measured_on="dev",
+    coverage=[
+        Coverage(
+            lang="de",
+            tokens_per_word=1.875,
+            characters=90,
+            whole_characters=98.5,
+            broken=["ß", "\u0301", "\x1b"],
+            unseen=["ß", "7"],
+            unseen_characters=12,
+        )
+    ],
+    merged_pieces=700,
+    merged_pieces_used=650,
 )
 TRAINED = TrainReport(
     checkpoint=Path("exp/model/final"),
@@ -515,6 +530,18 @@ def test_a_checkpoint_to_start_from_is_named_from_the_working_folder(smoe, repla
     assert smoe("tokenize", "--from", "a: model").exit_code == 0
     assert [fake.call_args.args[0].train.init_from for fake in (train, tokenize)] == [tmp_path / "a: model"] * 2
     assert smoe("train", "--init-from", "nowhere").exit_code == 2
+
+
+def test_tokenize_shows_what_the_dev_split_tells_and_without_one_what_the_train_split_does(smoe, replace):
+    tokenize = replace("tokenize", TOKENIZED)
+    out = smoe("tokenize").stdout
+    assert re.search(r"lang +tokens per word +dev: tokens per word +dev: whole characters, % +dev: broken +dev: not in train", out)
+    assert re.search(r"de +1\.75 +1\.88 +98\.50 +ß U\+0301 U\+001B +ß 7 and 10 more", out)
+    assert "650 of 700 merged pieces occur in the training texts" in out
+    seen = TOKENIZED.coverage[0].model_copy(update={"unseen": [], "unseen_characters": 0})
+    tokenize.return_value = TOKENIZED.model_copy(update={"measured_on": "train", "coverage": [seen]})
+    out = smoe("tokenize").stdout
+    assert re.search(r"lang +tokens per word +whole characters, % +broken *\n", out) and "not in train" not in out
 
 
 @pytest.mark.parametrize(
