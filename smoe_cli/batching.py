@@ -5,19 +5,22 @@ The order is a pure function of the manifest, the seed and the step: to resume i
 
 from __future__ import annotations
 
-from collections import defaultdict
+from bisect import bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 from lhotse import CutSet, MonoCut
-from lhotse.dataset import BucketingSampler, SimpleCutSampler
+from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset.sampling.base import TimeConstraint
 from torch import Tensor
 
 from smoe_cli.augmentation import Augmentation
-from smoe_cli.cut_table import corpus_of, route_of, whole
+from smoe_cli.cut_table import corpus_of, letters_of, route_of, whole
 from smoe_cli.cuts import tags_of
 from smoe_cli.errors import DataError
 from smoe_cli.features import FrontEnd
@@ -28,6 +31,9 @@ from smoe_cli.tokenizer import Tokenizer
 K = TypeVar("K", bound=Hashable)
 IGNORE_ID = -100
 """Target at positions that carry no loss: padding, and the guiding tokens, which are given."""
+MOST_BUCKETS = 60
+BOTH_LENGTHS = 30
+"""From so many buckets on, half of them are for the shorter texts of a duration: less padding of texts is worth the coarser durations."""
 # N utterances, T frames, F mel bins, U tokens, L transcript tokens
 
 
@@ -153,7 +159,7 @@ def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:
 class RouteBatches:
     """An endless, exactly resumable stream of batches of cuts.
 
-    Each route has its own shuffled, duration-bucketed epochs (Lhotse's sampler); routes take turns in proportion
+    Each route has its own shuffled epochs, bucketed by duration and text (Lhotse's sampler); routes take turns in proportion
     to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than
     drawn, so that even a short run keeps the proportions. A batch is of one turn, or made of equal parts from several consecutive ones.
 
@@ -212,12 +218,9 @@ class RouteBatches:
 
     def _corpus_shares(self, corpora: Mapping[str, CutSet], factors: Mapping[str, float], temperature: float) -> dict[str, float]:
         """Corpus -> its share of a route's batches."""
-
-        def size(cuts: CutSet) -> float:
-            # In batches, not in seconds: short cuts fill a batch by their number.
-            return sum(max(cut.duration / self.batch_s, 1.0 / self.max_utterances) for cut in cuts)
-
-        weights = {name: size(cuts) ** (1.0 / temperature) * factors.get(name, 1.0) for name, cuts in corpora.items()}
+        # In batches, not in seconds: short cuts fill a batch by their number.
+        sizes = {name: Limits.of(list(cuts), self.batch_s, self.max_utterances).batches for name, cuts in corpora.items()}
+        weights = {name: size ** (1.0 / temperature) * factors.get(name, 1.0) for name, size in sizes.items()}
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     def turns(self) -> Iterator[Route]:
@@ -243,24 +246,84 @@ class RouteBatches:
             yield next(streams[name])
 
     def _epochs(self, cuts: CutSet) -> Iterator[list[MonoCut]]:
-        limits = {
-            "max_duration": self.batch_s,
-            "max_cuts": self.max_utterances,
-            "shuffle": True,
-            "seed": self.seed,
-            "rank": 0,
-            "world_size": 1,
-        }
-        # Buckets need a few batches each to choose from; a smaller route is only shuffled.
-        buckets = min(20, len(cuts) // (4 * self.max_utterances))
-        epoch = 0
-        while True:
-            # A new sampler per epoch: its order then depends on nothing but seed and epoch.
-            sampler = BucketingSampler(cuts, num_buckets=buckets, **limits) if buckets >= 2 else SimpleCutSampler(cuts, **limits)
+        whole_cuts = list(cuts)
+        limits = Limits.of(whole_cuts, self.batch_s, self.max_utterances)
+        for epoch in count():
+            # A new sampler per epoch: its order then depends on nothing but seed and epoch. All cuts are in its buckets at once, so that
+            # they are shuffled however they are sorted.
+            sampler = DynamicBucketingSampler(
+                whole_cuts,
+                constraint=limits,
+                duration_bins=list(range(limits.buckets - 1)),
+                buffer_size=len(whole_cuts),
+                shuffle=True,
+                seed=self.seed,
+                rank=0,
+                world_size=1,
+            )
             sampler.set_epoch(epoch)
             for batch in sampler:
                 yield list(batch)
-            epoch += 1
+
+
+@dataclass
+class Limits(TimeConstraint):  # type: ignore[misc]  # Lhotse has no type hints that are exported
+    """What a batch may hold, and which cuts may share one: those of similar duration and, where there are enough, similar text.
+
+    Attributes:
+        starts_s: Where the bands of duration begin, but for the first; each has about the same amount of audio.
+        ends_s: The longest duration in each.
+        long_texts: Letters up to which a text is a short one, for each band; None: texts are not told apart.
+        batches: How many an epoch has.
+    """
+
+    starts_s: Sequence[float] = ()
+    ends_s: Sequence[float] = ()
+    long_texts: Sequence[int] | None = None
+    batches: int = 0
+
+    @classmethod
+    def of(cls, cuts: Sequence[MonoCut], batch_s: float, max_utterances: int) -> Limits:
+        """Limits with buckets for these cuts, in the mean of at least two batches each."""
+        seconds = np.sort([cut.duration for cut in cuts])
+        wanted = min(MOST_BUCKETS, int(max(seconds.sum() / batch_s, len(cuts) / max_utterances) / 2))
+        by_text = wanted >= BOTH_LENGTHS
+        bands = wanted // 2 if by_text else wanted
+        heard = np.cumsum(seconds)
+        places = np.searchsorted(heard, heard[-1] * np.arange(1, bands) / max(1, bands))
+        starts_s = sorted({float(seconds[place]) for place in places} - {float(seconds[0])})
+        ends_s = [float(seconds[place - 1]) for place in np.searchsorted(seconds, [*starts_s, np.inf])]
+        found = cls(max_duration=batch_s, max_cuts=max_utterances, starts_s=starts_s, ends_s=ends_s)
+        if by_text:
+            letters: list[list[int]] = [[] for _ in ends_s]
+            for cut in cuts:
+                letters[bisect_right(starts_s, cut.duration)].append(letters_of(cut))
+            found.long_texts = [int(np.median(some)) for some in letters]
+        of_bucket = Counter(found.select_bucket(None, cut) for cut in cuts)
+        per_band = found.buckets // len(ends_s)
+        found.batches = sum(-(-count // found.utterances(ends_s[bucket // per_band])) for bucket, count in of_bucket.items())
+        return found
+
+    @property
+    def buckets(self) -> int:
+        """How many there are."""
+        return len(self.ends_s) * (1 if self.long_texts is None else 2)
+
+    def utterances(self, longest_s: float) -> int:
+        """How many utterances a batch holds, if the longest lasts so long."""
+        return max(1, min(self.max_cuts, int(self.max_duration / longest_s + 1e-9)))
+
+    def close_to_exceeding(self) -> bool:
+        """Whether one cut more of the same bucket could be too much; Lhotse takes the longest so far, which the next one may exceed."""
+        return bool(self.num_cuts >= self.utterances(self.ends_s[bisect_right(self.starts_s, self.longest_seen)]))
+
+    def select_bucket(self, buckets: object, example: MonoCut | None = None, example_len: float | None = None) -> int:
+        """Which bucket a cut goes into, as Lhotse asks."""
+        del buckets, example_len
+        if example is None:
+            raise ValueError("buckets are chosen for cuts, not for durations")
+        band = bisect_right(self.starts_s, example.duration)
+        return band if self.long_texts is None else 2 * band + int(letters_of(example) > self.long_texts[band])
 
 
 def by_corpus(cuts: Iterable[MonoCut]) -> dict[str, CutSet]:

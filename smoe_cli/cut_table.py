@@ -58,7 +58,7 @@ class CutTable:
         self.routes: list[Route] = []
         self.corpora: list[str] = []
         self._offsets, self._durations = array("q"), array("d")
-        self._route, self._corpus = array("H"), array("H")
+        self._route, self._corpus, self._letters = array("H"), array("H"), array("I")
         self._unpacked: OrderedDict[int, list[bytes]] = OrderedDict()
         digests: dict[Route, Any] = {}
         for offset, lines in members(path):
@@ -76,6 +76,7 @@ class CutTable:
                 self._route.append(self.routes.index(route))
                 self._corpus.append(self.corpora.index(corpus))
                 self._durations.append(cut.duration)
+                self._letters.append(letters_of(cut))
                 digests[route].update(account_of(cut))
         if not self._durations:
             raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
@@ -125,6 +126,10 @@ class CutTable:
     def corpus(self, number: int) -> str:
         """The corpus of a cut."""
         return self.corpora[self._corpus[number]]
+
+    def letters(self, number: int) -> int:
+        """Letters of a cut's text."""
+        return self._letters[number]
 
     def _parse(self, line: bytes, number: int) -> MonoCut:
         where = f"`{self.path}` line {number + 1}"
@@ -212,6 +217,11 @@ def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
     route = cut.table.route(number_of(cut))
     # A whole cut's error names it.
     return route if plan is None or str(route) in plan.routes else cuts.route_of(whole(cut), plan)
+
+
+def letters_of(cut: MonoCut) -> int:
+    """Letters of a cut's text, without reading it from disk."""
+    return cut.table.letters(number_of(cut)) if isinstance(cut, Stub) else len(cut.supervisions[0].text or "")
 
 
 def corpus_of(cut: MonoCut) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from lhotse import CutSet, MonoCut, SupervisionSegment
 
-from smoe_cli.batching import RouteBatches, by_route, chunk
+from smoe_cli.batching import Limits, RouteBatches, by_route, chunk
 from smoe_cli.cuts import Tags, route_of
 from smoe_cli.errors import DataError, RouteError
 from smoe_cli.features import spec_augment
@@ -68,6 +69,27 @@ def test_one_epoch_of_a_route_sees_every_cut_once(cuts):
         seen.update(item.id for item in next(stream))
     assert set(seen.values()) == {1}
     assert len(seen) == 300
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_s", "frames", "letters"), [(30, 120.0, 0.0, 0.0), (2000, 30.0, 0.97, 0.85), (5000, 120.0, 0.95, 0.8)]
+)
+def test_batches_are_of_similar_duration_and_text_and_as_many_as_foretold(count, batch_s, frames, letters):
+    """Durations and speaking rates spread as in speech that is read: from one second to twelve, and by a factor of two."""
+    generator = np.random.default_rng(0)
+    some = [cut(str(number), "transcribe/en/nb", float(seconds)) for number, seconds in enumerate(generator.uniform(1, 12, count))]
+    for item in some:
+        item.supervisions[0].text = "x" * round(item.duration * generator.uniform(8, 16))
+    epoch = list(
+        islice(RouteBatches(by_route(CutSet.from_cuts(some), PLAN), batch_s, 64, 0).stream(), Limits.of(some, batch_s, 64).batches)
+    )
+    assert Counter(item.id for batch in epoch for item in batch) == {item.id: 1 for item in some}
+
+    def filled(length) -> float:
+        return sum(map(length, some)) / sum(len(batch) * max(map(length, batch)) for batch in epoch)
+
+    assert filled(lambda item: item.duration) >= frames
+    assert filled(lambda item: len(item.supervisions[0].text)) >= letters
 
 
 def test_the_stream_from_a_step_on_is_the_rest_of_the_stream(cuts):
