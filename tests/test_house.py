@@ -30,7 +30,7 @@ LEVELS = [
     ["band_check", "listening"],
     ["gathering"],
     ["preparation", "training", "decoding", "scoring", "audit", "exporting", "packing"],
-    ["handing_on", "pipeline"],
+    ["making_ready", "handing_on", "pipeline"],
     ["cli", "__main__"],
 ]
 """Low to high: a module imports from lower levels; from its own only where that makes no circle."""
