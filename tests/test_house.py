@@ -139,6 +139,14 @@ def test_scoring_runs_without_torch():
     assert done.stdout == "set()\n"
 
 
+def test_whoever_reads_audio_has_lhotse_read_it_as_it_is_checked():
+    """`audio` chooses the library when it is imported: without it, Lhotse would run a program for some files."""
+    readers = {part_of(path) for path in FILES if re.search(r"\.load_audio\(|SharWriter\(", path.read_text(encoding="utf-8"))}
+    assert readers >= {"audio", "augmentation", "packing"}
+    for part in readers:
+        assert "audio" in everything_below([part]), part
+
+
 def test_the_map_names_only_what_exists():
     paths = re.findall(r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:py|md|toml|txt))`", MAP.read_text(encoding="utf-8"))
     assert len(paths) >= 10
