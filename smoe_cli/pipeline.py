@@ -6,7 +6,7 @@ Heavy libraries load inside the function that needs them, so that `score` never 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from smoe_cli.records import (
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import Choice, Route, check_routes
+from smoe_cli.tags import EVERY_ROUTE, Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
@@ -129,10 +129,7 @@ def decode(
     config: Config | None,
     *,
     inputs: Sequence[Path] = (),
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    choice: Choice = EVERY_ROUTE,
     split: str = "test",
     checkpoint: Path | None = None,
     out: Path | None = None,
@@ -144,8 +141,7 @@ def decode(
     Args:
         config: The recipe; None: everything comes from the checkpoint.
         inputs: Audio files or cut manifests; empty: the recipe's `split`.
-        task, lang, bandwidth: The route of bare audio; on manifests, keep only cuts with these tags.
-        tags: Axis of the recipe's own -> value, likewise.
+        choice: The route of bare audio; of manifests, only cuts with these tags are decoded.
         checkpoint: Folder, which brings its own settings; None: the recipe's trained model and settings.
         out: File for the hypotheses of `inputs`.
         search: Settings that are given in it replace those of recipe or checkpoint.
@@ -162,7 +158,6 @@ def decode(
     from smoe_cli.training.precision import choose_precision
 
     watcher = watcher or Silent()
-    choice = Choice(task, lang, bandwidth, tuple((tags or {}).items()))
     check_request(config, inputs, choice, split, checkpoint, out)
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())

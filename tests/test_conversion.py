@@ -27,7 +27,7 @@ from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
 from smoe_cli.recipe import parse_config
-from smoe_cli.tags import Bandwidth, Route
+from smoe_cli.tags import Bandwidth, Choice, Route
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
 from smoe_cli.watch import Silent
@@ -382,9 +382,13 @@ def test_a_converted_model_is_upcycled_trained_and_decoded_as_plainly_as_any(fam
     again = parse_config(tree, "recipe")
     assert again.model == config.model and again.features == config.features
     assert pipeline.train(again).resumed_from == report.steps
-    slim = pipeline.slim(layout.final, out=tmp_path / "slim", task="translate", bandwidth="nb")
+    slim = pipeline.slim(layout.final, out=tmp_path / "slim", choice=Choice("translate", bandwidth="nb"))
     (greedy,) = pipeline.decode(
-        None, inputs=[tones / "a0.flac"], bandwidth="nb", checkpoint=slim.checkpoint, search=DecodeSettings(beam=1, ctc_weight=0.0)
+        None,
+        inputs=[tones / "a0.flac"],
+        choice=Choice(bandwidth="nb"),
+        checkpoint=slim.checkpoint,
+        search=DecodeSettings(beam=1, ctc_weight=0.0),
     ).hypotheses
     exported = pipeline.export(slim.checkpoint, out=tmp_path / "phone")
     assert exported.check.max_difference < TOLERANCE

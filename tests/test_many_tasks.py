@@ -27,7 +27,7 @@ from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
 from smoe_cli.loss import Weights, combined_loss
 from smoe_cli.records import Hypothesis, read_hypotheses
-from smoe_cli.tags import Route
+from smoe_cli.tags import Choice, Route
 from smoe_cli.tokenizer import END_ID, open_tokenizer
 from smoe_cli.training import Trainer
 from smoe_cli.training.diary import by_task
@@ -353,17 +353,17 @@ def test_lhotse_manifests_name_the_fields_of_tags_and_labels(trained, tmp_path):
 def test_bare_audio_needs_every_tag_that_is_open(trained, tmp_path):
     path = Path(trained.data.root) / "one0.flac"
     with pytest.raises(RouteError, match="axis `accent` has several values: us, uk") as caught:
-        pipeline.decode(trained, inputs=[path], task="intent")
+        pipeline.decode(trained, inputs=[path], choice=Choice("intent"))
     assert "--tag accent=us" in caught.value.hint
-    (found,) = pipeline.decode(trained, inputs=[path], task="intent", tags={"accent": "uk"}).hypotheses
+    (found,) = pipeline.decode(trained, inputs=[path], choice=Choice("intent", tags=(("accent", "uk"),))).hypotheses
     assert (found.route, found.text in ("count", "order")) == (Route.parse("intent/any/wb/accent=uk"), True)
     with pytest.raises(RouteError, match=r"no route `\*/\*/\*/accent=in`: of accent it has `us`, `uk`"):
-        pipeline.decode(trained, inputs=[path], tags={"accent": "in"})
+        pipeline.decode(trained, inputs=[path], choice=Choice(tags=(("accent", "in"),)))
 
 
 def test_a_choice_of_tags_decodes_their_cuts_alone(trained, tmp_path):
     manifest, out = Layout.of(trained).cuts("train"), tmp_path / "some.jsonl"
-    report = pipeline.decode(trained, inputs=[manifest], task="identify", tags={"accent": "us"}, out=out)
+    report = pipeline.decode(trained, inputs=[manifest], choice=Choice("identify", tags=(("accent", "us"),)), out=out)
     assert {(item.task, item.tags["accent"]) for item in report.hypotheses} == {("identify", "us")}
     assert len(report.hypotheses) == sum(
         tags_of(cut).task == "identify" and tags_of(cut).axes == {"accent": "us"} for cut in read_cuts(manifest)
@@ -372,8 +372,10 @@ def test_a_choice_of_tags_decodes_their_cuts_alone(trained, tmp_path):
 
 def test_a_slim_model_of_a_tagged_label_route_answers_as_the_whole_one(trained, system, tmp_path):
     with pytest.raises(RouteError, match=r"2 routes are `identify/\*/wb`: identify/any/wb/accent=us, identify/any/wb/accent=uk"):
-        pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb")
-    report = pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb", tags={"accent": "uk"})
+        pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", choice=Choice("identify", bandwidth="wb"))
+    report = pipeline.slim(
+        Layout.of(trained).final, out=tmp_path / "slim", choice=Choice("identify", bandwidth="wb", tags=(("accent", "uk"),))
+    )
     assert report.route == "identify/any/wb/accent=uk"
     slim = checkpoint.load(tmp_path / "slim")
     assert slim.plan.labels == {"identify": ("en", "es")}

@@ -13,6 +13,7 @@ from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, Tokenize
 from smoe_cli.preparation import PrepareReport
 from smoe_cli.records import AuditReport, Coverage, Finding, Hypothesis, Score, ScoreReport, SliceScores
 from smoe_cli.steps import STEPS, Step
+from smoe_cli.tags import Choice
 from smoe_cli.training import TrainReport
 from smoe_cli.training.shares import ExpertShare
 from smoe_cli.validation.report import Lasting, Reject, Row, ValidationReport
@@ -405,14 +406,14 @@ def test_decode_hands_on_its_options_and_prints_where_it_wrote(smoe, replace):
     result = smoe("decode", "--task", "translate", "--lang", "de", "--bandwidth", "nb", "--split", "dev", "--beam", "2")
     assert result.stdout.splitlines() == [str(path) for path in paths]
     asked = decode.call_args.kwargs
-    assert (asked["task"], asked["lang"], asked["bandwidth"], asked["split"]) == ("translate", "de", "nb", "dev")
+    assert (asked["choice"], asked["split"]) == (Choice("translate", "de", "nb"), "dev")
     assert decode.call_args.args[0].decode.beam == 2
 
 
 def test_tags_of_the_recipes_own_axes_are_handed_on_and_must_be_axis_and_value(smoe, replace):
     decode = replace("decode", DecodeReport(checkpoint=Path("exp/model/final"), paths=[Path("a.jsonl")], hypotheses=[HYPOTHESIS]))
     assert smoe("decode", "--tag", "accent=us", "--tag", "channel=2").exit_code == 0
-    assert decode.call_args.kwargs["tags"] == {"accent": "us", "channel": "2"}
+    assert decode.call_args.kwargs["choice"] == Choice(tags=(("accent", "us"), ("channel", "2")))
     for words in (("--tag", "accent"), ("--tag", "accent=us", "--tag", "accent=uk"), ("--tag", "task=translate"), ("--tag", "accent=U/S")):
         result = smoe("decode", *words)
         assert result.exit_code == 2 and f"tag `{words[-1]}`" in result.stderr
