@@ -26,7 +26,7 @@ from smoe_cli.records import (
     Record,
     ScoreReport,
     TokenizerReport,
-    read_audit,
+    read_json,
     write_json,
     write_jsonl,
     write_text_atomically,
@@ -314,7 +314,7 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         if name == "prepare" and not dry_run:
             _check_valid(Layout.of(config))
     layout = Layout.of(config)
-    findings = len(read_audit(layout.audit / "audit.json").findings) if not dry_run else 0
+    findings = len(read_json(layout.audit / "audit.json", AuditReport, "audit", "smoe route-audit").findings) if not dry_run else 0
     return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
 
 
@@ -324,10 +324,11 @@ def _check_valid(layout: Layout) -> None:
     Raises:
         CheckError: If their validation, where there is one, has errors.
     """
-    from smoe_cli.validation.report import read_validation
+    from smoe_cli.validation.report import ValidationReport
 
-    if layout.validation.exists() and (errors := read_validation(layout.validation).errors):
+    path = layout.validation
+    if path.exists() and (errors := read_json(path, ValidationReport, "validation", "smoe validate").errors):
         raise CheckError(
-            f"the manifests have {errors:,} errors: `{layout.validation}`",
+            f"the manifests have {errors:,} errors: `{path}`",
             "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
         )
