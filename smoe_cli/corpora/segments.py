@@ -28,7 +28,8 @@ PUBLISHED = "bring back the file as it was published"
 AUDIO = (".flac", ".wav", ".sph")
 """Suffixes of calls, the preferred one first: who had to unpack a file of the LDC puts the result beside it."""
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-"""Everything stays text: some ids of talks look like numbers."""
+"""Everything stays text: some ids of talks look like numbers. A base loader makes nothing but mappings, lists and text, whatever tags
+a file has: unlike YAML's other loaders, it cannot be made to call anything."""
 AT_ONCE = 1000
 """Segments of a YAML list that are parsed together: a list of 200,000 would fill the memory."""
 
@@ -139,6 +140,7 @@ class Source:
         found: list[dict[str, str]] = []
         for first, last in pairwise([0, *starts[AT_ONCE::AT_ONCE], len(lines)]):
             try:
+                # Safe, though not `safe_load`: see LOADER.
                 entries = yaml.load("\n".join(lines[first:last]), LOADER)
             except (yaml.YAMLError, RecursionError) as error:
                 line = first + (error.problem_mark.line if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 0) + 1
