@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from lhotse import AudioSource, Recording
+from lhotse import AudioSource, MonoCut, Recording
 from lhotse.audio.backend import set_current_audio_backend
 from lhotse.augmentation import Resample
 from numpy.typing import NDArray
@@ -66,6 +66,15 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
 def read_as_checked() -> None:
     """Let Lhotse read files with libsndfile, as they are checked here; for `.sph` it would run a program, in a line of shell."""
     set_current_audio_backend("LibsndfileBackend")
+
+
+# On import: so every process that reads audio does it once, forked and spawned ones too.
+read_as_checked()
+
+
+def load(audio: MonoCut | Recording, channel: int | None = None) -> NDArray[np.float32]:
+    """The samples (C,N) of a cut, or of one channel of a recording; raises whatever Lhotse does."""
+    return np.asarray(audio.load_audio() if channel is None else audio.load_audio(channels=channel))
 
 
 def _check_wav_length(path: Path, recording_id: str) -> None:

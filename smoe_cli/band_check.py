@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
-import numpy as np
 from pydantic import Field
 
-from smoe_cli.audio import read_as_checked
+from smoe_cli.audio import load
 from smoe_cli.bandwidth import Estimate, estimate_bandwidth
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import native_bandwidth
@@ -42,12 +41,11 @@ def estimated(utterances: Sequence[Utterance], work: Work) -> Iterator[Utterance
 
     def estimate(key: tuple[str, int]) -> Estimate | DataError:
         try:
-            samples_CN = channels[key].load_audio(channels=key[1])
+            samples_CN = load(channels[key], key[1])
         except Exception as error:  # Lhotse wraps every reader's own errors
             return DataError(f"cannot read channel {key[1]} of audio `{channels[key].sources[0].source}`: {error}", "mend or remove it")
-        return estimate_bandwidth(np.asarray(samples_CN[0]), channels[key].sampling_rate)
+        return estimate_bandwidth(samples_CN[0], channels[key].sampling_rate)
 
-    read_as_checked()
     with ThreadPoolExecutor(work.jobs) as pool:
         for key, said in zip(channels, pool.map(estimate, channels), strict=True):
             found[key] = said

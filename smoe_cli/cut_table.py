@@ -67,7 +67,8 @@ class CutTable:
             self._offsets.append(offset)
             for line in lines:
                 cut = self._parse(line, len(self._durations))
-                route, corpus = cuts.route_of(cut), tags_of(cut).corpus
+                tags = tags_of(cut)
+                route, corpus = cuts.route_of(cut, tags=tags), tags.corpus
                 if route not in digests:
                     digests[route] = hashlib.sha256()
                     self.routes.append(route)

@@ -223,17 +223,18 @@ def tags_of(cut: MonoCut) -> Tags:
         raise DataError(f"cut `{cut.id}` lacks supervision: {problems}", "prepare the manifest with `smoe prepare`") from None
 
 
-def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
+def route_of(cut: MonoCut, plan: RoutingPlan | None = None, tags: Tags | None = None) -> Route:
     """The route of a cut, from its tags alone.
 
     Args:
         plan: Must have the route.
+        tags: The cut's, if they were read before.
 
     Raises:
         DataError: If a tag is missing.
         RouteError: If the bandwidth is unknown, or the plan lacks the route.
     """
-    tags = tags_of(cut)
+    tags = tags or tags_of(cut)
     try:
         route = Route(tags.task, str(cut.supervisions[0].language), parse_bandwidth(tags.bandwidth), tuple(tags.axes.items()))
         return plan.check(route) if plan else route

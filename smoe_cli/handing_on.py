@@ -2,80 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from smoe_cli.config import Config
 from smoe_cli.errors import ConfigError
 from smoe_cli.records import ConvertReport, Export, ParameterReport, SlimReport
-from smoe_cli.tags import Choice, Route, parse_bandwidth
+from smoe_cli.tags import EVERY_ROUTE, Choice, Route
 from smoe_cli.watch import Watcher
 
 
-def slim(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> SlimReport:
+def slim(checkpoint: Path, *, out: Path, choice: Choice = EVERY_ROUTE) -> SlimReport:
     """Write the model of one route as a dense checkpoint with the same output. See `smoe_cli.slimming.slim`."""
     from smoe_cli import slimming
 
-    return slimming.slim(checkpoint, out, _one_route(task, lang, bandwidth, tags))
+    return slimming.slim(checkpoint, out, choice)
 
 
-def check_slim(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Route:
+def check_slim(checkpoint: Path, *, out: Path, choice: Choice = EVERY_ROUTE) -> Route:
     """The route that `slim` would write; arguments and errors as of `slim`, but nothing is written."""
     from smoe_cli import slimming
 
-    return slimming.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
+    return slimming.check(checkpoint, out, choice)
 
 
 def export(
     checkpoint: Path,
     *,
     out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    choice: Choice = EVERY_ROUTE,
     int8: bool = False,
     watcher: Watcher | None = None,
 ) -> Export:
     """Write the model of one route as ONNX graphs that compute what torch computes. See `smoe_cli.exporting.export`."""
     from smoe_cli import exporting
 
-    return exporting.export(checkpoint, out, _one_route(task, lang, bandwidth, tags), int8, watcher)
+    return exporting.export(checkpoint, out, choice, int8, watcher)
 
 
-def check_export(
-    checkpoint: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Route:
+def check_export(checkpoint: Path, *, out: Path, choice: Choice = EVERY_ROUTE) -> Route:
     """The route that `export` would write; arguments and errors as of `export`, but nothing is exported or written."""
     from smoe_cli import exporting
 
-    return exporting.check(checkpoint, out, _one_route(task, lang, bandwidth, tags))
-
-
-def _one_route(task: str | None, lang: str | None, bandwidth: str | None, tags: Mapping[str, str] | None) -> Choice:
-    return Choice(task, lang, None if bandwidth is None else str(parse_bandwidth(bandwidth)), tuple((tags or {}).items()))
+    return exporting.check(checkpoint, out, choice)
 
 
 def convert(

@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from lhotse import MonoCut
-from lhotse.audio.backend import get_current_audio_backend, set_current_audio_backend
 from lhotse.shar import SharWriter
 from pydantic import Field, ValidationError
 
@@ -202,7 +201,7 @@ class _Shards:
         if not self._total:
             raise DataError(f"manifest `{self.manifest}` is empty", "prepare it again with `smoe prepare`")
         cuts = self._sound_cuts()
-        with _alone(), ThreadPoolExecutor(jobs) as pool:
+        with _one_thread(), ThreadPoolExecutor(jobs) as pool:
             under_way: list[Future[None]] = []
             try:
                 for number in range(-(-self._total // self.shard_size)):
@@ -255,16 +254,11 @@ def _check_id(cut: MonoCut, ids: set[str], where: str) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Let Lhotse read and write with the library that the audio was checked with; another brings opus to 48 kHz first.
-
-    Each shard has a thread, so none takes more for itself.
-    """
-    backend, threads = get_current_audio_backend(), torch.get_num_threads()
-    set_current_audio_backend("LibsndfileBackend")
+def _one_thread() -> Iterator[None]:
+    """Each shard has a thread, so torch takes no more for itself."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        set_current_audio_backend(backend)
         torch.set_num_threads(threads)

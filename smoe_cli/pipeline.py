@@ -6,19 +6,19 @@ Heavy libraries load inside the function that needs them, so that `score` never 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from smoe_cli.audit import AUDITED_UTTERANCES
-from smoe_cli.config import SPLITS, Config, DecodeSettings
+from smoe_cli.config import Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
 from smoe_cli.errors import CheckError, ConfigError, DataError
 from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
-from smoe_cli.layout import VALIDATION, Layout
+from smoe_cli.layout import Layout
+from smoe_cli.making_ready import check_pack, features, pack, prepare, tokenize, validate
 from smoe_cli.records import (
     AuditReport,
     Hypothesis,
@@ -26,24 +26,20 @@ from smoe_cli.records import (
     Record,
     ScoreReport,
     TokenizerReport,
-    read_audit,
+    read_json,
     write_json,
     write_jsonl,
     write_text_atomically,
 )
 from smoe_cli.steps import STEPS, Step, mark, plan_step
-from smoe_cli.tags import Choice, Route, check_routes
+from smoe_cli.tags import EVERY_ROUTE, Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
     from smoe_cli.checkpoint import System
-    from smoe_cli.feature_store import FeaturesReport
-    from smoe_cli.packing import Codec, PackReport
-    from smoe_cli.preparation import PrepareReport
     from smoe_cli.training import TrainReport
-    from smoe_cli.validation.report import ValidationReport
 
 __all__ = [
     "DecodeReport",
@@ -58,6 +54,7 @@ __all__ = [
     "convert",
     "decode",
     "export",
+    "features",
     "pack",
     "params",
     "prepare",
@@ -86,134 +83,6 @@ class RunReport(Record):
     findings: int = Field(description="Findings of the route audit.")
     report: Path
     audit: Path
-
-
-def prepare(
-    config: Config,
-    *,
-    corpora: Sequence[str] | None = None,
-    jobs: int = 0,
-    cluster: str | None = None,
-    watcher: Watcher | None = None,
-) -> PrepareReport:
-    """Corpora -> checked, tagged cut manifests. See `smoe_cli.preparation.prepare`.
-
-    Args:
-        cluster: Address of a Dask scheduler whose workers read the recordings; None: threads of this process do.
-    """
-    from smoe_cli import preparation
-    from smoe_cli.cluster import connect
-
-    chosen = preparation.chosen_corpora(config, corpora)
-    with connect(cluster) if cluster else nullcontext() as executor:
-        mark(config, "prepare", whole=False)
-        report = preparation.prepare(config, chosen, jobs, watcher or Silent(), executor)
-    mark(config, "prepare", whole=set(chosen) == set(config.data.corpora))
-    return report
-
-
-def validate(
-    config: Config | None,
-    *,
-    cuts: Sequence[Path] = (),
-    fix: bool = False,
-    audio: bool = True,
-    within: Path | None = None,
-    jobs: int = 0,
-    out: Path | None = None,
-    watcher: Watcher | None = None,
-) -> ValidationReport:
-    """Are manifests fit to train on? See `smoe_cli.validation.validate`.
-
-    Args:
-        config: The recipe, whose tasks and limits hold; None: manifests are named.
-        cuts: Manifests; empty: those that the recipe has.
-        fix: Move cuts with errors to a manifest of rejects.
-        audio: Read every recording to its end.
-        within: Folder that all audio must lie in.
-        jobs: Recordings read at once; 0: one per core.
-        out: Folder for `validation.json`; None: the recipe's when its own manifests are checked, else it is not written.
-
-    Raises:
-        DataError: If a manifest is missing, unreadable or empty, or nothing in it is fit for use and `fix` is set.
-    """
-    from smoe_cli.preparation import usable_cores
-    from smoe_cli.validation import validate as validation
-    from smoe_cli.validation.mend import mend
-
-    paths = _manifests(config, cuts)
-    layout = Layout.of(config) if config is not None and not cuts else None
-    ears = validation.Ears(jobs or usable_cores() if audio else 0, within=within)
-    report, findings = validation.validate(paths, config, ears, watcher or Silent())
-    if fix and findings.unfit:
-        # Whoever takes cuts out wants them to stay out: `smoe run` would prepare again what is not as it left it.
-        as_left = layout is not None and config is not None and plan_step(config, "prepare").state == "up to date"
-        report = mend(report, findings, config, watcher or Silent())
-        if as_left and config is not None:
-            mark(config, "prepare")
-    target = out / VALIDATION if out is not None else layout.validation if layout is not None else None
-    if target is not None:
-        write_json(target, report)
-    return report
-
-
-def pack(
-    config: Config | None,
-    *,
-    cuts: Sequence[Path] = (),
-    out: Path,
-    shard_size: int = 1000,
-    audio: Codec = "flac",
-    jobs: int = 0,
-    watcher: Watcher | None = None,
-) -> PackReport:
-    """Write manifests as Lhotse Shar. See `smoe_cli.packing.pack`.
-
-    Args:
-        config: The recipe; None: manifests are named.
-        cuts: Manifests; empty: those that the recipe has.
-        jobs: Shards that are written at once; 0: one per core.
-    """
-    from smoe_cli import packing
-
-    return packing.pack(_manifests(config, cuts), out, shard_size, audio, jobs, watcher or Silent())
-
-
-def check_pack(config: Config | None, *, cuts: Sequence[Path] = (), out: Path) -> list[Path]:
-    """The manifests that `pack` would read; arguments and errors as of `pack`, but nothing is written."""
-    from smoe_cli import packing
-
-    return list(packing.check(_manifests(config, cuts), out).values())
-
-
-def _manifests(config: Config | None, cuts: Sequence[Path]) -> list[Path]:
-    """The named manifests, each once, or those that the recipe has.
-
-    Raises:
-        DataError: If there is none.
-    """
-    layout = Layout.of(config) if config is not None else None
-    paths = list(dict.fromkeys(cuts)) or [path for split in SPLITS if layout and (path := layout.cuts(split)).exists()]
-    if not paths:
-        raise DataError(f"no manifests in `{layout.cuts_dir if layout else '.'}`", "run `smoe prepare` first, or name manifests")
-    return paths
-
-
-def tokenize(config: Config, *, watcher: Watcher | None = None) -> TokenizerReport:
-    """The tokenizer of the recipe, learned or taken from a checkpoint. See `smoe_cli.vocabulary.make_tokenizer`."""
-    from smoe_cli import vocabulary
-
-    report = vocabulary.make_tokenizer(config, watcher or Silent())
-    mark(config, "tokenize")
-    return report
-
-
-def features(config: Config, *, splits: Sequence[str] = ("train", "dev"), jobs: int = 0, watcher: Watcher | None = None) -> FeaturesReport:
-    """Features of prepared cuts, into the store that training reads with `features.stored`. See `smoe_cli.feature_store.fill`."""
-    from smoe_cli.feature_store import fill
-    from smoe_cli.preparation import usable_cores
-
-    return fill(config, splits, jobs or usable_cores(), watcher or Silent())
 
 
 def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> TrainReport:
@@ -260,10 +129,7 @@ def decode(
     config: Config | None,
     *,
     inputs: Sequence[Path] = (),
-    task: str | None = None,
-    lang: str | None = None,
-    bandwidth: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    choice: Choice = EVERY_ROUTE,
     split: str = "test",
     checkpoint: Path | None = None,
     out: Path | None = None,
@@ -275,8 +141,7 @@ def decode(
     Args:
         config: The recipe; None: everything comes from the checkpoint.
         inputs: Audio files or cut manifests; empty: the recipe's `split`.
-        task, lang, bandwidth: The route of bare audio; on manifests, keep only cuts with these tags.
-        tags: Axis of the recipe's own -> value, likewise.
+        choice: The route of bare audio; of manifests, only cuts with these tags are decoded.
         checkpoint: Folder, which brings its own settings; None: the recipe's trained model and settings.
         out: File for the hypotheses of `inputs`.
         search: Settings that are given in it replace those of recipe or checkpoint.
@@ -293,7 +158,6 @@ def decode(
     from smoe_cli.training.precision import choose_precision
 
     watcher = watcher or Silent()
-    choice = Choice(task, lang, bandwidth, tuple((tags or {}).items()))
     check_request(config, inputs, choice, split, checkpoint, out)
     layout = Layout.of(config) if config is not None else None
     folder = checkpoint or (layout.checkpoint() if layout else Path())
@@ -450,7 +314,7 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         if name == "prepare" and not dry_run:
             _check_valid(Layout.of(config))
     layout = Layout.of(config)
-    findings = len(read_audit(layout.audit / "audit.json").findings) if not dry_run else 0
+    findings = len(read_json(layout.audit / "audit.json", AuditReport, "audit", "smoe route-audit").findings) if not dry_run else 0
     return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
 
 
@@ -460,10 +324,11 @@ def _check_valid(layout: Layout) -> None:
     Raises:
         CheckError: If their validation, where there is one, has errors.
     """
-    from smoe_cli.validation.report import read_validation
+    from smoe_cli.validation.report import ValidationReport
 
-    if layout.validation.exists() and (errors := read_validation(layout.validation).errors):
+    path = layout.validation
+    if path.exists() and (errors := read_json(path, ValidationReport, "validation", "smoe validate").errors):
         raise CheckError(
-            f"the manifests have {errors:,} errors: `{layout.validation}`",
+            f"the manifests have {errors:,} errors: `{path}`",
             "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
         )

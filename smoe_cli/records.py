@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,9 @@ class Record(BaseModel):
     """A strict, immutable record: an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Origin(Record):
@@ -440,13 +443,17 @@ def read_hypotheses(path: Path) -> Iterator[Hypothesis]:
             ) from error
 
 
-def read_audit(path: Path) -> AuditReport:
-    """Read what `smoe route-audit` wrote.
+def read_json(path: Path, kind: type[AnyRecord], what: str, command: str) -> AnyRecord:
+    """Read the whole record that a command wrote.
+
+    Args:
+        what: What to call it, e.g. `audit`.
+        command: What writes it.
 
     Raises:
         DataError: If the file is missing or damaged.
     """
     try:
-        return AuditReport.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read audit `{path}`: {error}", "run `smoe route-audit` again") from error
+        raise DataError(f"cannot read {what} `{path}`: {error}", f"run `{command}` again") from error

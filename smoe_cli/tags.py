@@ -210,6 +210,20 @@ class Choice(NamedTuple):
     bandwidth: str | None = None
     tags: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def of(
+        cls, task: str | None = None, lang: str | None = None, bandwidth: str | None = None, tags: Iterable[str] | None = None
+    ) -> Choice:
+        """What the options of a command choose.
+
+        Args:
+            tags: Each as `accent=us`.
+
+        Raises:
+            RouteError: If one has another form, or an axis is named twice.
+        """
+        return cls(task, lang, bandwidth, tuple(parse_tags(tags or ()).items()))
+
     def __str__(self) -> str:
         named = [part or "*" for part in (self.task, self.lang, self.bandwidth)]
         return "/".join([*named, *(f"{axis}={value}" for axis, value in self.tags)])
@@ -220,12 +234,17 @@ class Choice(NamedTuple):
         return all(value in (None, route.tags.get(axis)) for axis, value in wanted.items())
 
 
+EVERY_ROUTE = Choice()
+
+
 def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
     """Refuse tags that no route has.
 
     Raises:
-        RouteError: With the list of the routes there are.
+        RouteError: With the list of the routes there are; or if there is no such bandwidth at all.
     """
+    if choice.bandwidth is not None:
+        parse_bandwidth(choice.bandwidth)
     routes = list(routes)
     own = [axis for axis in routes[0].tags if axis not in AXES]
     if unknown := [axis for axis, _ in choice.tags if axis not in own]:

@@ -15,7 +15,7 @@ from lhotse import MonoCut
 from lhotse.augmentation import AudioTransform
 from numpy.typing import NDArray
 
-from smoe_cli.audio import describe, read_as_checked, write_flac
+from smoe_cli.audio import describe, load, write_flac
 from smoe_cli.bandwidth import TELEPHONE_HZ
 from smoe_cli.config import Config, NarrowbandSettings
 from smoe_cli.corpora.utterance import Utterance
@@ -141,8 +141,7 @@ def _write(utterance: Utterance, path: Path) -> Utterance:
     rest = recording.duration - start_s
     duration = rest if utterance.duration_s is None else min(utterance.duration_s, rest)
     try:
-        read_as_checked()
-        samples_CN = MonoCut(utterance.id, start_s, duration, utterance.channel, recording=recording).load_audio()
+        samples_CN = load(MonoCut(utterance.id, start_s, duration, utterance.channel, recording=recording))
     except Exception as error:  # Lhotse wraps every reader's own errors
         raise DataError(f"cannot read the audio of utterance `{utterance.id}`: {error}", "bring back the file, or remove it") from error
     write_flac(path, to_int16(samples_CN[0]), TELEPHONE_HZ)

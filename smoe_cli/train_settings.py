@@ -46,7 +46,7 @@ class TrainSettings(Settings):
     activation_checkpointing: bool = Field(
         False,
         description="Keep only the inputs of layers and compute the rest again for the gradients: the same training bit for bit, in less "
-        "memory and about a third more time.",
+        "memory, for one more forward pass of the layers.",
     )
     compile: bool = Field(
         False,

@@ -89,3 +89,18 @@ def as_given(size: int) -> torch.nn.Linear:
     layer = torch.nn.Linear(size, size, bias=False).requires_grad_(False)
     torch.nn.init.eye_(layer.weight)
     return layer
+
+
+@pytest.fixture(scope="session")
+def five_tasks(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The recipe of `tests.many_tasks` up to its hypotheses. Twelve steps do not even reach all twenty routes, which no law here needs."""
+    from smoe_cli import pipeline
+    from tests.many_tasks import recipe, write_corpus
+
+    folder = tmp_path_factory.mktemp("tasks")
+    config = recipe(write_corpus(folder / "corpus"), folder / "exp", train={"max_steps": 12, "temperature": 4.0})
+    pipeline.prepare(config)
+    pipeline.tokenize(config)
+    pipeline.train(config)
+    pipeline.decode(config)
+    return config

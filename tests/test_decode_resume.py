@@ -199,10 +199,10 @@ def test_a_continued_decoding_computes_as_it_began(config, monkeypatch):
 def test_what_was_begun_with_some_tags_is_left_to_them_until_all_is_done(config):
     layout = Layout.of(config)
     with pytest.raises(Interrupted):
-        pipeline.decode(config, task="translate", watcher=Listener(1))
+        pipeline.decode(config, choice=Choice("translate"), watcher=Listener(1))
     assert layout.unfinished("test", "translate", None, None).is_file()
     listener = Listener()
-    pipeline.decode(config, task="transcribe", watcher=listener)
+    pipeline.decode(config, choice=Choice("transcribe"), watcher=listener)
     assert set(written(config)) == {"transcribe-en.jsonl", ".translate-all-all.part"}
     pipeline.decode(config, watcher=listener)
     assert set(written(config)) == {"transcribe-en.jsonl", "translate-de.jsonl"}
@@ -223,7 +223,7 @@ def test_a_second_interruption_adds_to_the_first(config):
 
 def test_bare_audio_whose_text_is_only_printed_keeps_nothing(config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    audio, asked = config.data.root / "a1.flac", {"task": "translate", "lang": "de"}
+    audio, asked = config.data.root / "a1.flac", {"choice": Choice("translate", "de")}
     with pytest.raises(KeyboardInterrupt):
         pipeline.decode(config, inputs=[audio], watcher=Listener(1), **asked)
     assert not list(tmp_path.iterdir()) and not written(config)
@@ -289,7 +289,7 @@ def test_another_checkpoint_is_decoded_and_audited_with_its_own_settings(config,
     final, other = Layout.of(config).final, config.model_copy(update={"decode": DecodeSettings(beam=7)})
 
     def decoded(**asked) -> str:
-        return pipeline.decode(other, bandwidth="nb", task="transcribe", out=tmp_path / "a.jsonl", **asked).hypotheses[0].decoding
+        return pipeline.decode(other, choice=Choice("transcribe", bandwidth="nb"), out=tmp_path / "a.jsonl", **asked).hypotheses[0].decoding
 
     assert decoded(checkpoint=final).startswith("beam:2|")
     assert decoded(checkpoint=final, search=DecodeSettings(beam=1)).startswith("beam:1|")
@@ -322,10 +322,10 @@ def test_a_partial_decoding_keeps_rows_of_its_own_model_only(config):
     path = Layout.of(config).hypotheses("test", "transcribe", "en")
     pipeline.decode(config)
     same, other = Listener(), Listener()
-    pipeline.decode(config, bandwidth="nb", watcher=same)
+    pipeline.decode(config, choice=Choice(bandwidth="nb"), watcher=same)
     assert (len(list(read_hypotheses(path))), same.lines) == (UTTERANCES // 2, [])
     save_model(config, seed=1)
-    pipeline.decode(config, task="transcribe", bandwidth="nb", watcher=other)
+    pipeline.decode(config, choice=Choice("transcribe", bandwidth="nb"), watcher=other)
     assert {item.bandwidth for item in read_hypotheses(path)} == {"nb"}
     assert other.lines == [f"`{path}`: {UTTERANCES // 4} hypotheses of another model are dropped; decode these cuts again"]
 
@@ -339,7 +339,7 @@ def test_a_partial_decoding_drops_rows_whose_cuts_are_gone(config):
     gone = next(line for line in lines if b'"task": "transcribe"' in line and b'"bandwidth": "wb"' in line)
     manifest.write_bytes(gzip.compress(b"".join(line for line in lines if line != gone)))
     try:
-        pipeline.decode(config, bandwidth="nb", task="transcribe", watcher=listener)
+        pipeline.decode(config, choice=Choice("transcribe", bandwidth="nb"), watcher=listener)
     finally:
         manifest.write_bytes(before)
     assert json.loads(gone)["id"] not in {item.id for item in read_hypotheses(path)}
@@ -355,7 +355,7 @@ def test_scoring_after_a_retraining_warns_and_a_mixture_is_refused(config):
     save_model(config, seed=1)
     pipeline.score(config, watcher=listener)
     assert len(listener.lines) == 1 and "is another model than the one that wrote these; `smoe decode`" in listener.lines[0]
-    pipeline.decode(config, task="translate")
+    pipeline.decode(config, choice=Choice("translate"))
     with pytest.raises(DataError, match=r"hypotheses of 2 models .*transcribe-en.jsonl`; .*translate-de.jsonl`") as caught:
         pipeline.score(config)
     assert "`smoe decode`" in caught.value.hint and caught.value.exit_code == 2
@@ -366,7 +366,7 @@ def test_scoring_after_a_retraining_warns_and_a_mixture_is_refused(config):
 def test_scoring_what_was_decoded_with_different_settings_says_so(config):
     pipeline.decode(config)
     greedy = config.model_copy(update={"decode": config.decode.model_copy(update={"beam": 1})})
-    pipeline.decode(greedy, task="translate")
+    pipeline.decode(greedy, choice=Choice("translate"))
     listener = Listener()
     assert len(pipeline.score(config, watcher=listener).decoding) == 2
     assert ["beam:1|" in line and "beam:2|" in line for line in listener.lines] == [True]

@@ -321,7 +321,7 @@ def damaged(text: bytes) -> Callable[[Path], object]:
 
 FOLDER_DAMAGE = {
     "lost audio": (damaged(b"c.wav,three\n"), r"metadata.csv` line 3: no audio file"),
-    "a stray comma": (damaged(b"sub/b.wav,one,two\n"), r"line 3 has 3 fields, the header 2"),
+    "a stray comma": (damaged(b"sub/b.wav,one,two\n"), r"line 3 has 3 fields, 2 are expected"),
     "an open quote": (damaged(b'sub/b.wav,"two\n'), r"line 3: unexpected end of data"),
     "no name": (damaged(b",two\n"), r"line 3: `file_name` is empty"),
     "not UTF-8": (damaged(b"sub/b.wav,\xff\n"), r"line 3: `transcription` is not UTF-8"),

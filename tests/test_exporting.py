@@ -20,7 +20,7 @@ from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.onnx import OnnxModel, read_card
 from smoe_cli.errors import CheckError, CheckpointError, ConfigError, RouteError
 from smoe_cli.records import Export
-from smoe_cli.tags import Route
+from smoe_cli.tags import Choice, Route
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from tests.test_house import ROOT
 from tests.test_upcycling import GUIDING, config, saved
@@ -61,12 +61,12 @@ def exported(request, tokenizer, tmp_path_factory) -> tuple[System, Route, Path,
     route, changes = KINDS[request.param]
     route, folder = Route.parse(route), tmp_path_factory.mktemp("exported")
     whole, system = saved(config(folder, "encdec-smoe", **changes), tokenizer, folder / "whole")
-    tags = {"task": route.task, "lang": route.lang, "bandwidth": str(route.bandwidth)}
-    report = pipeline.export(whole, out=folder / "float32", **tags)
+    choice = Choice(route.task, route.lang, str(route.bandwidth))
+    report = pipeline.export(whole, out=folder / "float32", choice=choice)
     if changes.get("tie_embeddings"):
         with pytest.MonkeyPatch.context() as patch:
             lend_graphs(patch, folder / "float32")
-            pipeline.export(whole, out=folder / "int8", int8=True, **tags)
+            pipeline.export(whole, out=folder / "int8", int8=True, choice=choice)
     return system, route, folder / "float32", report
 
 
@@ -163,7 +163,7 @@ def test_what_fails_the_check_is_not_kept_and_an_earlier_export_stays(exported, 
     monkeypatch.setattr(exporting, "ROUNDING", -1.0)
     lend_graphs(monkeypatch, folder)
     with pytest.raises(CheckError, match="something else than torch") as caught:
-        pipeline.export(folder.parent / "whole", out=folder, task=route.task, lang=route.lang, bandwidth=str(route.bandwidth))
+        pipeline.export(folder.parent / "whole", out=folder, choice=Choice(route.task, route.lang, str(route.bandwidth)))
     assert caught.value.exit_code == 1
     assert read_card(folder) == report
     assert not list(folder.parent.glob(".*"))
@@ -171,7 +171,7 @@ def test_what_fails_the_check_is_not_kept_and_an_earlier_export_stays(exported, 
 
 def test_a_slim_checkpoint_exports_its_only_route(exported, monkeypatch, tmp_path):
     _, route, folder, report = exported
-    pipeline.slim(folder.parent / "whole", out=tmp_path / "slim", task=route.task, lang=route.lang, bandwidth=str(route.bandwidth))
+    pipeline.slim(folder.parent / "whole", out=tmp_path / "slim", choice=Choice(route.task, route.lang, str(route.bandwidth)))
     assert pipeline.check_export(tmp_path / "slim", out=tmp_path / "phone") == route
     assert not (tmp_path / "phone").exists()
     lend_graphs(monkeypatch, folder)
@@ -189,24 +189,24 @@ def test_nothing_but_an_earlier_export_is_replaced(whole, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for out in (whole, tmp_path / "mine"):
         with pytest.raises(ConfigError, match="is no exported model"):
-            pipeline.export(whole, out=out, task="transcribe", bandwidth="nb")
+            pipeline.export(whole, out=out, choice=Choice("transcribe", bandwidth="nb"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
 def test_a_route_that_is_not_one_is_refused_with_the_list(whole, tmp_path):
     with pytest.raises(RouteError, match=r"2 routes are `translate/\*/\*`: translate/de/nb, translate/de/wb"):
-        pipeline.export(whole, out=tmp_path / "phone", task="translate")
+        pipeline.export(whole, out=tmp_path / "phone", choice=Choice("translate"))
     with pytest.raises(RouteError, match="the model has 4 routes: "):
         pipeline.export(whole, out=tmp_path / "phone")
     with pytest.raises(RouteError, match="`accent` is no axis of the model; it has none for --tag"):
-        pipeline.export(whole, out=tmp_path / "phone", tags={"accent": "us"})
+        pipeline.export(whole, out=tmp_path / "phone", choice=Choice(tags=(("accent", "us"),)))
 
 
 @pytest.mark.parametrize("package", exporting.PACKAGES)
 def test_without_the_extra_the_command_says_how_to_get_it(whole, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=package) as caught:
-        pipeline.export(whole, out=tmp_path / "phone", task="transcribe", bandwidth="nb")
+        pipeline.export(whole, out=tmp_path / "phone", choice=Choice("transcribe", bandwidth="nb"))
     assert (caught.value.exit_code, caught.value.hint) == (2, "pip install 'smoe[onnx]'")
 
 
@@ -249,4 +249,4 @@ def test_the_search_in_the_documentation_is_that_of_the_runner(exported, monkeyp
 def test_a_model_too_large_for_one_file_is_refused_before_anything_is_done(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "MAX_BYTES", 1e5)
     with pytest.raises(ConfigError, match="GB of weights"):
-        pipeline.check_export(whole, out=tmp_path / "phone", task="transcribe", bandwidth="nb")
+        pipeline.check_export(whole, out=tmp_path / "phone", choice=Choice("transcribe", bandwidth="nb"))

@@ -30,7 +30,7 @@ LEVELS = [
     ["band_check", "listening"],
     ["gathering"],
     ["preparation", "training", "decoding", "scoring", "audit", "exporting", "packing"],
-    ["handing_on", "pipeline"],
+    ["making_ready", "handing_on", "pipeline"],
     ["cli", "__main__"],
 ]
 """Low to high: a module imports from lower levels; from its own only where that makes no circle."""
@@ -137,6 +137,14 @@ def test_scoring_runs_without_torch():
     code = "import sys, smoe_cli.scoring.report, smoe_cli.scoring.table; print({'torch', 'lhotse'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_whoever_reads_audio_has_lhotse_read_it_as_it_is_checked():
+    """`audio` chooses the library when it is imported: without it, Lhotse would run a program for some files."""
+    readers = {part_of(path) for path in FILES if re.search(r"\.load_audio\(|SharWriter\(", path.read_text(encoding="utf-8"))}
+    assert readers >= {"audio", "augmentation", "packing"}
+    for part in readers:
+        assert "audio" in everything_below([part]), part
 
 
 def test_the_map_names_only_what_exists():

@@ -1,28 +1,22 @@
-"""Transcription, two translations, language identification and classification in one model, with an axis of the recipe's own."""
+"""Transcription, two translations, language identification and classification in one model."""
 
 from __future__ import annotations
 
-import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from smoe_cli import checkpoint, pipeline
 from smoe_cli.batching import Collator
 from smoe_cli.checkpoint import System
 from smoe_cli.config import Config
-from smoe_cli.corpora import read_corpus
-from smoe_cli.corpora.utterance import Work
 from smoe_cli.cuts import Tags, read_cuts, route_of, tags_of
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.decoding.labels import AT_ONCE, label_log_probs
-from smoe_cli.decoding.onnx import OnnxModel
-from smoe_cli.errors import ConfigError, DataError, RouteError
+from smoe_cli.errors import DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.layout import Layout
 from smoe_cli.loss import Weights, combined_loss
@@ -33,105 +27,38 @@ from smoe_cli.training import Trainer
 from smoe_cli.training.diary import by_task
 from smoe_cli.watch import Silent
 from tests.conftest import as_given, tiny_config
-
-TASKS = {
-    "transcribe": {"languages": ["en"]},
-    "translate": {"languages": ["de", "fr"]},
-    "identify": {},
-    "intent": {"kind": "classify", "label": "wish"},
-}
-AXES = {"accent": ["us", "uk", "in"]}
-MODEL = {
-    "encoder_experts_by": "bandwidth+accent",
-    "decoder_experts_by": "task+lang",
-    "decoder_expert_groups": {"german": ["translate-de"], "naming": ["identify-any", "intent-any"]},
-}
-SAID = {
-    "one": ("en", "one", "eins", "un", "count", 300.0),
-    "stop": ("en", "stop", "halt", "arrêt", "order", 700.0),
-    "hola": ("es", "", "hallo", "", "", 1300.0),
-}
-"""Word -> spoken language, transcript, German, French, label, pitch in hertz."""
-
-
-def write_corpus(folder: Path, per_word: int = 10) -> Path:
-    """Tones that stand for words, of two languages and two accents; no transcript, no French and no label of the Spanish one.
-
-    One label of the test split is never in the train split.
-    """
-    generator = np.random.default_rng(0)
-    rows = ["id\tpath\tsplit\tspeaker\tlang\taccent\twish\ttranscript\tde\tfr"]
-    folder.mkdir(parents=True, exist_ok=True)
-    for word, (lang, transcript, german, french, label, pitch_hz) in SAID.items():
-        for number in range(per_word):
-            t = np.arange(int(16000 * (0.5 + 0.03 * number))) / 16000
-            name = f"{word}{number}"
-            soundfile.write(
-                folder / f"{name}.flac", 0.3 * np.sin(2 * np.pi * pitch_hz * t) + 0.01 * generator.standard_normal(len(t)), 16000
-            )
-            split = ("dev", "test")[number % 2] if number % 5 == 0 else "train"
-            wish = "never-heard" if (split, word) == ("test", "stop") else label
-            accent = ("us", "uk")[number // 5 % 2]
-            rows.append(f"{name}\t{name}.flac\t{split}\ts{number}\t{lang}\t{accent}\t{wish}\t{transcript}\t{german}\t{french}")
-    (folder / "table.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
-
-
-def recipe(corpus: Path, exp_dir: Path, **changes: object) -> Config:
-    table = {
-        "type": "tsv",
-        "path": "table.tsv",
-        "language_column": "lang",
-        "translations": {"de": "de", "fr": "fr"},
-        "tag_columns": {"accent": "accent"},
-        "label_columns": {"wish": "wish"},
-    }
-    data = {"root": str(corpus), "nb_downsample": True, "corpora": {"tones": table}}
-    settings = {"data": data, "tasks": TASKS, "axes": AXES, "model": MODEL, "decode": {"min_max_tokens": 2, "max_tokens_per_s": 2.0}}
-    return tiny_config(exp_dir, **(settings | changes))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Config:
-    """The road up to the hypotheses. Twelve steps do not even reach all twenty routes, which no law here needs."""
-    folder = tmp_path_factory.mktemp("tasks")
-    config = recipe(write_corpus(folder / "corpus"), folder / "exp", train={"max_steps": 12, "temperature": 4.0})
-    pipeline.prepare(config)
-    pipeline.tokenize(config)
-    pipeline.train(config)
-    pipeline.decode(config)
-    return config
+from tests.many_tasks import TASKS, recipe, write_corpus
 
 
 @pytest.fixture
-def system(trained) -> System:
-    return checkpoint.load(Layout.of(trained).final)
+def system(five_tasks) -> System:
+    return checkpoint.load(Layout.of(five_tasks).final)
 
 
-def test_five_kinds_of_answer_go_the_whole_road(trained, system):
+def test_five_kinds_of_answer_go_the_whole_road(five_tasks, system):
     routes = {Route.parse(name) for name in system.plan.routes}
-    assert {(route.task, route.lang) for route in routes} == set(trained.targets())
+    assert {(route.task, route.lang) for route in routes} == set(five_tasks.targets())
     assert {route.tags["accent"] for route in routes} == {"us", "uk"}, "nobody speaks with the third accent"
     assert system.plan.encoder.experts == ("nb-us", "nb-uk", "wb-us", "wb-uk")
     assert system.plan.decoder.experts == ("transcribe-en", "german", "translate-fr", "naming")
     assert system.plan.labels == {"identify": ("en", "es"), "intent": ("count", "order")}
-    report = pipeline.score(trained)
+    report = pipeline.score(five_tasks)
     slices = {(part.task, part.lang): part for part in report.slices}
-    assert slices.keys() == set(trained.targets())
+    assert slices.keys() == set(five_tasks.targets())
     assert [score.metric for score in slices["identify", "any"].scores] == ["accuracy"]
     assert {tuple(part.tags.items()) for part in report.slices} == {(("accent", "uk"),)}, "the test split has one accent"
-    found = pipeline.route_audit(trained, utterances=2)
+    found = pipeline.route_audit(five_tasks, utterances=2)
     assert not [finding for finding in found.findings if finding.check != "swap"]
     assert all(row.planned for row in found.served)
     assert {Route.parse(name) for name in found.routes} == {route for route in routes if route.tags["accent"] == "uk"}
     assert {swap.metric for swap in found.swaps} == {"wer", "bleu", "accuracy"}
 
 
-def test_all_kinds_of_answer_are_learned_in_one_model(trained, tmp_path):
+def test_all_kinds_of_answer_are_learned_in_one_model(five_tasks, tmp_path):
     """Every task gets better on the words it is trained on, and what answers with a label finds most of them."""
-    layout = Layout.of(trained)
-    config = trained.model_copy(
-        update={"exp_dir": tmp_path, "train": trained.train.model_copy(update={"max_steps": 240, "warmup_steps": 20})}
+    layout = Layout.of(five_tasks)
+    config = five_tasks.model_copy(
+        update={"exp_dir": tmp_path, "train": five_tasks.train.model_copy(update={"max_steps": 240, "warmup_steps": 20})}
     )
     cuts = read_cuts(layout.cuts("train"))
     trainer = Trainer(config, tmp_path / "model", cuts, cuts, open_tokenizer(layout.tokenizer))
@@ -142,8 +69,8 @@ def test_all_kinds_of_answer_are_learned_in_one_model(trained, tmp_path):
     assert all(after[task] < 0.6 * before[task] for task in before), (before, after)
 
 
-def test_prepare_says_what_is_lacking(trained):
-    report = json.loads(Layout.of(trained).prepare_report.read_text())
+def test_prepare_says_what_is_lacking(five_tasks):
+    report = json.loads(Layout.of(five_tasks).prepare_report.read_text())
     notes = "\n".join([*report["notes"], *(finding["message"] for finding in report["findings"])])
     assert "10 utterances have no label `wish` for intent; they serve the other tasks" in notes
     assert "10 utterances have no text for translate/fr; they serve the other tasks" in notes
@@ -169,8 +96,8 @@ def batch_of(config: Config, system: System, name: str = "train"):
 
 
 @torch.inference_mode()
-def test_a_batch_of_all_tasks_equals_its_utterances_one_by_one(trained, system):
-    collator, cuts = batch_of(trained, system)
+def test_a_batch_of_all_tasks_equals_its_utterances_one_by_one(five_tasks, system):
+    collator, cuts = batch_of(five_tasks, system)
     assert len(cuts) == len(system.plan.routes) == 20
     whole = collator(cuts)
     model = system.model
@@ -185,9 +112,11 @@ def test_a_batch_of_all_tasks_equals_its_utterances_one_by_one(trained, system):
         torch.testing.assert_close(states[number, :tokens], alone_states[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_on_labels_leaves_the_experts_of_the_other_tasks_bit_identical(trained, tmp_path):
-    layout = Layout.of(trained)
-    trainer = Trainer(trained, tmp_path, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer))
+def test_a_step_on_labels_leaves_the_experts_of_the_other_tasks_bit_identical(five_tasks, tmp_path):
+    layout = Layout.of(five_tasks)
+    trainer = Trainer(
+        five_tasks, tmp_path, read_cuts(layout.cuts("train")), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer)
+    )
     route = next(route for route in trainer.groups if route.task == "identify" and str(route.bandwidth) == "nb")
     before = {name: value.clone() for name, value in trainer.system.model.state_dict().items()}
     trainer.train_step(trainer.collator(list(trainer.groups[route])[:4]))
@@ -199,15 +128,15 @@ def test_a_step_on_labels_leaves_the_experts_of_the_other_tasks_bit_identical(tr
 # --- labels ----------------------------------------------------------------------------------------------
 
 
-def test_only_labels_seen_in_training_are_written_and_an_unseen_one_is_wrong_and_counted(trained, system):
-    layout = Layout.of(trained)
+def test_only_labels_seen_in_training_are_written_and_an_unseen_one_is_wrong_and_counted(five_tasks, system):
+    layout = Layout.of(five_tasks)
     for task in ("identify", "intent"):
         found = list(read_hypotheses(layout.hypotheses("test", task, "any")))
         assert found and {item.text for item in found} <= set(system.plan.labels[task])
         assert all(item.score <= 0 and item.stopped == "end" for item in found)
     unseen = [item for item in found if item.unseen]
     assert unseen and {item.references[0] for item in unseen} == {"never-heard"}
-    report = pipeline.score(trained)
+    report = pipeline.score(five_tasks)
     assert sum(part.unseen for part in report.slices if part.task == "intent") == len(unseen)
     assert f"never seen in training: {len(unseen)} of the right labels of intent" in report.notes
     page = (layout.scores / "report.html").read_text(encoding="utf-8")
@@ -215,8 +144,8 @@ def test_only_labels_seen_in_training_are_written_and_an_unseen_one_is_wrong_and
 
 
 @torch.inference_mode()
-def test_the_score_of_a_label_is_its_log_probability_under_the_decoder(trained, system):
-    collator, cuts = batch_of(trained, system)
+def test_the_score_of_a_label_is_its_log_probability_under_the_decoder(five_tasks, system):
+    collator, cuts = batch_of(five_tasks, system)
     batch = collator([cut for cut in cuts if route_of(cut).task == "intent"])
     labels = [f"label-{number}" for number in range(AT_ONCE)] + ["a", "a much longer one"]
     spelled = [[*system.tokenizer.encode(label), END_ID] for label in labels]
@@ -232,9 +161,9 @@ def test_the_score_of_a_label_is_its_log_probability_under_the_decoder(trained, 
         torch.testing.assert_close(found[:, number], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_the_beam_decides_nothing_about_labels(trained, system):
-    cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if route_of(cut).task == "identify"]
-    search = trained.decode
+def test_the_beam_decides_nothing_about_labels(five_tasks, system):
+    cuts = [cut for cut in read_cuts(Layout.of(five_tasks).cuts("test")) if route_of(cut).task == "identify"]
+    search = five_tasks.decode
     greedy, wide = (Decoder(system, search.model_copy(update={"beam": beam})).decode(cuts) for beam in (1, 7))
     assert [item.text for item in greedy] == [item.text for item in wide]
 
@@ -290,129 +219,6 @@ def test_a_transcript_may_be_missing_only_where_no_task_writes_it_down(tmp_path)
         pipeline.prepare(recipe(corpus, tmp_path / "exp", tasks=TASKS | {"transcribe": {"languages": ["en", "es"]}}))
 
 
-# --- the recipe's own axes -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "problem"),
-    [
-        ("\ten\tuk\t", "\ten\taustralian\t", "utterance `one5` of corpus `tones` has the unknown value `australian` on axis `accent`"),
-        (
-            "\ten\tuk\t",
-            "\ten\tUK\t",
-            r"(?s)table.tsv` line \d+: utterance `one5` .* unknown value `UK` on axis `accent`; .*: write it `uk`",
-        ),
-        ("\ten\tuk\t", "\ten\t\t", "utterance `one5` of corpus `tones` has no value on axis `accent`; known: us, uk, in"),
-    ],
-)
-def test_an_utterance_without_a_known_tag_is_refused_by_name(tmp_path, old, new, problem):
-    corpus = write_corpus(tmp_path / "corpus", 6)
-    table = corpus / "table.tsv"
-    table.write_text(table.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(DataError, match=problem) as caught:
-        pipeline.prepare(recipe(corpus, tmp_path / "exp"))
-    assert caught.value.hint
-
-
-def test_a_cut_whose_tag_was_lost_or_forged_is_refused_by_name(trained, system, tmp_path):
-    with gzip.open(Layout.of(trained).cuts("test"), "rt", encoding="utf-8") as file:
-        line = json.loads(file.readline())
-    tags = line["supervisions"][0]["custom"]
-    for axes, problem in (({}, "lacks a value for `accent`"), ({"accent": "mars"}, "no route `transcribe/en/wb/accent=mars`")):
-        tags["axes"] = axes
-        (tmp_path / "cuts.jsonl").write_text(json.dumps(line), encoding="utf-8")
-        cut = next(iter(read_cuts(tmp_path / "cuts.jsonl")))
-        with pytest.raises(RouteError, match=f"cut `{cut.id}`: the model has no route") as caught:
-            route_of(cut, system.plan)
-        assert problem in caught.value.message
-
-
-def test_constant_tags_and_labels_hold_where_the_table_says_nothing(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", 2)
-    config = recipe(corpus, tmp_path / "exp")
-    table = config.data.corpora["tones"].model_copy(update={"tag_columns": {}, "tags": {"accent": "in"}, "labels": {"wish": "none"}})
-    found = list(read_corpus(table, Work("tones", corpus, tmp_path)))
-    assert {utterance.tags["accent"] for utterance in found} == {"in"}
-    assert {utterance.labels["wish"] for utterance in found if utterance.language == "es"} == {"none"}
-    assert {utterance.labels["wish"] for utterance in found if utterance.id == "one1"} == {"count"}
-
-
-def test_lhotse_manifests_name_the_fields_of_tags_and_labels(trained, tmp_path):
-    from smoe_cli.corpus_settings import LhotseCorpus
-
-    cuts = read_cuts(Layout.of(trained).cuts("dev"))
-    for cut in cuts:
-        cut.supervisions[0].custom |= {"dialect": "uk", "wish": "order" if cut.supervisions[0].language == "en" else None}
-    cuts.to_file(tmp_path / "cuts.jsonl")
-    settings = LhotseCorpus(cuts={"dev": "cuts.jsonl"}, tag_fields={"accent": "dialect"}, label_fields={"wish": "wish"})
-    found = list(read_corpus(settings, Work("manifest", tmp_path, tmp_path)))
-    assert {utterance.tags["accent"] for utterance in found} == {"uk"}
-    assert {utterance.labels.get("wish") for utterance in found} == {"order", None}
-
-
-def test_bare_audio_needs_every_tag_that_is_open(trained, tmp_path):
-    path = Path(trained.data.root) / "one0.flac"
-    with pytest.raises(RouteError, match="axis `accent` has several values: us, uk") as caught:
-        pipeline.decode(trained, inputs=[path], task="intent")
-    assert "--tag accent=us" in caught.value.hint
-    (found,) = pipeline.decode(trained, inputs=[path], task="intent", tags={"accent": "uk"}).hypotheses
-    assert (found.route, found.text in ("count", "order")) == (Route.parse("intent/any/wb/accent=uk"), True)
-    with pytest.raises(RouteError, match=r"no route `\*/\*/\*/accent=in`: of accent it has `us`, `uk`"):
-        pipeline.decode(trained, inputs=[path], tags={"accent": "in"})
-
-
-def test_a_choice_of_tags_decodes_their_cuts_alone(trained, tmp_path):
-    manifest, out = Layout.of(trained).cuts("train"), tmp_path / "some.jsonl"
-    report = pipeline.decode(trained, inputs=[manifest], task="identify", tags={"accent": "us"}, out=out)
-    assert {(item.task, item.tags["accent"]) for item in report.hypotheses} == {("identify", "us")}
-    assert len(report.hypotheses) == sum(
-        tags_of(cut).task == "identify" and tags_of(cut).axes == {"accent": "us"} for cut in read_cuts(manifest)
-    )
-
-
-def test_a_slim_model_of_a_tagged_label_route_answers_as_the_whole_one(trained, system, tmp_path):
-    with pytest.raises(RouteError, match=r"2 routes are `identify/\*/wb`: identify/any/wb/accent=us, identify/any/wb/accent=uk"):
-        pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb")
-    report = pipeline.slim(Layout.of(trained).final, out=tmp_path / "slim", task="identify", bandwidth="wb", tags={"accent": "uk"})
-    assert report.route == "identify/any/wb/accent=uk"
-    slim = checkpoint.load(tmp_path / "slim")
-    assert slim.plan.labels == {"identify": ("en", "es")}
-    cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if str(route_of(cut)) == report.route]
-    one, other = (Decoder(either, trained.decode).decode(cuts) for either in (system, slim))
-    assert [(item.text, item.score) for item in one] == [(item.text, item.score) for item in other]
-    (bare,) = pipeline.decode(None, inputs=[Path(trained.data.root) / "one0.flac"], checkpoint=tmp_path / "slim").hypotheses
-    assert bare.tags == {"accent": "uk"}
-    pipeline.export(tmp_path / "slim", out=tmp_path / "phone")
-    phone, front_end = OnnxModel(tmp_path / "phone", threads=1), FrontEnd(trained.features)
-    features = [front_end(cut).numpy() for cut in cuts]
-    assert phone.texts(features) == [item.text for item in one]
-    scores = torch.from_numpy(phone.label_scores(features)).log_softmax(-1).max(-1).values
-    torch.testing.assert_close(scores, torch.tensor([item.score for item in one]), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"axes": {"task": ["a"]}}, r"axis `task` is built in \(task, lang, bandwidth\)"),
-        ({"axes": {"accent": ["us", "us"]}}, "axis `accent` names a value twice"),
-        ({"axes": {"accent": []}}, "axes.accent"),
-        ({"axes": {"accent": ["US"]}}, "match pattern"),
-        ({"axes": {"ac+cent": ["us"]}}, "match pattern"),
-        ({"axes": {}}, "data.corpora.tones.tag_columns names `accent`, no axis of the recipe; `axes` has: none"),
-        (
-            {"tasks": {"identify": {"languages": ["en"]}}},
-            "task `identify` answers with a label, whatever is spoken: it takes no `languages`",
-        ),
-        ({"tasks": {"transcribe": {}}}, "task `transcribe` writes text: name its `languages`"),
-        ({"tasks": {"transcribe": {"languages": ["any"]}}}, "`any` stands for the language of tasks that answer with a label"),
-        ({"tasks": {"identify": {"label": "x"}}}, "only kind `classify` has a `label`"),
-    ],
-)
-def test_axes_and_tasks_that_cannot_be_are_refused(tmp_path, changes, problem):
-    with pytest.raises(ConfigError, match=problem):
-        recipe(tmp_path, tmp_path / "exp", **({"model": {}} | changes))
-
-
 # --- what is spoken --------------------------------------------------------------------------------------
 
 
@@ -432,7 +238,7 @@ def test_a_language_that_nobody_named_is_noted_and_never_learned_as_a_label(tmp_
         notes(tasks | {"identify": {}})
 
 
-def test_training_says_when_there_is_nothing_to_choose(trained, tmp_path):
+def test_training_says_when_there_is_nothing_to_choose(five_tasks, tmp_path):
     class Lines(Silent):
         def __init__(self) -> None:
             self.lines: list[str] = []
@@ -440,15 +246,15 @@ def test_training_says_when_there_is_nothing_to_choose(trained, tmp_path):
         def log(self, line: str) -> None:
             self.lines.append(line)
 
-    lines, layout = Lines(), Layout.of(trained)
+    lines, layout = Lines(), Layout.of(five_tasks)
     some = read_cuts(layout.cuts("train")).filter(lambda cut: tags_of(cut).task != "identify" or cut.supervisions[0].text == "en")
-    Trainer(trained, tmp_path, some.to_eager(), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), lines)
+    Trainer(five_tasks, tmp_path, some.to_eager(), read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), lines)
     assert "task `identify` has one label in all of the train split, `en`: there is nothing to choose" in lines.lines
 
 
-def test_a_model_without_labels_refuses_the_task(trained, system):
+def test_a_model_without_labels_refuses_the_task(five_tasks, system):
     bare = replace(system, plan=system.plan.model_copy(update={"labels": {}}))
-    cuts = [cut for cut in read_cuts(Layout.of(trained).cuts("test")) if route_of(cut).task == "intent"]
+    cuts = [cut for cut in read_cuts(Layout.of(five_tasks).cuts("test")) if route_of(cut).task == "intent"]
     with pytest.raises(RouteError, match="knows no label for task `intent`"):
         Decoder(bare).decode(cuts)
 

@@ -19,6 +19,7 @@ from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
 from smoe_cli.layout import Layout
 from smoe_cli.records import read_hypotheses
 from smoe_cli.steps import STEPS, plan_step
+from smoe_cli.tags import Choice
 from tests.conftest import tiny_config
 from tests.test_training import recipe, write_corpus
 
@@ -134,7 +135,7 @@ def test_the_audit_finds_wrong_tags(digits, tmp_path):
 
 def test_bare_audio_is_decoded_by_its_flags(digits, real_speech):
     path = next((real_speech / "real-digits" / "fsdd" / "test").rglob("*.flac"))
-    report = pipeline.decode(digits, inputs=[path], task="translate", lang="de")
+    report = pipeline.decode(digits, inputs=[path], choice=Choice("translate", "de"))
     (hypothesis,) = report.hypotheses
     assert (hypothesis.task, hypothesis.lang, hypothesis.bandwidth) == ("translate", "de", "nb")
     assert report.paths == []
@@ -143,9 +144,9 @@ def test_bare_audio_is_decoded_by_its_flags(digits, real_speech):
 def test_a_route_that_the_model_lacks_is_refused_with_those_it_has(digits, real_speech):
     path = next((real_speech / "real-digits" / "fsdd" / "test").rglob("*.flac"))
     with pytest.raises(RouteError, match="of lang it has `en`, `de`"):
-        pipeline.decode(digits, inputs=[path], task="translate", lang="fr")
+        pipeline.decode(digits, inputs=[path], choice=Choice("translate", "fr"))
     with pytest.raises(RouteError, match="of bandwidth it has `nb`"):
-        pipeline.decode(digits, inputs=[path], task="transcribe", lang="en", bandwidth="wb")
+        pipeline.decode(digits, inputs=[path], choice=Choice("transcribe", "en", "wb"))
 
 
 # --- step by step ----------------------------------------------------------------------------------------
@@ -226,7 +227,7 @@ def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatc
 
 def test_a_part_of_a_step_does_not_count_as_the_step(config):
     pipeline.run(config)
-    pipeline.decode(config, bandwidth="nb")
+    pipeline.decode(config, choice=Choice(bandwidth="nb"))
     states = {step.name: step.state for step in pipeline.run(config, dry_run=True).steps}
     assert (states["train"], states["decode"]) == ("up to date", "would run")
 
@@ -270,7 +271,7 @@ def test_a_partial_decode_replaces_only_what_it_decoded(config):
     pipeline.run(config)
     path = Layout.of(config).hypotheses("test", "transcribe", "en")
     before = {item.id for item in read_hypotheses(path)}
-    pipeline.decode(config, bandwidth="nb")
+    pipeline.decode(config, choice=Choice(bandwidth="nb"))
     assert {item.id for item in read_hypotheses(path)} == before
     with pytest.raises(ConfigError, match="replace those"):
         pipeline.decode(config, checkpoint=Layout.of(config).final)
@@ -280,4 +281,4 @@ def test_a_partial_decode_replaces_only_what_it_decoded(config):
 def test_bare_audio_of_impossible_length_is_refused(digits, tmp_path, seconds):
     soundfile.write(tmp_path / "call.wav", np.full(int(8000 * seconds), 0.1), 8000)
     with pytest.raises(DataError, match="the model takes"):
-        pipeline.decode(digits, inputs=[tmp_path / "call.wav"], task="transcribe", lang="en")
+        pipeline.decode(digits, inputs=[tmp_path / "call.wav"], choice=Choice("transcribe", "en"))

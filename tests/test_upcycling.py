@@ -14,7 +14,7 @@ from smoe_cli.checkpoint import System, build_model
 from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
 from smoe_cli.routing import StackPlan, make_plan
-from smoe_cli.tags import Bandwidth, Route
+from smoe_cli.tags import Bandwidth, Choice, Route
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from tests.conftest import tiny_config
 
@@ -104,7 +104,7 @@ def test_whatever_a_model_was_trained_with_its_slim_model_can_be_read(tokenizer,
     folder, whole = saved(config(tmp_path / "exp", "encdec-smoe", {option: OPTIONS[option]}), tokenizer, tmp_path / "whole")
     route = Route("translate", "de", Bandwidth.NB)
     for _ in range(2):  # an earlier one is replaced
-        pipeline.slim(folder, out=tmp_path / "slim", task="translate", lang="de", bandwidth="nb")
+        pipeline.slim(folder, out=tmp_path / "slim", choice=Choice("translate", "de", "nb"))
     slim = checkpoint.load(tmp_path / "slim")
     assert_equal_output(whole, slim, route)
     assert slim.config.train.task_weights == ({"translate": 0.5} if option == "task_weights" else {})
@@ -300,7 +300,7 @@ def test_a_tokenizer_is_extended_without_moving_a_piece(tokenizer, tmp_path):
 @pytest.mark.parametrize("route", ROUTES, ids=str)
 def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, tmp_path, preset, model, route):
     folder, whole = saved(config(tmp_path, preset, tie_embeddings=True, **MODELS[model]), tokenizer, tmp_path / "whole")
-    report = pipeline.slim(folder, out=tmp_path / "slim", task=route.task, lang=route.lang, bandwidth=str(route.bandwidth))
+    report = pipeline.slim(folder, out=tmp_path / "slim", choice=Choice(route.task, route.lang, str(route.bandwidth)))
     slim = checkpoint.load(tmp_path / "slim")
     assert_equal_output(whole, slim, route)
     assert slim.plan.routes == (str(route),)
@@ -320,7 +320,7 @@ def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, t
 
 def test_a_slim_model_can_be_upcycled_again(tokenizer, tmp_path):
     folder, whole = saved(config(tmp_path, "encdec-smoe"), tokenizer, tmp_path / "whole")
-    pipeline.slim(folder, out=tmp_path / "slim", task="translate", lang="de", bandwidth="wb")
+    pipeline.slim(folder, out=tmp_path / "slim", choice=Choice("translate", "de", "wb"))
     new = system(config(tmp_path, "encdec-smoe", {"init_from": str(tmp_path / "slim")}), tokenizer)
     upcycling.start_from(tmp_path / "slim", new, Lines())
     assert_equal_output(whole, new, ROUTES[2])
@@ -337,7 +337,7 @@ def test_a_slim_model_can_be_upcycled_again(tokenizer, tmp_path):
 def test_a_route_that_is_unknown_or_not_one_is_refused_with_the_list(tokenizer, tmp_path, tags, message):
     folder, _ = saved(config(tmp_path, "encdec-smoe"), tokenizer, tmp_path / "whole")
     with pytest.raises(RouteError) as caught:
-        pipeline.slim(folder, out=tmp_path / "slim", task=tags[0], lang=tags[1], bandwidth=tags[2])
+        pipeline.slim(folder, out=tmp_path / "slim", choice=Choice(tags[0], tags[1], tags[2]))
     assert message in caught.value.message
     assert not (tmp_path / "slim").exists()
 
@@ -348,8 +348,8 @@ def test_slim_replaces_nothing_but_an_earlier_slim_model(tokenizer, tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for out in (folder, tmp_path / "mine"):
         with pytest.raises(ConfigError, match=r"is there already|did not write"):
-            pipeline.slim(folder, out=out, task="transcribe", bandwidth="nb")
+            pipeline.slim(folder, out=out, choice=Choice("transcribe", bandwidth="nb"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
     for bandwidth in ("nb", "wb"):
-        pipeline.slim(folder, out=tmp_path / "slim", task="transcribe", bandwidth=bandwidth)
+        pipeline.slim(folder, out=tmp_path / "slim", choice=Choice("transcribe", bandwidth=bandwidth))
     assert json.loads((tmp_path / "slim" / "plan.json").read_text())["routes"] == ["transcribe/en/wb"]

@@ -18,10 +18,11 @@ from smoe_cli.config import Config
 from smoe_cli.cuts import open_manifest
 from smoe_cli.errors import CheckError, DataError
 from smoe_cli.layout import Layout
+from smoe_cli.records import read_json
 from smoe_cli.steps import plan_step
 from smoe_cli.validation import texts
 from smoe_cli.validation.languages import FEWEST_WORDS, other_language
-from smoe_cli.validation.report import ValidationReport, read_validation
+from smoe_cli.validation.report import ValidationReport
 from tests.test_training import recipe, write_corpus
 
 
@@ -83,7 +84,7 @@ def test_sound_manifests_have_no_findings_and_all_is_counted(folder):
     assert sum(row.hours for row in report.rows) == pytest.approx(
         sum(cut["duration"] for s in ("train", "dev", "test") for cut in lines(manifest(folder, s))) / 3600, abs=1e-3
     )
-    assert read_validation(Layout.of(config_of(folder)).validation) == report
+    assert read_json(Layout.of(config_of(folder)).validation, ValidationReport, "validation", "smoe validate") == report
 
 
 ERRORS = {

@@ -10,7 +10,7 @@ import typer
 from smoe_cli.cli import options
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
-from smoe_cli.tags import parse_tags
+from smoe_cli.tags import Choice
 
 
 def decode(
@@ -69,13 +69,11 @@ def decode(
     flags = [] if beam is None else [f"decode.beam={beam}"]
     search = options.search_changes(overrides, flags)
     recipe = options.load_recipe_if_any(config, overrides, flags, instead=checkpoint is not None and bool(inputs), brings="decode")
-    tags = parse_tags(tag or ())
+    choice = Choice.of(task, lang, bandwidth, tag)
     if dry_run:
         from smoe_cli.decoding.inputs import check_recipe, check_request
         from smoe_cli.layout import Layout
-        from smoe_cli.tags import Choice
 
-        choice = Choice(task, lang, bandwidth, tuple(tags.items()))
         check_request(recipe, inputs or (), choice, split, checkpoint, out)
         if recipe and checkpoint is None:
             check_recipe(recipe, inputs or (), choice)
@@ -91,10 +89,7 @@ def decode(
         report = pipeline.decode(
             recipe,
             inputs=inputs or (),
-            task=task,
-            lang=lang,
-            bandwidth=bandwidth,
-            tags=tags,
+            choice=choice,
             split=split,
             checkpoint=checkpoint,
             out=out,

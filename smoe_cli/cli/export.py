@@ -10,7 +10,7 @@ from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
-from smoe_cli.tags import parse_tags
+from smoe_cli.tags import Choice
 
 
 def export(
@@ -39,13 +39,13 @@ def export(
     """
     from smoe_cli import pipeline
 
-    tags = parse_tags(tag or ())
+    choice = Choice.of(task, lang, bandwidth, tag)
     if dry_run:
-        route = pipeline.check_export(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=tags)
+        route = pipeline.check_export(checkpoint, out=out, choice=choice)
         show_plan(None, "export", as_json, [checkpoint], [out], f"route {route}")
         return
     with open_watcher() as watcher:
-        report = pipeline.export(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=tags, int8=int8, watcher=watcher)
+        report = pipeline.export(checkpoint, out=out, choice=choice, int8=int8, watcher=watcher)
     if as_json:
         print_json(report)
         return

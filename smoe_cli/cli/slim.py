@@ -5,7 +5,7 @@ from __future__ import annotations
 from smoe_cli.cli import options
 from smoe_cli.cli.console import print_json
 from smoe_cli.cli.plan import show_plan
-from smoe_cli.tags import parse_tags
+from smoe_cli.tags import Choice
 
 
 def slim(
@@ -27,12 +27,12 @@ def slim(
     """
     from smoe_cli import pipeline
 
-    tags = parse_tags(tag or ())
+    choice = Choice.of(task, lang, bandwidth, tag)
     if dry_run:
-        route = pipeline.check_slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=tags)
+        route = pipeline.check_slim(checkpoint, out=out, choice=choice)
         show_plan(None, "slim", as_json, [checkpoint], [out], f"route {route}")
         return
-    report = pipeline.slim(checkpoint, out=out, task=task, lang=lang, bandwidth=bandwidth, tags=tags)
+    report = pipeline.slim(checkpoint, out=out, choice=choice)
     if as_json:
         print_json(report)
         return

@@ -68,7 +68,8 @@ class Archive:
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
         try:
-            # Plain archives only: what is not packed cannot unpack to more than it is.
+            # Plain archives only: what is not packed cannot unpack to more than it is. The stubs of `tarfile` ask for a whole file; it
+            # calls no more of one than `_Bounded` has.
             with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:  # type: ignore[call-overload]
                 while (member := archive.next()) is not None:
                     yield member

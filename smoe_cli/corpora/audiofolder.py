@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smoe_cli.audio import describe
-from smoe_cli.corpora.lines import answers_of, found, id_of, lacking, objects, text_of, texts_of, utterances, wanted
+from smoe_cli.corpora.lines import answers_of, found, id_of, lacking, objects, row_of, text_of, texts_of, utterances, wanted
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
@@ -54,11 +54,8 @@ def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[
             start = rows.line_num + 1
             for fields in rows:
                 where, start = f"`{table}` line {start}", rows.line_num + 1
-                if len(fields) != len(header):
-                    problem = f"{where} has {len(fields)} fields, the header {len(header)}"
-                    work.unfit(DataError(problem, "quote fields that hold commas or line breaks, or remove the line"))
-                    continue
-                yield where, dict(zip(header, fields, strict=True))
+                if row := row_of(header, fields, where, work, "quote fields that hold commas or line breaks, or remove the line"):
+                    yield where, row
     except csv.Error as error:
         # Nobody can tell how many rows follow: no single one can be left out.
         raise DataError(f"`{table}` line {rows.line_num}: {error}", "it must be a table with commas, quoted as in RFC 4180") from error

@@ -105,7 +105,7 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
 
 def _table(path: Path, work: Work) -> _Table:
     table = _Table(path)
-    for number, line in text_lines(path, work):
+    for number, line in text_lines(path, work.unfit):
         key, *rest = line.split(None, 1)[:2] if line.strip() else [""]
         if not key:
             work.unfit(DataError(f"`{path}` line {number} is empty", "remove the line"))

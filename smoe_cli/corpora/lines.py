@@ -1,11 +1,11 @@
-"""What corpora share that are tables or manifests: which splits are wanted, their lines, and one utterance of each."""
+"""What corpora share that are tables or manifests: which splits are wanted, their lines and rows, and one utterance of each."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -39,8 +39,9 @@ def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str 
     if settings.untrusted:
         check_within(path, work.root, f"`{where}`")
     if not path.is_file():
-        leave_out = f"`data.corpora.{work.name}.splits: {{{key.partition('.')[2]}: null}}`"
-        raise DataError(f"no {what} `{path}`", f"correct `{where}` or `data.root`; if there is no such split, leave it out: {leave_out}")
+        split = key.partition(".")[2]
+        leave_out = f"; if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`" if split else ""
+        raise DataError(f"no {what} `{path}`", f"correct `{where}` or `data.root`{leave_out}")
     return path
 
 
@@ -70,8 +71,14 @@ def placed(error: DataError, where: str) -> DataError:
     return error if PLACE.match(error.message) else DataError(f"{where}: {error.message}", error.hint)
 
 
-def text_lines(path: Path, work: Work) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, line without its end) of a UTF-8 text file; a line that is not UTF-8 goes to `work.unfit`.
+def text_lines(
+    path: Path, unfit: Callable[[DataError], None], encoding: str = "utf-8", cure: str = "convert the file to UTF-8"
+) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, line without its end) of a text file; only a line feed ends a line.
+
+    Args:
+        unfit: Called for a line that is no text, which is left out.
+        cure: What to do about it.
 
     Raises:
         DataError: If the file cannot be read.
@@ -79,14 +86,56 @@ def text_lines(path: Path, work: Work) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                line = raw.removeprefix(codecs.BOM_UTF8).removesuffix(b"\n").removesuffix(b"\r")
+                line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
                 try:
-                    yield number, line.decode()
+                    yield number, line.decode(encoding)
                 except UnicodeDecodeError as error:
-                    wrong = f"`{path}` line {number} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}"
-                    work.unfit(DataError(wrong, "convert the file to UTF-8"))
+                    unfit(DataError(f"`{path}` line {number} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}", cure))
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror}", "check the file and its rights") from error
+
+
+def table_rows(
+    path: Path,
+    lines: Iterator[tuple[int, str]],
+    needed: Iterable[str | None],
+    work: Work,
+    columns: Sequence[str] = (),
+    escaped: bool = False,
+    cure: str | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (place, row) of a tab-separated table; a line with more or fewer fields goes to `work.unfit`.
+
+    Args:
+        lines: As `text_lines` gives them.
+        needed: Columns that it must have; None is none.
+        columns: All of them, where the table has no header.
+        escaped: Whether a backslash takes away the meaning of what follows, as CoVoST's own scripts read it.
+        cure: What to do about a table that is not as expected; None: what mends one's own.
+
+    Raises:
+        DataError: If the header is no text, or a column is missing.
+    """
+    if not columns:
+        number, header = next(lines, (1, ""))
+        if number != 1:
+            raise DataError(f"`{path}` line 1 is not UTF-8", cure or "convert the table to UTF-8")
+        columns = header.split("\t")
+    lacking(needed, columns, path, cure)
+    for number, line in lines:
+        fields = re.split(r"(?<!\\)\t", line) if escaped else line.split("\t")
+        fields = [re.sub(r"\\(.)", r"\1", field) for field in fields] if escaped else fields
+        where = f"`{path}` line {number}"
+        if row := row_of(columns, fields, where, work, cure or "remove stray tabs or line breaks"):
+            yield where, row
+
+
+def row_of(columns: Sequence[str], fields: Sequence[str], where: str, work: Work, cure: str) -> dict[str, str] | None:
+    """Column -> field; None: there are more or fewer fields, which went to `work.unfit`."""
+    if len(fields) == len(columns):
+        return dict(zip(columns, fields, strict=True))
+    work.unfit(DataError(f"{where} has {len(fields)} fields, {len(columns)} are expected", cure))
+    return None
 
 
 def objects(path: Path, work: Work) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -147,17 +196,16 @@ def answers_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, l
     return right
 
 
-def lacking(columns: Iterable[str], there: Iterable[str], path: Path) -> None:
+def lacking(needed: Iterable[str | None], columns: Sequence[str], path: Path, cure: str | None = None) -> None:
     """Refuse a table without a column.
 
     Raises:
         DataError: Naming all that it lacks.
     """
-    there = list(there)
-    if missing := [column for column in dict.fromkeys(columns) if column not in there]:
+    if missing := [f"`{name}`" for name in dict.fromkeys(needed) if name is not None and name not in columns]:
         raise DataError(
-            f"table `{path}` has no column {', '.join(f'`{name}`' for name in missing)}; it has: {', '.join(there)}",
-            "name the columns in the recipe as the table does",
+            f"table `{path}` has no column {', '.join(missing)}; it has: {', '.join(columns)}",
+            cure or "name the columns in the recipe as the table does",
         )
 
 

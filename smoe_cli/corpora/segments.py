@@ -7,7 +7,6 @@ Lhotse has recipes for most of these corpora. They are not used: they pass over 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,6 +17,7 @@ import yaml
 from lhotse import Recording
 
 from smoe_cli.audio import TOLERANCE_S, describe
+from smoe_cli.corpora.lines import table_rows, text_lines
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import PublishedCorpus
 from smoe_cli.errors import DataError
@@ -28,7 +28,8 @@ PUBLISHED = "bring back the file as it was published"
 AUDIO = (".flac", ".wav", ".sph")
 """Suffixes of calls, the preferred one first: who had to unpack a file of the LDC puts the result beside it."""
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-"""Everything stays text: some ids of talks look like numbers."""
+"""Everything stays text: some ids of talks look like numbers. A base loader makes nothing but mappings, lists and text, whatever tags
+a file has: unlike YAML's other loaders, it cannot be made to call anything."""
 AT_ONCE = 1000
 """Segments of a YAML list that are parsed together: a list of 200,000 would fill the memory."""
 
@@ -93,17 +94,9 @@ class Source:
         """
         if self.settings.untrusted:
             check_within(path, self.work.root, f"corpus `{self.work.name}`")
-        try:
-            text = path.read_bytes().decode(encoding).removeprefix("\ufeff")
-        except FileNotFoundError:
-            raise DataError(f"no file `{path}`", "bring it back, or unpack the corpus again") from None
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise DataError(f"`{path}` line {line} is not UTF-8: byte {error.object[error.start]:#x}", PUBLISHED) from None
-        except OSError as error:
-            raise DataError(f"cannot read `{path}`: {error}", "bring back the whole file") from error
-        lines = text.removesuffix("\n").split("\n") if text else []
-        return [line.removesuffix("\r") for line in lines]
+        if not path.is_file():
+            raise DataError(f"no file `{path}`", "bring it back, or unpack the corpus again")
+        return [line for _, line in text_lines(path, _refuse, encoding, PUBLISHED)]
 
     def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:
         """The lines of files that have one line for each entry of a list.
@@ -121,9 +114,9 @@ class Source:
         return found
 
     def table(
-        self, path: Path, needed: Sequence[str], columns: Sequence[str] | None = None, escaped: bool = False
+        self, path: Path, needed: Sequence[str], columns: Sequence[str] = (), escaped: bool = False
     ) -> Iterator[tuple[str, dict[str, str]]]:
-        r"""(file and line, row) of a tab-separated table; a line with more or fewer fields goes to `work.unfit`.
+        """(file and line, row) of a tab-separated table; a line with more or fewer fields goes to `work.unfit`.
 
         Args:
             needed: Columns that it must have.
@@ -133,25 +126,8 @@ class Source:
         Raises:
             DataError: As `lines`, and if a column is missing.
         """
-        lines = self.lines(path)
-        header = list(columns) if columns else (lines or [""])[0].split("\t")
-        missing = [name for name in needed if name not in header]
-        if missing:
-            named = ", ".join(f"`{name}`" for name in missing)
-            raise DataError(f"table `{path}` has no column {named}; it has: {', '.join(header)}", PUBLISHED)
-        rows = lines if columns else lines[1:]
-        for number, line in enumerate(self.follow(rows, path.name), start=1 if columns else 2):
-            fields = re.split(r"(?<!\\)\t", line) if escaped else line.split("\t")
-            if len(fields) != len(header):
-                self.work.unfit(
-                    DataError(
-                        f"`{path}` line {number} has {len(fields)} fields, {len(header)} are expected",
-                        PUBLISHED,
-                    )
-                )
-                continue
-            values = (re.sub(r"\\(.)", r"\1", text) for text in fields) if escaped else fields
-            yield f"`{path}` line {number}", dict(zip(header, values, strict=True))
+        lines = enumerate(self.follow(self.lines(path), path.name), start=1)
+        return table_rows(path, lines, needed, self.work, columns, escaped, PUBLISHED)
 
     def yaml_list(self, path: Path) -> list[dict[str, str]]:
         """The mappings of a YAML list as MuST-C has it, where each begins with a hyphen at the start of a line.
@@ -164,6 +140,7 @@ class Source:
         found: list[dict[str, str]] = []
         for first, last in pairwise([0, *starts[AT_ONCE::AT_ONCE], len(lines)]):
             try:
+                # Safe, though not `safe_load`: see LOADER.
                 entries = yaml.load("\n".join(lines[first:last]), LOADER)
             except (yaml.YAMLError, RecursionError) as error:
                 line = first + (error.problem_mark.line if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 0) + 1
@@ -309,6 +286,10 @@ def number(text: str | None, what: str) -> float:
 def span_id(split: str, recording: str, span_s: tuple[float, float]) -> str:
     """The id of a part of a recording, in milliseconds."""
     return f"{split}-{recording}-{round(1000 * span_s[0]):08d}-{round(1000 * span_s[1]):08d}"
+
+
+def _refuse(error: DataError) -> None:
+    raise error
 
 
 def _is_flat(entry: object) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
+from smoe_cli.corpora.lines import found, placed, table_rows, text_lines
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
@@ -26,19 +26,14 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
         DataError: If the table is missing or unreadable or lacks a column. A line with an empty or superfluous field, or audio
             that is not as listed, goes to `work.unfit`.
     """
-    table = work.root / settings.path
-    if settings.untrusted:
-        check_within(table, work.root, f"`data.corpora.{work.name}.path`")
-    total = sum(1 for _ in _lines(table)) - 1
-    for number, row in _rows(table, settings, work):
-        where = f"`{table}` line {number}"
+    table = found(work.root / settings.path, settings, work, "path", "table")
+    for where, row in _rows(table, settings, work):
         try:
             utterance = _utterance(row, settings, work, table.parent, where)
         except DataError as error:
-            work.unfit(error if error.message.startswith(where) else DataError(f"{where}: {error.message}", error.hint))
+            work.unfit(placed(error, where))
             continue
         yield utterance
-        work.progress(number - 1, total, f"{work.name}: rows")
 
 
 def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Path, where: str) -> Utterance:
@@ -77,55 +72,26 @@ def _references(text: str) -> list[str]:
     return [part.strip() for part in text.split(REFERENCE_SEPARATOR) if part.strip()]
 
 
-def _lines(table: Path) -> Iterator[bytes]:
-    """The lines of a table without their ends; empty ones at its end are none.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
-    empty = 0
-    try:
-        with table.open("rb") as file:
-            for number, raw in enumerate(file):
-                line = (raw if number else raw.removeprefix(codecs.BOM_UTF8)).removesuffix(b"\n").removesuffix(b"\r")
-                if not line:
-                    empty += 1
-                    continue
-                yield from [b""] * empty
-                empty = 0
-                yield line
-    except FileNotFoundError:
-        raise DataError(
-            f"no table `{table}`", "set `data.root` to the folder that holds the corpus, for example --set data.root=FOLDER"
-        ) from None
-    except OSError as error:
-        raise DataError(f"cannot read table `{table}`: {error.strerror}", "check the file and its rights") from error
+def _lines(table: Path, unfit: Callable[[DataError], None]) -> Iterator[tuple[int, str]]:
+    """The lines of a table; empty ones at its end are none."""
+    empty: list[tuple[int, str]] = []
+    for number, line in text_lines(table, unfit, cure="convert the table to UTF-8"):
+        empty.append((number, line))
+        if line:
+            yield from empty
+            empty.clear()
 
 
-def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of each row that `splits`, `where` and `minimum` keep."""
-    lines = _lines(table)
-    try:
-        header = next(lines, b"").decode().split("\t")
-    except UnicodeDecodeError as error:
-        raise DataError(f"cannot read table `{table}`: {error}", "it must be UTF-8 text, tab-separated") from error
+def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of each row that `splits`, `where` and `minimum` keep."""
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
     texts = (settings.translations, settings.tag_columns, settings.label_columns)
     named = (settings.language_column, settings.subset_column, *(column for some in texts for column in some.values()))
-    missing = [
-        name
-        for name in ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
-        if name is not None and name not in header
-    ]
-    if missing:
-        raise DataError(
-            f"table `{table}` has no column {', '.join(f'`{name}`' for name in missing)}; it has: {', '.join(header)}",
-            "name the columns in the recipe as the table does",
-        )
-    for number, line in enumerate(lines, start=2):
-        where = f"`{table}` line {number}"
+    needed = ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
+    total = sum(1 for _ in _lines(table, lambda _: None)) - 1
+    for done, (where, row) in enumerate(table_rows(table, _lines(table, work.unfit), needed, work), start=1):
+        work.progress(done, total, f"{work.name}: rows")
         try:
-            row = _row(line, header, where)
             kept = (
                 settings.split_of(row["split"]) is not None
                 and all(row[column] in kept for column, kept in settings.where.items())
@@ -135,17 +101,7 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[int, d
             work.unfit(error)
             continue
         if kept:
-            yield number, row
-
-
-def _row(line: bytes, header: list[str], where: str) -> dict[str, str]:
-    try:
-        fields = line.decode().split("\t")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}", "convert the table to UTF-8") from error
-    if len(fields) != len(header):
-        raise DataError(f"{where} has {len(fields)} fields, the header {len(header)}", "remove stray tabs or line breaks")
-    return dict(zip(header, fields, strict=True))
+            yield where, row
 
 
 def _number(text: str, where: str) -> float:
@@ -155,10 +111,10 @@ def _number(text: str, where: str) -> float:
         raise DataError(f"{where}: `{text}` is not a number", "correct the table") from None
 
 
-def _compare(row: dict[str, str], column: str, found: float, tolerance: float, where: str) -> None:
+def _compare(row: dict[str, str], column: str, heard: float, tolerance: float, where: str) -> None:
     listed = row.get(column, "").strip()
-    if listed and abs(_number(listed, f"{where}: `{column}`") - found) > tolerance:
-        raise DataError(f"{where}: `{column}` says {listed}, the audio has {found:g}", "correct the table, or bring back the right file")
+    if listed and abs(_number(listed, f"{where}: `{column}`") - heard) > tolerance:
+        raise DataError(f"{where}: `{column}` says {listed}, the audio has {heard:g}", "correct the table, or bring back the right file")
 
 
 def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Path) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from smoe_cli.errors import DataError
 from smoe_cli.records import Finding, Record
 
 
@@ -55,15 +54,3 @@ class ValidationReport(Record):
     findings: list[Finding] = Field(description="Errors first; each at its first place, with the number of cuts that have it.")
     rejects: list[Reject] = Field(default=[], description="What `--fix` took out.")
     mended: list[Finding] = Field(default=[], description="Errors whose cuts `--fix` took out; no longer among the findings.")
-
-
-def read_validation(path: Path) -> ValidationReport:
-    """Read what `smoe validate` or `smoe prepare` wrote.
-
-    Raises:
-        DataError: If the file is missing or damaged.
-    """
-    try:
-        return ValidationReport.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read validation `{path}`: {error}", "run `smoe validate` again") from error

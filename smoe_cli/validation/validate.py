@@ -1,4 +1,4 @@
-"""Manifests as a stream -> a report. Memory grows with ids, speakers, audio paths and what is wrong, not with the cuts."""
+"""Manifests as a stream -> a report. Memory grows with digests of ids and audio paths, utterances, speakers and what is wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +31,9 @@ FOREIGN, FOREIGN_SHARE = 5, 0.1
 """So many texts in another language, and so large a share of a task's, are no loans any more."""
 LANGUAGE_BITS = 16
 """Of the number that says what an utterance serves: the spoken language, then a bit for every task and language."""
+SOUND = Heard(whole=True)
+DIGEST_BYTES = 12
+"""As many as Python keeps in the memory of 8."""
 EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 60.0)
 
 
@@ -93,17 +97,24 @@ class _Tally:
         self.seconds: Counter[tuple[str, str, Route]] = Counter()
         self.lasting: Counter[int] = Counter()
         self.ratios = Ratios()
-        self.ids: dict[str, str] = {}
+        self.ids: dict[bytes, str] = {}
+        # Whole names here: those that lack a translation are said. What they serve is shared: there are few different ones.
         self.utterances: dict[str, tuple[str, int]] = {}
+        self._served: dict[tuple[str, int], tuple[str, int]] = {}
         self.speakers: dict[tuple[str, str], tuple[str, ...]] = {}
         self.targets: dict[tuple[str, str], int] = {}
         self.languages: dict[str, int] = {}
         self.foreign: Counter[tuple[str, str]] = Counter()
 
+    def keep(self, split: str, cut_id: str, utterance: str, served: int) -> None:
+        """Remember a sound cut, and what its utterance serves by now."""
+        self.ids[_digest(cut_id)] = split
+        self.utterances[utterance] = self._served.setdefault((split, served), (split, served))
+
     def clashes(self, split: str, cut_id: str, utterance: str) -> Iterator[Fault]:
         """What another cut has that this one may not have too."""
-        if cut_id in self.ids:
-            there = "" if self.ids[cut_id] == split else f", first in split `{self.ids[cut_id]}`"
+        if first := self.ids.get(_digest(cut_id)):
+            there = "" if first == split else f", first in split `{first}`"
             yield Fault("duplicate", "error", f"has an id that occurs before{there}", "ids must be unique; rename or remove one")
         elif self.utterances.get(utterance, (split, 0))[0] != split:
             yield Fault(
@@ -112,6 +123,11 @@ class _Tally:
                 f"is of utterance `{utterance}`, which is in split `{self.utterances[utterance][0]}` too",
                 "leave it in one split: what was trained on tests nothing",
             )
+
+
+def _digest(name: str) -> bytes:
+    """Stands for a name where only equality matters, in less memory: two of a billion share one with a chance of 1 in 10^11."""
+    return blake2b(name.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def split_of(path: Path) -> str:
@@ -130,7 +146,7 @@ def validate(paths: Sequence[Path], config: Config | None, ears: Ears, watcher: 
     Raises:
         DataError: If a manifest is missing, unreadable or empty.
     """
-    tally, findings, files = _Tally(Rules(config)), Findings(), dict[str, Heard]()
+    tally, findings, files = _Tally(Rules(config)), Findings(), dict[bytes, Heard]()
     for path in paths:
         _read(path, tally, findings, files, ears, watcher)
     for note in ears.heard:
@@ -154,7 +170,7 @@ def validate(paths: Sequence[Path], config: Config | None, ears: Ears, watcher: 
     return report, findings
 
 
-def _read(path: Path, tally: _Tally, findings: Findings, files: dict[str, Heard], ears: Ears, watcher: Watcher) -> None:
+def _read(path: Path, tally: _Tally, findings: Findings, files: dict[bytes, Heard], ears: Ears, watcher: Watcher) -> None:
     split, what = split_of(path), f"{path.name}: cuts checked"
     total = sum(1 for _ in read_lines(path))
     if not total:
@@ -170,18 +186,18 @@ def _read(path: Path, tally: _Tally, findings: Findings, files: dict[str, Heard]
             watcher.progress(what, done, total)
 
 
-def _listen_to(recordings: Iterable[Recording], files: dict[str, Heard], pool: ThreadPoolExecutor) -> dict[str, Heard]:
+def _listen_to(recordings: Iterable[Recording], files: dict[bytes, Heard], pool: ThreadPoolExecutor) -> dict[str, Heard]:
     """Recording, as `promise_of` names it -> what was heard; a file that was read before is only compared with what is promised."""
     by_file: dict[str, dict[str, Recording]] = {}
     for recording in recordings:
         by_file.setdefault(str([source.source for source in recording.sources]), {})[promise_of(recording)] = recording
 
-    def heard(named: str, some: dict[str, Recording]) -> dict[str, Heard]:
-        found = {}
+    def heard(names: str, some: dict[str, Recording]) -> dict[str, Heard]:
+        found, named = {}, _digest(names)
         for promise, recording in some.items():
             found[promise] = listen(recording, files.get(named))
             if found[promise].whole:
-                files[named] = found[promise]
+                files[named] = SOUND if found[promise] == SOUND else found[promise]
         return found
 
     return {promise: one for some in pool.map(heard, by_file, by_file.values()) for promise, one in some.items()}
@@ -202,7 +218,8 @@ def _judge(path: Path, split: str, item: Item, heard: dict[str, Heard], tally: _
         return
     cut = item.cut
     try:
-        tags, route = tags_of(cut), route_of(cut)
+        tags = tags_of(cut)
+        route = route_of(cut, tags=tags)
     except SmoeError as error:
         message = error.message.removeprefix(f"cut `{cut.id}`").removeprefix(":").strip()
         findings.add(path, item, Fault("tags", "error", message, error.hint))
@@ -228,11 +245,10 @@ def _judge(path: Path, split: str, item: Item, heard: dict[str, Heard], tally: _
             tally.speakers[tags.corpus, speaker] = (*splits, split)
     if any(fault.severity == "error" for fault in faults):
         return  # neither its id nor its text counts against sound ones
-    tally.ids[cut.id] = split
     target = 1 << LANGUAGE_BITS + tally.targets.setdefault((route.task, route.lang), len(tally.targets))
     language = tally.languages.setdefault(tags.source_lang, len(tally.languages))
     served = tally.utterances.get(tags.utterance, (split, language))[1]
-    tally.utterances[tags.utterance] = split, served | target
+    tally.keep(split, cut.id, tags.utterance, served | target)
     if (group := _ratio_group(route, tally.rules)) and (ratio := ratio_of(cut)):
         tally.ratios.add(group, ratio)
 

@@ -6,135 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from smoe_cli import pipeline
 from smoe_cli.band_check import BandwidthRow
 from smoe_cli.errors import Interrupted
-from smoe_cli.pipeline import DecodeReport, ParameterReport, RunReport, TokenizerReport
-from smoe_cli.preparation import PrepareReport
-from smoe_cli.records import AuditReport, Coverage, Finding, Hypothesis, Score, ScoreReport, SliceScores
-from smoe_cli.steps import STEPS, Step
-from smoe_cli.training import TrainReport
+from smoe_cli.pipeline import DecodeReport
+from smoe_cli.records import Hypothesis
+from smoe_cli.tags import Choice
 from smoe_cli.training.shares import ExpertShare
-from smoe_cli.validation.report import Lasting, Reject, Row, ValidationReport
-
-PREPARED = PrepareReport(
-    cuts_dir=Path("exp/cuts"),
-    rows=[Row(split="train", task="translate", lang="de", bandwidth="nb", subset="", cuts=1200, hours=1.5)],
-    utterances={"train": 1200},
-    synthetic=True,
-    notes=["3 cuts sound narrower than their tag says"],
-)
-TOKENIZED = TokenizerReport(
-    path=Path("exp/tokenizer"),
-    kind="byte-level BPE",
-    vocab_size=1000,
-    sentences=9,
-    guiding_tokens=["<translate>", "<de>"],
-    fertility={"de": 1.75},
-    measured_on="dev",
-    coverage=[
-        Coverage(
-            lang="de",
-            tokens_per_word=1.875,
-            characters=90,
-            whole_characters=98.5,
-            broken=["ß", "\u0301", "\x1b"],
-            unseen=["ß", "7"],
-            unseen_characters=12,
-        )
-    ],
-    merged_pieces=700,
-    merged_pieces_used=650,
-)
-TRAINED = TrainReport(
-    checkpoint=Path("exp/model/final"),
-    steps=1000,
-    minutes=2.5,
-    resumed_from=400,
-    parameters={"total": 668_416},
-    precision="bf16",
-    validation={"translate/de/nb": 1.25},
-    steps_by_route={"translate/de/nb": 1000},
-    ctc_skipped=0,
-)
-HYPOTHESIS = Hypothesis(
-    id="u1-translate-de-nb",
-    utterance="u1",
-    task="translate",
-    lang="de",
-    bandwidth="nb",
-    text="Grüße",
-    duration_s=1.0,
-    score=-0.5,
-    stopped="end",
-)
-SCORED = ScoreReport(
-    system="tiny",
-    hypotheses=["a.jsonl"],
-    slices=[
-        SliceScores(
-            task="transcribe",
-            lang="en",
-            bandwidth="nb",
-            subset="",
-            utterances=150,
-            hours=0.2,
-            truncated=0,
-            scores=[Score(metric="wer", value=12.34, errors=1, total=8, signature="jiwer")],
-        )
-    ],
-    versions={"jiwer": "4"},
-)
-FINDING = Finding(check="execution", where="encoder layer 3", message="`u1` was served by `wb`, its tag says `nb`", hint="report it")
-PARAMETERS = ParameterReport(
-    preset="base",
-    vocab_size=1000,
-    total=660_032,
-    active=660_032,
-    ctc_head=33_000,
-    experts={"encoder.dense": 4192},
-    macs_per_second=7_000_000,
-)
-
-
-def audited(*findings: Finding) -> AuditReport:
-    served = {"stack": "encoder", "layer": 0, "route": "transcribe/en/nb", "expert": "nb", "utterances": 30, "planned": True}
-    swap = {"stack": "encoder", "route": "transcribe/en/nb", "right": "nb", "used": "wb", "metric": "wer"}
-    return AuditReport(
-        system="tiny",
-        checkpoint="exp/model/final",
-        manifest="cuts.test.jsonl.gz",
-        cuts=30,
-        routes={"transcribe/en/nb": 30},
-        layers=2,
-        observations=60,
-        served=[served, served | {"layer": 1}],
-        parameters={"total": 660_032, "active": 440_021},
-        swaps=[swap | {"value": 80.0, "right_value": 12.5, "unit": "%", "utterances": 30}],
-        findings=list(findings),
-    )
-
-
-def validated(errors: int = 0, notes: int = 0) -> ValidationReport:
-    """A report with a few errors and notes of one check each."""
-    found = [Finding(check="text", where=f"line {n}", message="has an empty text", hint="correct it") for n in range(errors)]
-    found += [Finding(check="ratio", where=f"line {n}", message="is far off", hint="listen", severity="note") for n in range(notes)]
-    return ValidationReport(
-        manifests=[Path("cuts.train.jsonl.gz")],
-        cuts=1200,
-        recordings_read=600,
-        rows=PREPARED.rows,
-        durations=[Lasting(from_s=1.0, to_s=2.0, cuts=800), Lasting(from_s=2.0, to_s=3.0, cuts=400)],
-        errors=errors,
-        notes=notes,
-        findings=found,
-    )
-
-
-def ran(findings: int) -> RunReport:
-    steps = [Step(name="prepare", state="skipped", reason="up to date"), Step(name="train", state="done", seconds=151.5)]
-    return RunReport(steps=steps, findings=findings, report=Path("exp/scores/report.html"), audit=Path("exp/audit/audit.html"))
-
+from smoe_cli.validation.report import Reject
+from tests.cli.reports import FINDING, HYPOTHESIS, PARAMETERS, PREPARED, SCORED, TOKENIZED, TRAINED, audited, ran, validated
 
 REPORTS = {
     "prepare": ("prepare", PREPARED),
@@ -207,119 +86,6 @@ def test_run_hands_on_its_options(smoe, replace):
     assert "report:" not in result.stdout
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_dry_run_names_files_and_writes_none(smoe, step, tmp_path):
-    result = smoe(step, "--dry-run")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"{step}: would run (`")
-    assert "writes" in result.stdout
-    plan = Step.model_validate_json(smoe(step, "--dry-run", "--json").stdout)
-    assert (plan.name, plan.state) == (step, "would run")
-    assert [str(path) for path in plan.writes if str(path) not in result.stdout] == []
-    assert [path.name for path in tmp_path.iterdir()] == ["smoe.yaml"]
-
-
-def test_a_dry_run_of_everything_names_every_step(smoe, tmp_path):
-    result = smoe("run", "--dry-run")
-    assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines() if "would run" in line] == list(STEPS)
-    assert [path.name for path in tmp_path.iterdir()] == ["smoe.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("words", "reads", "writes"),
-    [
-        (("decode", "call.wav", "--checkpoint", "model"), ["call.wav", "model"], []),
-        (
-            ("decode", "--bandwidth", "nb", "--task", "translate"),
-            ["exp/cuts/cuts.test.jsonl.gz", "exp/model/final"],
-            ["exp/hypotheses/test/translate-de.jsonl", "exp/hypotheses/test/translate-fr.jsonl"],
-        ),
-        (
-            ("decode", "--split", "dev", "--lang", "fr"),
-            ["exp/cuts/cuts.dev.jsonl.gz", "exp/model/final"],
-            ["exp/hypotheses/dev/translate-fr.jsonl"],
-        ),
-        (("decode", "call.wav", "--task", "transcribe", "--out", "a.jsonl"), ["call.wav", "exp/model/final"], ["a.jsonl"]),
-        (("score", "call.wav", "--out", "there"), ["call.wav"], ["there/scores.json", "there/report.html"]),
-        (("score", "call.wav"), ["call.wav"], []),
-        (("route-audit", "--cuts", "call.wav", "--out", "a"), ["call.wav", "exp/model/final"], ["a/audit.json", "a/audit.html"]),
-    ],
-)
-def test_a_dry_run_heeds_the_files_that_are_named(smoe, tmp_path, words, reads, writes):
-    for name in ("call.wav", "model"):
-        (tmp_path / name).touch()
-    plan = Step.model_validate_json(smoe(*words, "--dry-run", "--json").stdout)
-    assert ([str(path) for path in plan.reads], [str(path) for path in plan.writes]) == (reads, writes)
-
-
-@pytest.mark.parametrize(
-    ("words", "writes"),
-    [
-        (("decode", "call.wav", "--checkpoint", "model"), []),
-        (("score", "call.wav", "--out", "there"), ["there/scores.json", "there/report.html"]),
-        (("route-audit", "--checkpoint", "model", "--cuts", "call.wav"), []),
-    ],
-)
-def test_a_dry_run_needs_no_recipe_where_the_command_needs_none(smoe, recipe, tmp_path, words, writes):
-    recipe.unlink()
-    for name in ("call.wav", "model"):
-        (tmp_path / name).touch()
-    plan = Step.model_validate_json(smoe(*words, "--dry-run", "--json").stdout)
-    assert (plan.state, [str(path) for path in plan.writes]) == ("would run", writes)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("decode", "--split", "nosuch"), "unknown split `nosuch`"),
-        (("decode", "--checkpoint", "model"), "would replace those of the recipe's own model"),
-        (("decode", "--out", "."), "`.` is a folder"),
-        (("decode", "--out", "model"), "`model` is a folder"),
-        (("decode", "--set", "decode.nosuch=1"), "nosuch"),
-        (("route-audit", "--checkpoint", "model"), "would replace the recipe's own"),
-        (("route-audit", "--cuts", "call.wav"), "would replace the recipe's own"),
-        (("route-audit", "--out", "call.wav"), "'call.wav' is a file"),
-        (("prepare", "--corpus", "nosuch"), "no corpus `nosuch`"),
-    ],
-)
-def test_a_dry_run_refuses_what_the_command_refuses(smoe, tmp_path, words, message):
-    (tmp_path / "call.wav").touch()
-    (tmp_path / "model").mkdir()
-    for more in ((), ("--dry-run",)):
-        result = smoe(*words, *more)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert message in result.stderr and "hint: " in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["call.wav", "model", "smoe.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--task", "nosuch"), "the recipe has no route `nosuch/*/*`"),
-        (("--lang", "de", "--task", "transcribe"), "the recipe has no route `transcribe/de/*`"),
-        (("call.wav",), "several tasks: transcribe, translate"),
-        (("call.wav", "--task", "translate"), "several languages: de, fr"),
-    ],
-)
-def test_a_dry_run_of_decode_refuses_what_no_model_of_the_recipe_could_do(smoe, tmp_path, words, message):
-    (tmp_path / "call.wav").touch()
-    result = smoe("decode", *words, "--dry-run")
-    assert result.exit_code == 2
-    assert message in result.stderr and "hint: " in result.stderr
-
-
-def test_a_single_step_that_is_up_to_date_would_run_all_the_same(smoe, monkeypatch):
-    monkeypatch.setattr("smoe_cli.steps.plan_step", lambda _, name: Step(name=name, state="up to date"))
-    assert smoe("train", "--dry-run").stdout.startswith("train: would run (its results are up to date: `smoe run` would skip it)")
-
-
-def test_a_dry_run_says_what_is_forced(smoe, monkeypatch):
-    monkeypatch.setattr(pipeline, "plan_step", lambda _, name: Step(name=name, state="up to date"))
-    plan = RunReport.model_validate_json(smoe("run", "--force", "--dry-run", "--json").stdout)
-    assert [(step.state, step.reason) for step in plan.steps] == [("would run", "forced")] * len(STEPS)
-
-
 def test_only_what_is_given_replaces_a_checkpoints_own_settings(smoe, replace, recipe, tmp_path):
     for name in ("call.wav", "model"):
         (tmp_path / name).touch()
@@ -333,10 +99,6 @@ def test_only_what_is_given_replaces_a_checkpoints_own_settings(smoe, replace, r
         recipe.unlink(missing_ok=True)
     result = smoe("decode", "call.wav", "--checkpoint", "model", "--set", "decode.beam=0")
     assert result.exit_code == 2 and "`decode.beam`" in result.stderr
-
-
-def test_a_dry_run_checks_the_configuration(smoe):
-    assert smoe("train", "--dry-run", "--set", "train.max_steps=0").exit_code == 2
 
 
 def test_prepare_hands_on_its_options(smoe, replace):
@@ -405,14 +167,14 @@ def test_decode_hands_on_its_options_and_prints_where_it_wrote(smoe, replace):
     result = smoe("decode", "--task", "translate", "--lang", "de", "--bandwidth", "nb", "--split", "dev", "--beam", "2")
     assert result.stdout.splitlines() == [str(path) for path in paths]
     asked = decode.call_args.kwargs
-    assert (asked["task"], asked["lang"], asked["bandwidth"], asked["split"]) == ("translate", "de", "nb", "dev")
+    assert (asked["choice"], asked["split"]) == (Choice("translate", "de", "nb"), "dev")
     assert decode.call_args.args[0].decode.beam == 2
 
 
 def test_tags_of_the_recipes_own_axes_are_handed_on_and_must_be_axis_and_value(smoe, replace):
     decode = replace("decode", DecodeReport(checkpoint=Path("exp/model/final"), paths=[Path("a.jsonl")], hypotheses=[HYPOTHESIS]))
     assert smoe("decode", "--tag", "accent=us", "--tag", "channel=2").exit_code == 0
-    assert decode.call_args.kwargs["tags"] == {"accent": "us", "channel": "2"}
+    assert decode.call_args.kwargs["choice"] == Choice(tags=(("accent", "us"), ("channel", "2")))
     for words in (("--tag", "accent"), ("--tag", "accent=us", "--tag", "accent=uk"), ("--tag", "task=translate"), ("--tag", "accent=U/S")):
         result = smoe("decode", *words)
         assert result.exit_code == 2 and f"tag `{words[-1]}`" in result.stderr

@@ -8,7 +8,7 @@ import pytest
 from smoe_cli.config import FeatureSettings
 from smoe_cli.errors import CheckError, ConfigError
 from smoe_cli.records import Export, ExportCheck, Graph
-from smoe_cli.tags import Bandwidth, Route
+from smoe_cli.tags import Bandwidth, Choice, Route
 
 REPORT = Export(
     model="0123456789ab",
@@ -32,7 +32,7 @@ REPORT = Export(
     versions={},
 )
 WORDS = ("final", "--task", "translate", "--lang", "de", "--bandwidth", "nb", "--out", "phone")
-TAGS = {"out": Path("phone"), "task": "translate", "lang": "de", "bandwidth": "nb", "tags": {}}
+TAGS = {"out": Path("phone"), "choice": Choice("translate", "de", "nb")}
 
 
 @pytest.fixture(autouse=True)

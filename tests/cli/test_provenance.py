@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from smoe_cli.records import write_jsonl
-from tests.cli.test_commands import HYPOTHESIS, audited
+from tests.cli.reports import HYPOTHESIS, audited
 
 SPOKEN = HYPOTHESIS.model_copy(update={"references": ["Grüße"], "model": "3f2a91c04d7e", "synthetic": True})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from smoe_cli.records import SlimReport
+from smoe_cli.tags import Choice
 
 
 def test_slim_hands_on_the_route_and_says_what_is_left(smoe, replace, tmp_path):
@@ -24,7 +25,7 @@ def test_slim_hands_on_the_route_and_says_what_is_left(smoe, replace, tmp_path):
     result = smoe(*words)
     assert result.stdout.splitlines() == ["route translate/de/nb: 107,047,936 of 144,842,752 parameters, 428.2 MB", "phone"]
     assert slim.call_args.args == (Path("final"),)
-    assert slim.call_args.kwargs == {"out": Path("phone"), "task": "translate", "lang": "de", "bandwidth": "nb", "tags": {}}
+    assert slim.call_args.kwargs == {"out": Path("phone"), "choice": Choice("translate", "de", "nb")}
     assert json.loads(smoe(*words, "--json").stdout) == json.loads(report.model_dump_json())
 
 
