@@ -5,6 +5,8 @@ The order is a pure function of the manifest, the seed and the step: to resume i
 
 from __future__ import annotations
 
+import math
+import random
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -256,14 +258,22 @@ class RouteBatches:
                 constraint=limits,
                 duration_bins=list(range(limits.buckets - 1)),
                 buffer_size=len(whole_cuts),
+                drop_last=True,
                 shuffle=True,
                 seed=self.seed,
                 rank=0,
                 world_size=1,
             )
             sampler.set_epoch(epoch)
+            served: set[str] = set()
             for batch in sampler:
+                served.update(cut.id for cut in batch)
                 yield list(batch)
+            # What does not fill a batch of its bucket is put together: a step of one utterance would count as much as one of thirty.
+            left = sorted((cut for cut in whole_cuts if cut.id not in served), key=lambda cut: cut.duration)
+            batches = list(chunk(left, self.batch_s, self.max_utterances))
+            random.Random(f"{self.seed} {epoch}").shuffle(batches)
+            yield from batches
 
 
 @dataclass
@@ -274,7 +284,7 @@ class Limits(TimeConstraint):  # type: ignore[misc]  # Lhotse has no type hints 
         starts_s: Where the bands of duration begin, but for the first; each has about the same amount of audio.
         ends_s: The longest duration in each.
         long_texts: Letters up to which a text is a short one, for each band; None: texts are not told apart.
-        batches: How many an epoch has.
+        batches: How many an epoch has, about.
     """
 
     starts_s: Sequence[float] = ()
@@ -301,7 +311,9 @@ class Limits(TimeConstraint):  # type: ignore[misc]  # Lhotse has no type hints 
             found.long_texts = [int(np.median(some)) for some in letters]
         of_bucket = Counter(found.select_bucket(None, cut) for cut in cuts)
         per_band = found.buckets // len(ends_s)
-        found.batches = sum(-(-count // found.utterances(ends_s[bucket // per_band])) for bucket, count in of_bucket.items())
+        full = {bucket: found.utterances(ends_s[bucket // per_band]) for bucket in of_bucket}
+        left = sum(count % full[bucket] / full[bucket] for bucket, count in of_bucket.items())
+        found.batches = sum(count // full[bucket] for bucket, count in of_bucket.items()) + math.ceil(left)
         return found
 
     @property

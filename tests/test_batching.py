@@ -80,10 +80,13 @@ def test_batches_are_of_similar_duration_and_text_and_as_many_as_foretold(count,
     some = [cut(str(number), "transcribe/en/nb", float(seconds)) for number, seconds in enumerate(generator.uniform(1, 12, count))]
     for item in some:
         item.supervisions[0].text = "x" * round(item.duration * generator.uniform(8, 16))
-    epoch = list(
-        islice(RouteBatches(by_route(CutSet.from_cuts(some), PLAN), batch_s, 64, 0).stream(), Limits.of(some, batch_s, 64).batches)
-    )
+    stream, epoch = RouteBatches(by_route(CutSet.from_cuts(some), PLAN), batch_s, 64, 0).stream(), []
+    while sum(map(len, epoch)) < count:
+        epoch.append(next(stream))
     assert Counter(item.id for batch in epoch for item in batch) == {item.id: 1 for item in some}
+    assert len(epoch) == pytest.approx(Limits.of(some, batch_s, 64).batches, rel=0.02, abs=1)
+    small = [batch for batch in epoch if len(batch) < 32 and sum(item.duration for item in batch) < batch_s / 2]
+    assert len(small) <= 1, "what is left of buckets does not become many small batches"
 
     def filled(length) -> float:
         return sum(map(length, some)) / sum(len(batch) * max(map(length, batch)) for batch in epoch)
