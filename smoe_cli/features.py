@@ -227,6 +227,9 @@ def spec_augment(
 ) -> Tensor:
     """Blank random stripes of time and frequency with zero, for most kinds of features the mean. Source: arXiv:1904.08779.
 
+    Lhotse's `SpecAugment` takes a batch's padding for speech, in the mean as in the places of masks, cannot do without time masks, and
+    draws from generators that others draw from too, so that a resumed run would not hear the same.
+
     Args:
         time_share: Longest time mask, as a share of the utterance.
         frequency_bins: Widest frequency mask.
