@@ -15,11 +15,11 @@ from lhotse.audio.mixer import AudioMixer
 from lhotse.augmentation import Resample, ReverbWithImpulseResponse, Speed
 from numpy.typing import NDArray
 
-from smoe_cli.audio import describe
-from smoe_cli.bandwidth import TELEPHONE_HZ
+from smoe_cli.audio import describe, read_samples
 from smoe_cli.errors import DataError
-from smoe_cli.tags import Bandwidth
+from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 from smoe_cli.train_settings import AugmentSettings
+from smoe_cli.transforms import check_rate
 
 SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 Samples = NDArray[np.float32]
@@ -44,6 +44,8 @@ class Augmentation:
         self.settings, self.rate_hz, self.seed = settings, rate_hz, seed
         self._noises = sounds(settings.noise, "train.augment.noise")
         self._rooms = sounds(settings.rooms, "train.augment.rooms")
+        for sound in (*self._noises, *self._rooms):
+            check_rate(f"audio `{sound.sources[0].source}`", sound.sampling_rate, rate_hz)
         self._down, self._up = Resample(rate_hz, TELEPHONE_HZ), Resample(TELEPHONE_HZ, rate_hz)
 
     def __call__(self, cut: MonoCut, samples: Samples, band: Bandwidth, batch: int) -> Samples:
@@ -82,10 +84,7 @@ class Augmentation:
 
     def _mixed(self, samples: Samples, noise: Recording, snr_db: float, generator: np.random.Generator) -> Samples:
         """Speech with noise from a random place on, repeated if it is too short."""
-        try:
-            loud = noise.resample(self.rate_hz).load_audio()
-        except Exception as error:  # Lhotse wraps every reader's own errors
-            raise DataError(f"cannot read noise `{noise.sources[0].source}`: {error}", "mend it, or take it away") from error
+        loud = read_samples(noise.resample(self.rate_hz), f"noise `{noise.sources[0].source}`", cure="mend it, or take it away")
         start = generator.integers(loud.shape[1])
         length = samples.shape[1]
         mixer = AudioMixer(samples, self.rate_hz)
