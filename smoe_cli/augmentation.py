@@ -19,7 +19,7 @@ from smoe_cli.audio import describe, read_samples
 from smoe_cli.errors import DataError
 from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 from smoe_cli.train_settings import AugmentSettings
-from smoe_cli.transforms import check_rate
+from smoe_cli.transforms import check_rate, resampled_too_finely
 
 SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 Samples = NDArray[np.float32]
@@ -37,13 +37,17 @@ class Augmentation:
         seed: Of all draws.
 
     Raises:
-        DataError: If there is no noise or no room where the settings name some, or one is no sound audio of one channel.
+        DataError: If there is no noise or no room where the settings name some, or one is no sound audio of one channel; or if a speed
+            or a rate would take a filter that fills the memory.
     """
 
     def __init__(self, settings: AugmentSettings, rate_hz: int, seed: int) -> None:
         self.settings, self.rate_hz, self.seed = settings, rate_hz, seed
         self._noises = sounds(settings.noise, "train.augment.noise")
         self._rooms = sounds(settings.rooms, "train.augment.rooms")
+        for speed in settings.speeds:
+            if why := resampled_too_finely(round(rate_hz * speed), rate_hz):
+                raise DataError(f"`train.augment.speeds`: {speed:g} cannot be computed: {why}", "use speeds such as 0.9, 1.05 and 1.1")
         for sound in (*self._noises, *self._rooms):
             check_rate(f"audio `{sound.sources[0].source}`", sound.sampling_rate, rate_hz)
         self._down, self._up = Resample(rate_hz, TELEPHONE_HZ), Resample(TELEPHONE_HZ, rate_hz)
