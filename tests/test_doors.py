@@ -315,6 +315,14 @@ def test_splits_of_an_audio_folder_may_have_files_of_the_same_name(tmp_path):
     assert problems == [] and [u.id for u in found] == ["train-sub-b", "train-a", "test-sub-b", "test-a"]
 
 
+def test_audio_that_no_row_of_an_audio_folder_names_is_counted_in_a_note(tmp_path):
+    folder = audiofolder(tmp_path / "corpus", [{"file_name": "./sub/b.wav", "transcription": "two"}])
+    (folder / "sub" / "notes.txt").write_text("no audio")
+    config = recipe(tmp_path / "corpus", FOLDER, tasks={"transcribe": {"languages": ["en"]}})
+    said = f"`theirs`: 1 files of audio that no row of `{folder / 'metadata.csv'}` names (the first: `{folder / 'a.wav'}`) left out"
+    assert said in pipeline.prepare(config).notes
+
+
 def damaged(text: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / "metadata.csv").write_bytes(b"file_name,transcription\na.wav,one\n" + text)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from lhotse import Recording
 
-from smoe_cli.audio import describe
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.lines import found, placed, text_lines, utterances, wanted
+from smoe_cli.corpora.files import recording_of
+from smoe_cli.corpora.lines import each_split, found, placed, text_lines, utterances
 from smoe_cli.corpora.outside import COMMAND, URL, Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import KaldiCorpus
@@ -67,17 +67,20 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
         DataError: If a folder lacks a file that the settings name. A line that is damaged, is a command that the settings do not
             allow, or names what another file lacks, goes to `work.unfit`.
     """
-    for split, name in wanted(settings, settings.folders):
+
+    def read_folder(split: str, name: str) -> Iterator[Utterance]:
         folder = _open(split, work.root / settings.path / name, settings, work)
         keys = folder.segments if folder.segments is not None else folder.wavs
         _report_strays(folder, keys, settings, work)
         folder.outside.bring(_outside(folder, keys))
         rows = ((keys.where(key), key) for key in sorted(keys.rows))
 
-        def make(where: str, key: str, folder: _Folder = folder) -> Utterance:
+        def make(where: str, key: str) -> Utterance:
             return _utterance(where, key, folder, settings, work)
 
         yield from utterances(rows, len(keys.rows), make, work, f"{split} utterances")
+
+    yield from each_split(settings, settings.folders, work, read_folder)
 
 
 def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
@@ -204,7 +207,7 @@ def _described(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: 
     where, value = folder.wavs.where(name), folder.wavs[name]
     try:
         path = _path(value, where, folder, settings, work)
-        recording = describe(path, recording_id, 1 if channel is None else None)
+        recording = recording_of(path, recording_id, 1 if channel is None else None)
         if channel is not None and 1 < recording.num_channels <= channel:
             raise DataError(
                 f"audio `{path}` has {recording.num_channels} channels, and number {channel + 1} is wanted",
