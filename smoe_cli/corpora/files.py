@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from lhotse import Recording
@@ -114,8 +114,12 @@ def files_below(folder: Path, lost: Callable[[DataError], None]) -> list[Path]:
     Args:
         lost: Called for each folder that cannot be read.
     """
-    walk = os.walk(folder, onerror=lambda error: lost(_unread(error, folder)))
-    return sorted(Path(place, name) for place, _, names in walk for name in names)
+    return sorted(_walk(folder, lost))
+
+
+def _walk(folder: Path, lost: Callable[[DataError], None]) -> Iterator[Path]:
+    for place, _, names in os.walk(folder, onerror=lambda error: lost(_unread(error, folder))):
+        yield from (Path(place, name) for name in names)
 
 
 def _unread(error: OSError, folder: Path) -> DataError:
@@ -155,9 +159,12 @@ class Named:
         """
         # One that is not there is said of each file that should be in it.
         there = [folder for folder in folders if is_dir(folder)]
-        paths = (path for folder in there for path in files_below(folder, work.lost) if path.suffix.lower() in suffixes)
-        if others := [path for path in paths if _key(path) not in self._seen]:
-            work.left_out[f"files of audio {what} (the first: `{others[0]}`)"] += len(others)
+        first, count = None, 0
+        for path in (path for folder in there for path in _walk(folder, work.lost)):
+            if path.suffix.lower() in suffixes and _key(path) not in self._seen:
+                first, count = path if first is None else min(path, first), count + 1
+        if count:
+            work.left_out[f"files of audio {what} (the first: `{first}`)"] += count
 
 
 def _key(path: Path) -> bytes:
