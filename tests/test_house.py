@@ -27,7 +27,7 @@ LEVELS = [
     ["cut_table", "augmentation", "feature_store"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],
     ["validation"],
-    ["band_check", "listening"],
+    ["band_check", "listening", "pack_part"],
     ["gathering"],
     ["preparation", "training", "decoding", "scoring", "audit", "exporting", "packing"],
     ["making_ready", "handing_on", "pipeline"],
