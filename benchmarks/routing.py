@@ -56,10 +56,13 @@ TINY = {"dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "encode
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is: the model's `Dimensions`, N, T, U, tokens that a decoding is forced to write, beam widths."""
+    """How large everything is: the model's `Dimensions`, N, T, U, tokens that a decoding is forced to write, beam widths.
+
+    At paper scale a batch is of 120 s, the default of `train.batch_s`.
+    """
 
     model: dict[str, Any]
-    utterances: int = 8
+    utterances: int = 12
     frames: int = 1000
     tokens: int = 40
     forced_tokens: int = 30
@@ -75,7 +78,7 @@ SCALES = {
     "tiny": Scale({"vocab_size": 300, "mel_bins": 8, "subsampling_channels": 16} | TINY, frames=60, tokens=6, forced_tokens=4),
 }
 USED_EXPERTS = 8
-"""Experts of each layer that batches use, at most: a mixed one of 8 utterances all of them, single-route ones one after the other."""
+"""Experts of each layer that batches use, at most: a mixed one all of them, single-route ones one after the other."""
 BOUNDS = {"single-route": 1.02, "mixed": 1.05}
 RESAMPLES = 2000
 FLAT = 0.03
