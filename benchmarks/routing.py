@@ -433,12 +433,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s, so that CPU seconds count work and no waiting")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; default: as `smoe train`")
+    parser.add_argument("--utterances", type=int, help="of 10 s in a batch; default: 12")
     parser.add_argument("--no-ctc", action="store_true", help="without the auxiliary CTC head, which costs every variant the same")
     parser.add_argument("--only", choices=("train", "decode"), help="leave the other out")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     given = parser.parse_args(words)
+    scale = SCALES[given.scale].without_ctc() if given.no_ctc else SCALES[given.scale]
     result = measure(
-        SCALES[given.scale].without_ctc() if given.no_ctc else SCALES[given.scale],
+        replace(scale, utterances=given.utterances or scale.utterances),
         given.experts,
         given.rounds,
         given.precision,
