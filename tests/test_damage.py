@@ -127,8 +127,8 @@ utterance `a6` of corpus `tones` occurs twice in split `train`""",
     "a file that may not be read": Damage(
         lambda at: (at / "corpus" / "a1.flac").chmod(0),
         "prepare",
-        r"corpus `tones`: 1 of 30 utterances.*line 3: cannot open audio `corpus/a1.flac`",
-        "no manifest was written",
+        r"corpus `tones`: 1 of 30 utterances.*line 3: no right to read audio `corpus/a1.flac`",
+        r"`chmod -R u\+rX`, .*; no manifest was written",
     ),
     "no manifest to validate": Damage(
         lambda at: shutil.rmtree(at / "exp" / "cuts"), "validate", "no manifests in `exp/cuts`", "run `smoe prepare` first"
