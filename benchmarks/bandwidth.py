@@ -26,7 +26,8 @@ import torch
 from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
-from smoe_cli.bandwidth import TELEPHONE_HZ, Estimate, estimate_bandwidth
+from smoe_cli.bandwidth import Estimate, estimate_bandwidth
+from smoe_cli.tags import TELEPHONE_HZ
 from smoe_cli.telephone import SUBTYPES, TelephoneLine, to_int16
 
 Samples = NDArray[np.float32]

@@ -4,8 +4,11 @@
     python benchmarks/scale.py --cuts 10000 30000       less
     python benchmarks/scale.py --json
 
-Each step is a process of its own, as a user would call it; memory is its largest resident set. The cuts lie in 200 recordings of
-30 s: what grows is the manifest. Reading the audio itself is another benchmark's business (`benchmarks/data.py`).
+Each step is a process of its own, as a user would call it; memory is its largest resident set. By default the cuts lie in 200 recordings
+of 30 s, as in a corpus of a few long ones: what grows is the manifest. `--recordings N` spreads them over so many files, as many as there
+are cuts for a corpus of one file each, which is what most are: then what is remembered of files grows too, and reading them takes its
+time. More than 200 are as long as the longest cut and share their bytes (hard links). How fast audio is read is another benchmark's
+business (`benchmarks/data.py`).
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from typing import Any
 import numpy as np
 import soundfile
 import yaml
-from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 RECORDINGS, SECONDS, RATE_HZ = 200, 30.0, 16000
+SHORT_S = 8.0
+"""Of each recording where there are more than `RECORDINGS`."""
 WORDS = "the call was put through to another line and nobody knew who had asked for it that day so we rang again".split()
 STEPS = {
     "prepare": ["prepare"],
@@ -38,14 +43,17 @@ STEPS = {
 }
 
 
-def recordings(folder: Path) -> list[Recording]:
+def recordings(folder: Path, count: int) -> list[Recording]:
     """Faint noise; nothing of the audio matters here but that it can be read."""
-    generator = np.random.default_rng(0)
-    found = []
-    for number in range(RECORDINGS):
-        path = folder / f"r{number}.wav"
-        soundfile.write(path, 0.1 * generator.standard_normal(int(SECONDS * RATE_HZ)), RATE_HZ, subtype="PCM_16")
-        found.append(Recording.from_file(path, recording_id=f"r{number}"))
+    generator, seconds = np.random.default_rng(0), SECONDS if count <= RECORDINGS else SHORT_S
+    found: list[Recording] = []
+    for number in range(count):
+        path, different = folder / f"r{number}.wav", number % min(count, RECORDINGS)
+        if number == different:
+            soundfile.write(path, 0.1 * generator.standard_normal(int(seconds * RATE_HZ)), RATE_HZ, subtype="PCM_16")
+        else:
+            os.link(folder / f"r{different}.wav", path)
+        found.append(Recording(f"r{number}", [AudioSource("file", [0], str(path))], RATE_HZ, int(seconds * RATE_HZ), seconds))
     return found
 
 
@@ -53,18 +61,18 @@ def cuts(recordings: Sequence[Recording], count: int, split: str) -> Iterator[Mo
     generator = random.Random(split)
     for number in range(count):
         recording = recordings[number % len(recordings)]
-        duration = round(generator.uniform(1.0, 8.0), 2)
+        duration = round(generator.uniform(1.0, min(SHORT_S, recording.duration)), 2)
         name = f"{split}-{number:08d}"
         text = " ".join(generator.choices(WORDS, k=max(3, round(2.5 * duration))))
         segment = SupervisionSegment(name, recording.id, 0.0, duration, text=text, language="en", speaker=f"{split}{number % 5000}")
-        start = round(generator.uniform(0, SECONDS - duration), 2)
+        start = round(generator.uniform(0, recording.duration - duration), 2)
         yield MonoCut(name, start, duration, 0, supervisions=[segment], recording=recording)
 
 
-def write_corpus(folder: Path, count: int) -> None:
-    """A folder with a recipe and Lhotse manifests: all cuts but a thousand in the train split."""
-    sound = recordings(folder)
-    for split, some in (("train", count - 1000), ("dev", 1000)):
+def write_corpus(folder: Path, count: int, files: int) -> None:
+    """A folder with a recipe and Lhotse manifests: all cuts but a thousand, or a tenth, in the train split."""
+    sound, dev = recordings(folder, min(files, count)), min(1000, max(1, count // 10))
+    for split, some in (("train", count - dev), ("dev", dev)):
         with gzip.open(folder / f"{split}.jsonl.gz", "wt", compresslevel=1) as file:
             file.writelines(json.dumps(cut.to_dict()) + "\n" for cut in cuts(sound, some, split))
     recipe = {
@@ -96,14 +104,22 @@ def run(folder: Path, words: Sequence[str]) -> tuple[float, float]:
     return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
-def measure(counts: Sequence[int], steps: Sequence[str]) -> list[dict[str, Any]]:
+def measure(counts: Sequence[int], steps: Sequence[str], files: int) -> list[dict[str, Any]]:
     rows = []
     for count in counts:
         with tempfile.TemporaryDirectory(prefix="smoe-scale-") as name:
-            write_corpus(Path(name), count)
+            write_corpus(Path(name), count, files)
             for step in steps:
                 seconds, memory_mb = run(Path(name), STEPS[step])
-                rows.append({"cuts": count, "step": step, "seconds": round(seconds, 1), "memory_mb": round(memory_mb)})
+                rows.append(
+                    {
+                        "cuts": count,
+                        "recordings": min(files, count),
+                        "step": step,
+                        "seconds": round(seconds, 1),
+                        "memory_mb": round(memory_mb),
+                    }
+                )
                 print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -124,9 +140,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cuts", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N", help="default: %(default)s")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
+    parser.add_argument(
+        "--recordings",
+        type=int,
+        default=RECORDINGS,
+        metavar="N",
+        help=f"files that the cuts lie in: up to {RECORDINGS} of {SECONDS:g} s, more of {SHORT_S:g} s; at most one for each cut "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(words)
-    rows = measure(given.cuts, given.steps)
+    rows = measure(given.cuts, given.steps, given.recordings)
     print(json.dumps(rows, indent=2) if given.json else markdown(rows))
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import soundfile
 from lhotse import AudioSource, MonoCut, Recording
 from lhotse.audio.backend import set_current_audio_backend
-from lhotse.augmentation import Resample
 from numpy.typing import NDArray
 
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import cure_of
 from smoe_cli.records import write_atomically
+from smoe_cli.transforms import chain_of, check_rate
 
 LONGEST_RIFF = 0x7FFFFFFF
 TOLERANCE_S = 0.05
@@ -28,7 +28,7 @@ BLOCK = 2**20
 FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
 """Share of samples at full scale above which a recording counts as clipped: one in a thousand is heard as a crackle."""
 FAINT = 0.001
-"""Peak (-60 dBFS) below which speech is lost in the noise of 16 bits."""
+"""Half the way from the lowest to the highest sample (-60 dBFS), below which speech is lost in the noise of 16 bits."""
 
 
 def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recording:
@@ -38,7 +38,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         channels: How many it must have; None: any number.
 
     Raises:
-        DataError: If the file is missing, unreadable, empty or has another number of channels.
+        DataError: If the file is missing, unreadable, empty, or has another number of channels or a rate that no speech has.
     """
     if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
         raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
@@ -50,6 +50,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         ) from error
     if info.frames <= 0:
         raise DataError(f"audio `{path}` (utterance `{recording_id}`) holds no samples", "remove it, or bring back the whole file")
+    check_rate(f"audio `{path}` (utterance `{recording_id}`)", info.samplerate)
     if channels is not None and info.channels != channels:
         expected = "one is" if channels == 1 else f"{channels} are"
         raise DataError(
@@ -75,6 +76,54 @@ read_as_checked()
 def load(audio: MonoCut | Recording, channel: int | None = None) -> NDArray[np.float32]:
     """The samples (C,N) of a cut, or of one channel of a recording; raises whatever Lhotse does."""
     return np.asarray(audio.load_audio() if channel is None else audio.load_audio(channels=channel))
+
+
+def read_samples(
+    audio: MonoCut | Recording,
+    what: str,
+    channel: int | None = None,
+    part_s: tuple[float, float] | None = None,
+    cure: str = "bring back the file, or prepare the manifest again",
+) -> NDArray[np.float32]:
+    """The samples (C,N) of a cut or a recording.
+
+    Args:
+        audio: It.
+        what: Names it, in an error.
+        channel: Of a recording; None: all.
+        part_s: Start and duration of a part of a recording; None: all of it.
+        cure: What to do if it cannot be read.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        if part_s is None:
+            return load(audio, channel)
+        return np.asarray(audio.load_audio(channels=channel, offset=part_s[0], duration=part_s[1]))
+    except Exception as error:  # Lhotse wraps every reader's own errors
+        # Lhotse raises errors of libsndfile anew with a text where they expect a number, and then they cannot be printed.
+        said = error.code if isinstance(error, soundfile.LibsndfileError) and isinstance(error.code, str) else error
+        raise DataError(f"cannot read {what}: {said}", cure) from error
+
+
+def resampled(recording: Recording, rate_hz: int) -> Recording:
+    """A recording that is brought to another rate when it is read.
+
+    Raises:
+        DataError: If that would take a filter of a size that no memory holds.
+    """
+    check_rate(f"audio `{recording.sources[0].source}`", recording.sampling_rate, rate_hz)
+    return recording.resample(rate_hz)
+
+
+def state_of(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change: who has the same is the same file; None: there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _check_wav_length(path: Path, recording_id: str) -> None:
@@ -114,11 +163,15 @@ class Heard:
     whole: bool = False
 
 
+SOUND = Heard(whole=True)
+"""One object for all that is as it should be."""
+
+
 def listen(recording: Recording, before: Heard | None = None) -> Heard:
     """Read a recording to its end, in blocks; nothing is raised, so that others can be read too.
 
     What is found: a file that is missing, unreadable, broken off or not as promised; values that are not finite, or nothing
-    but zeros. To be noted: clipping, and a peak below -60 dBFS.
+    but zeros. To be noted: clipping, another constant, and a swing below -60 dBFS.
 
     Args:
         before: What was heard of the same files; they are then not read again, but only compared with what is promised.
@@ -154,7 +207,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
     """Compare a file's header with what was promised, before anything is decoded.
 
     Raises:
-        DataError: If it is no file, of another length or rate, or longer than any speech.
+        DataError: If it is no file, of another length or rate, or longer than any speech or at a rate that none has.
     """
     if source.type != "file":
         raise DataError(
@@ -167,34 +220,34 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
         info = soundfile.info(source.source)
     except (soundfile.LibsndfileError, OSError) as error:
         raise DataError(f"{where} cannot be opened: {error}", "bring back the whole file, or remove it") from error
-    lasts_s = info.frames / info.samplerate
+    check_rate(where, info.samplerate)
+    lasts_s, chain = info.frames / info.samplerate, chain_of(recording)
     if lasts_s > LONGEST_S:
         raise DataError(
             f"{where} claims to last {lasts_s / 3600:,.0f} hours; at most {LONGEST_S / 3600:g} are read", "split it, or remove it"
         )
-    if recording.transforms is None:
-        kept = (info.frames, info.samplerate) == (recording.num_samples, recording.sampling_rate)
-    elif all(isinstance(step, Resample) for step in recording.transforms):
-        kept = info.samplerate == recording.transforms[0].source_sampling_rate and abs(lasts_s - recording.duration) <= TOLERANCE_S
-    else:  # changes of speed and the like; the most that they are used for is a factor of two
-        kept = lasts_s <= 4 * recording.duration
+    promised = recording.num_samples, recording.sampling_rate
+    kept = (info.frames, info.samplerate) == promised
+    if recording.transforms is not None:
+        promised = round(recording.duration * chain.speed * chain.native_hz), chain.native_hz
+        kept = info.samplerate == chain.native_hz and abs(lasts_s / chain.speed - recording.duration) <= TOLERANCE_S
     if not kept:
         raise DataError(
-            f"{where} {'breaks off' if lasts_s < recording.duration else 'is not as promised'}: {info.frames} samples at "
-            f"{info.samplerate} Hz where {recording.num_samples} at {recording.sampling_rate} Hz are promised",
+            f"{where} {'breaks off' if lasts_s < recording.duration * chain.speed else 'is not as promised'}: {info.frames} samples at "
+            f"{info.samplerate} Hz where {promised[0]} at {promised[1]} Hz are promised",
             "bring back the right file, whole, or remove it",
         )
 
 
 def _listen(source: AudioSource, where: str) -> list[str]:
-    peak, frames, clipped, finite = 0.0, 0, 0, True
+    frames, clipped, finite = 0, 0, True
+    lowest_C, highest_C = np.zeros(1, dtype=np.float32) + np.inf, np.zeros(1, dtype=np.float32) - np.inf
     try:
         with soundfile.SoundFile(source.source) as file:
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                size = np.abs(block)
                 frames += len(block)
-                clipped += int((size >= FULL_SCALE).any(axis=1).sum())
-                peak = max(peak, float(size.max()))
+                clipped += int((np.abs(block) >= FULL_SCALE).any(axis=1).sum())
+                lowest_C, highest_C = np.minimum(lowest_C, block.min(axis=0)), np.maximum(highest_C, block.max(axis=0))
                 finite &= bool(np.isfinite(block).all())
             promised, rate = file.frames, file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
@@ -206,13 +259,16 @@ def _listen(source: AudioSource, where: str) -> list[str]:
         )
     if not finite:
         raise DataError(f"{where} holds values that are not numbers", "convert it again from the original")
-    if peak == 0:
+    swing = float(np.max(np.subtract(highest_C, lowest_C))) / 2
+    if swing == 0 and not np.any(highest_C):
         raise DataError(f"{where} is nothing but silence (all zeros)", "remove it, or bring back the right file")
     notes = []
     if clipped > max(MOST_CLIPPED * frames, 1):
         notes.append(f"{where} is clipped: {100 * clipped / frames:.1f} % of its samples are at full scale")
-    if peak < FAINT:
-        notes.append(f"{where} is nearly silent: its peak is {20 * np.log10(peak):.0f} dBFS")
+    if swing == 0:
+        notes.append(f"{where} is the same value from its beginning to its end: nothing was recorded")
+    elif swing < FAINT:
+        notes.append(f"{where} is nearly silent: its peak is {20 * np.log10(swing):.0f} dBFS")
     return notes
 
 

@@ -15,11 +15,12 @@ from lhotse.audio.mixer import AudioMixer
 from lhotse.augmentation import Resample, ReverbWithImpulseResponse, Speed
 from numpy.typing import NDArray
 
-from smoe_cli.bandwidth import TELEPHONE_HZ
+from smoe_cli.audio import read_samples
 from smoe_cli.corpora.files import AUDIO_SUFFIXES, files_below, is_dir, recording_of, refuse
 from smoe_cli.errors import DataError
-from smoe_cli.tags import Bandwidth
+from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 from smoe_cli.train_settings import AugmentSettings
+from smoe_cli.transforms import check_rate, resampled_too_finely
 
 Samples = NDArray[np.float32]
 # (1,N): one channel, N samples
@@ -36,13 +37,19 @@ class Augmentation:
         seed: Of all draws.
 
     Raises:
-        DataError: If there is no noise or no room where the settings name some, or one is no sound audio of one channel.
+        DataError: If there is no noise or no room where the settings name some, or one is no sound audio of one channel; or if a speed
+            or a rate would take a filter that fills the memory.
     """
 
     def __init__(self, settings: AugmentSettings, rate_hz: int, seed: int) -> None:
         self.settings, self.rate_hz, self.seed = settings, rate_hz, seed
         self._noises = sounds(settings.noise, "train.augment.noise")
         self._rooms = sounds(settings.rooms, "train.augment.rooms")
+        for speed in settings.speeds:
+            if why := resampled_too_finely(round(rate_hz * speed), rate_hz):
+                raise DataError(f"`train.augment.speeds`: {speed:g} cannot be computed: {why}", "use speeds such as 0.9, 1.05 and 1.1")
+        for sound in (*self._noises, *self._rooms):
+            check_rate(f"audio `{sound.sources[0].source}`", sound.sampling_rate, rate_hz)
         self._down, self._up = Resample(rate_hz, TELEPHONE_HZ), Resample(TELEPHONE_HZ, rate_hz)
 
     def __call__(self, cut: MonoCut, samples: Samples, band: Bandwidth, batch: int) -> Samples:
@@ -81,10 +88,7 @@ class Augmentation:
 
     def _mixed(self, samples: Samples, noise: Recording, snr_db: float, generator: np.random.Generator) -> Samples:
         """Speech with noise from a random place on, repeated if it is too short."""
-        try:
-            loud = noise.resample(self.rate_hz).load_audio()
-        except Exception as error:  # Lhotse wraps every reader's own errors
-            raise DataError(f"cannot read noise `{noise.sources[0].source}`: {error}", "mend it, or take it away") from error
+        loud = read_samples(noise.resample(self.rate_hz), f"noise `{noise.sources[0].source}`", cure="mend it, or take it away")
         start = generator.integers(loud.shape[1])
         length = samples.shape[1]
         mixer = AudioMixer(samples, self.rate_hz)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from pydantic import Field
 
-from smoe_cli.audio import load
-from smoe_cli.bandwidth import Estimate, estimate_bandwidth
+from smoe_cli.bandwidth import Estimate
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import native_bandwidth
 from smoe_cli.errors import DataError
+from smoe_cli.listening import Listener, spectrum_of
 from smoe_cli.records import Record
 from smoe_cli.validation.validate import promise_of
+
+MOST_LISTED = 1000
+"""Files that a report names of each kind."""
 
 
 class BandwidthRow(Record):
@@ -29,25 +32,32 @@ class BandwidthRow(Record):
     tagged: str
     utterances: int
     example: str = Field(description="One of them.")
+    disagreeing: list[str] = Field(
+        default=[], description=f"Audio of which the spectrum says otherwise than is known, at most {MOST_LISTED:,} files."
+    )
 
 
-def estimated(utterances: Sequence[Utterance], work: Work) -> Iterator[Utterance]:
+def estimated(utterances: Sequence[Utterance], work: Work, listener: Listener | None = None) -> Iterator[Utterance]:
     """Yield the utterances with what the spectrum of the whole recording says of each one's channel.
 
     One whose channel cannot be read goes to `work.unfit`.
+
+    Args:
+        utterances: Their recordings are sound.
+        work: The corpus.
+        listener: Estimates each channel once in a run, and keeps that over an interruption; None: once among these utterances.
     """
     channels = {(promise_of(item.recording), item.channel): item.recording for item in utterances}
-    found: dict[tuple[str, int], Estimate | DataError] = {}
-
-    def estimate(key: tuple[str, int]) -> Estimate | DataError:
-        try:
-            samples_CN = load(channels[key], key[1])
-        except Exception as error:  # Lhotse wraps every reader's own errors
-            return DataError(f"cannot read channel {key[1]} of audio `{channels[key].sources[0].source}`: {error}", "mend or remove it")
-        return estimate_bandwidth(samples_CN[0], channels[key].sampling_rate)
-
-    with ThreadPoolExecutor(work.jobs) as pool:
-        for key, said in zip(channels, pool.map(estimate, channels), strict=True):
+    asked = [(recording, channel) for (_, channel), recording in channels.items()]
+    with ExitStack() as stack:
+        results: Iterable[Estimate | DataError]
+        if listener is not None:
+            results = listener.estimate(asked)
+        else:
+            pool = stack.enter_context(ThreadPoolExecutor(work.jobs))
+            results = pool.map(lambda one: spectrum_of(*one), asked)
+        found: dict[tuple[str, int], Estimate | DataError] = {}
+        for key, said in zip(channels, results, strict=True):
             found[key] = said
             work.progress(len(found), len(channels), f"{work.name}: bandwidth estimated")
     for item in utterances:
@@ -64,6 +74,7 @@ class Bands:
     def __init__(self) -> None:
         self._count: Counter[tuple[str, str, str, str, str]] = Counter()
         self._example: dict[tuple[str, str, str, str, str], str] = {}
+        self._disagreeing: defaultdict[tuple[str, str, str, str, str], dict[str, None]] = defaultdict(dict)
 
     def add(self, utterances: Iterable[Utterance], corpus: str) -> Iterator[Utterance]:
         """Count utterances with estimates, and hand them on; one that gets no tag is not counted."""
@@ -73,13 +84,20 @@ class Bands:
                 key = corpus, *_known(item), _said(item.estimate), str(tagged)
                 self._count[key] += 1
                 self._example.setdefault(key, item.id)
+                if key[3] not in ("unsure", key[2]) and len(self._disagreeing[key]) < MOST_LISTED:
+                    self._disagreeing[key][item.recording.sources[0].source] = None
             yield item
 
     def rows(self) -> list[BandwidthRow]:
         """What was counted, sorted."""
         names = ("corpus", "known_by", "known", "estimated", "tagged")
         return [
-            BandwidthRow(**dict(zip(names, key, strict=True)), utterances=count, example=self._example[key])
+            BandwidthRow(
+                **dict(zip(names, key, strict=True)),
+                utterances=count,
+                example=self._example[key],
+                disagreeing=list(self._disagreeing.get(key, ())),
+            )
             for key, count in sorted(self._count.items())
         ]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from smoe_cli.tags import Bandwidth
+from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 
 # N samples, T frames, K bins of 31.25 Hz, B bands of 500 Hz
 
-TELEPHONE_HZ = 8000
 FRAME_S, BAND_BINS, MIRROR_BIN = 0.032, 16, 256
 """A frame of 32 ms has bins of 31.25 Hz whatever the rate; 16 of them are a band, 256 the sampling rate of a telephone."""
 SPEECH_K = slice(10, 109)
@@ -38,6 +38,10 @@ STATIONARY, RISE = 30.0, 4.0
 MIRRORED = 0.8
 """Correlation with the spectrum mirrored at 4 kHz; above it, what is there is an image that a poor resampler left."""
 TINY = 1e-20
+MOST_FRAMES, FRAMES_AT_ONCE = 20_000, 1024
+"""Frames that are looked at, the same number of seconds apart where there are more: five minutes have 18,750."""
+KEPT_BINS = 256
+"""Nothing above 8 kHz is asked for."""
 
 
 class Estimate(NamedTuple):
@@ -59,7 +63,7 @@ class Estimate(NamedTuple):
         return self.confidence >= RELIABLE
 
 
-def estimate_bandwidth(samples_N: NDArray[np.float32], rate_hz: int) -> Estimate:
+def estimate_bandwidth(samples_N: NDArray[np.float32] | Sequence[NDArray[np.float32]], rate_hz: int) -> Estimate:
     """Estimate the effective bandwidth of one channel.
 
     In each frame of 32 ms, bands of 500 Hz are compared with the speech band of the same frame; a band is carried if the highest
@@ -71,16 +75,20 @@ def estimate_bandwidth(samples_N: NDArray[np.float32], rate_hz: int) -> Estimate
     images for wideband and speech without fricatives for narrowband.
 
     Args:
-        samples_N: In [-1, 1], shape (samples,); of any length, even none.
-        rate_hz: Their sampling rate; at 8 kHz or less the answer is narrowband, and sure.
+        samples_N: In [-1, 1], shape (samples,); of any length, even none. Or several parts of one recording.
+        rate_hz: Their sampling rate; at 8 kHz or less the answer is narrowband, and sure. Where it is too low to have a band above
+            5.5 kHz (below 12 kHz), the answer is a guess.
 
     Raises:
         ValueError: If the samples are not one channel, or not finite.
     """
-    if samples_N.ndim != 1 or not np.isfinite(samples_N).all():
-        raise ValueError(f"expected finite samples of one channel, shape (samples,), found shape {samples_N.shape}")
+    parts = [samples_N] if isinstance(samples_N, np.ndarray) else samples_N
+    for part_N in parts:
+        if part_N.ndim != 1 or not np.isfinite(part_N).all():
+            raise ValueError(f"expected finite samples of one channel, shape (samples,), found shape {part_N.shape}")
     telephone = rate_hz <= TELEPHONE_HZ
-    power_TK = _power(samples_N, rate_hz)
+    every = -(-sum(len(part_N) for part_N in parts) // (round(FRAME_S * rate_hz) // 2 * MOST_FRAMES)) or 1
+    power_TK = np.concatenate([_power(part_N, rate_hz, every) for part_N in parts])
     speech_T = power_TK[:, SPEECH_K].mean(axis=1)
     active_T = speech_T > max(ACTIVE * speech_T.max(), ROUNDING)
     if not active_T.any():
@@ -91,7 +99,7 @@ def estimate_bandwidth(samples_N: NDArray[np.float32], rate_hz: int) -> Estimate
     if np.quantile(speech_T, 0.9) > STATIONARY * np.quantile(speech_T, 0.1):
         floor_B = np.maximum(floor_B, RISE * np.quantile(power_TB, 0.1, axis=0))
     carried_TB = np.where(power_TB > floor_B, power_TB, 0.0)
-    if _mirrored(power_TK[active_T]):
+    if _mirrored(power_TK, active_T):
         carried_TB[:, TELEPHONE_HZ // 2 // 500 :] = 0.0
     share = max(LOUDEST, 2 / active_T.sum())
     level_B = 10 * np.log10(np.quantile(carried_TB[active_T] / speech_T[active_T, None], max(0.0, 1 - share), axis=0) + TINY)
@@ -99,28 +107,38 @@ def estimate_bandwidth(samples_N: NDArray[np.float32], rate_hz: int) -> Estimate
     bandwidth_hz = 500 * (int(carried[-1]) + 1) if len(carried) else 0
     if telephone:
         return Estimate(bandwidth_hz, Bandwidth.NB, 1.0)
-    highest_db = level_B[JUDGED_B].max(initial=-200.0)
+    if not len(level_B[JUDGED_B]):
+        return Estimate(bandwidth_hz, Bandwidth.NB, 0.0)
+    highest_db = level_B[JUDGED_B].max()
     band = Bandwidth.WB if highest_db > AUDIBLE_DB else Bandwidth.NB
     margin_db = abs(highest_db - AUDIBLE_DB)
     if band is Bandwidth.NB:
         # What lies under rounding or noise cannot be missed.
-        hidden_db = 10 * np.log10(floor_B[JUDGED_B].max(initial=ROUNDING) / np.quantile(speech_T[active_T], 0.9))
+        hidden_db = 10 * np.log10(floor_B[JUDGED_B].max() / np.quantile(speech_T[active_T], 0.9))
         margin_db = min(margin_db, max(0.0, AUDIBLE_DB - hidden_db))
         bandwidth_hz = min(bandwidth_hz, 500 * JUDGED_B.start)
-    heard_s = active_T.sum() * FRAME_S / 2
+    heard_s = every * active_T.sum() * FRAME_S / 2
     return Estimate(bandwidth_hz, band, round(float(min(1.0, margin_db / SURE_DB) * min(1.0, heard_s / SURE_S)), 2))
 
 
-def _power(samples_N: NDArray[np.float32], rate_hz: int) -> NDArray[np.float64]:
-    """Power spectrum (T,K) in frames that overlap by half; white noise of power 1 has 1 in each bin."""
+def _power(samples_N: NDArray[np.float32], rate_hz: int, every: int) -> NDArray[np.float64]:
+    """Power spectrum (T,K) up to 8 kHz, in frames that overlap by half if `every` is 1; white noise of power 1 has 1 in each bin.
+
+    A few frames at a time: all of them, windowed and as complex numbers, would take ten times the memory of what is kept.
+    """
     size = round(FRAME_S * rate_hz)
     window = np.hanning(size)
     padded = np.pad(samples_N, (0, max(0, size - len(samples_N))))
-    spectrum = np.fft.rfft(sliding_window_view(padded, size)[:: size // 2] * window, axis=1)
-    return np.abs(spectrum) ** 2 / (window**2).sum()
+    frames_TN = sliding_window_view(padded, size)[:: every * (size // 2)]
+    power_TK = np.empty((len(frames_TN), min(KEPT_BINS, size // 2 + 1)))
+    for first in range(0, len(frames_TN), FRAMES_AT_ONCE):
+        some = slice(first, first + FRAMES_AT_ONCE)
+        spectrum = np.fft.rfft(frames_TN[some] * window, axis=1)[:, : power_TK.shape[1]]
+        power_TK[some] = np.abs(spectrum) ** 2 / (window**2).sum()
+    return power_TK
 
 
-def _mirrored(power_TK: NDArray[np.float64]) -> bool:
+def _mirrored(power_TK: NDArray[np.float64], active_T: NDArray[np.bool_]) -> bool:
     """Whether 5.5 to 7.5 kHz hold the image of 0.5 to 2.5 kHz, as after linear interpolation from 8 kHz.
 
     Compared after each frame's and each bin's mean is taken away: only the fine structure of speech is left, which no other
@@ -129,6 +147,8 @@ def _mirrored(power_TK: NDArray[np.float64]) -> bool:
     start, stop = JUDGED_B.start * BAND_BINS, JUDGED_B.stop * BAND_BINS
     if power_TK.shape[1] < stop:
         return False
-    high, low = (10 * np.log10(power_TK[:, bins] + TINY) for bins in (np.arange(start, stop), MIRROR_BIN - np.arange(start, stop)))
+    high, low = (
+        10 * np.log10(power_TK[np.ix_(active_T, bins)] + TINY) for bins in (np.arange(start, stop), MIRROR_BIN - np.arange(start, stop))
+    )
     high, low = (part - part.mean(axis=0) - part.mean(axis=1, keepdims=True) + part.mean() for part in (high, low))
     return bool((high * low).sum() > MIRRORED * np.sqrt((high**2).sum() * (low**2).sum()) > 0)

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from smoe_cli.corpus_settings import Corpus, Settings, SynthCorpus
 from smoe_cli.errors import RouteError
 from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
-from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
+from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
 from smoe_cli.text import TextPolicy
 from smoe_cli.train_settings import TrainSettings
 
@@ -28,6 +28,10 @@ ROUTING_KEYS = ("_experts_by", "_expert_groups", "_routed_layers")
 """Ends of the names of settings that say which experts a model has, and where: each recipe's own."""
 SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
+LOWEST_HZ, HIGHEST_HZ = 4000, 192_000
+"""Sampling rates of audio: below is no speech, above no microphone."""
+LineCodec = Literal["plain", "mulaw", "alaw", "gsm"]
+"""Codecs of simulated telephone lines."""
 Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
 TagValue = Annotated[str, Field(pattern=VALUE_PATTERN)]
 
@@ -35,7 +39,7 @@ TagValue = Annotated[str, Field(pattern=VALUE_PATTERN)]
 class NarrowbandSettings(Settings):
     """How telephone speech is simulated. By default as in arXiv:2508.10009: down to 8 kHz and back, nothing else."""
 
-    codecs: list[Literal["plain", "mulaw", "alaw", "gsm"]] = Field(
+    codecs: list[LineCodec] = Field(
         ["plain"],
         min_length=1,
         description="One is drawn for each utterance: G.711 mu-law or A-law, GSM 06.10, or plain down-sampling; one named twice is drawn "
@@ -107,7 +111,7 @@ class FeatureSettings(Settings):
     )
     window_s: float | None = Field(None, gt=0, description="Longest audio that the model takes; null: any.")
     pad_to_window: bool = Field(False, description="Extend all audio with silence to `window_s`, as Whisper does.")
-    sample_rate_hz: int = Field(16000, gt=0, description="Rate to which all audio is brought.")
+    sample_rate_hz: int = Field(16000, ge=LOWEST_HZ, le=HIGHEST_HZ, description="Rate to which all audio is brought.")
     mel_bins: int = Field(80, gt=0, description="Number of mel filters.")
     cache_mb: int = Field(0, ge=0, description="Memory for computed features (float16), kept between epochs; 0 computes anew.")
     stored: bool = Field(
@@ -311,6 +315,21 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_bands(self) -> Config:
+        if Bandwidth.WB in self.bands():
+            return self
+        corpora = {f"data.corpora.{name}.bandwidth": corpus.bandwidth for name, corpus in self.data.corpora.items()}
+        asked = [f"{key}: {value}" for key, value in corpora.items() if value in (Bandwidth.WB, "auto")]
+        asked += ["data.bandwidth: auto"] if self.data.bandwidth == "auto" else []
+        asked += ["data.nb_downsample: true"] if self.data.nb_downsample else []
+        if asked:
+            raise ValueError(
+                f"features.sample_rate_hz is {self.features.sample_rate_hz}, where all audio is narrowband, and `{asked[0]}` is for "
+                "wideband audio; leave that out, or set features.sample_rate_hz to 16000"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_axes(self) -> Config:
         for axis, values in self.axes.items():
             if axis in AXES:
@@ -379,4 +398,8 @@ class Config(Settings):
     def routes(self) -> list[Route]:
         """Every route of the recipe, in a stable order."""
         combinations = [tuple(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
-        return [Route(task, lang, band, extra) for task, lang in self.targets() for band in Bandwidth for extra in combinations]
+        return [Route(task, lang, band, extra) for task, lang in self.targets() for band in self.bands() for extra in combinations]
+
+    def bands(self) -> list[Bandwidth]:
+        """The bands that there can be: at 8 kHz nothing is wideband."""
+        return [Bandwidth.NB] if self.features.sample_rate_hz <= TELEPHONE_HZ else list(Bandwidth)

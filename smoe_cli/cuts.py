@@ -9,14 +9,16 @@ from pathlib import Path
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from smoe_cli.bandwidth import TELEPHONE_HZ, Estimate
+from smoe_cli.audio import resampled
+from smoe_cli.bandwidth import Estimate
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance
 from smoe_cli.errors import DataError, RouteError
 from smoe_cli.manifests import manifest_writer, read_manifest
 from smoe_cli.routing import RoutingPlan
-from smoe_cli.tags import Bandwidth, Route, parse_bandwidth
+from smoe_cli.tags import TELEPHONE_HZ, Bandwidth, Route, parse_bandwidth
 from smoe_cli.telephone import bands_of, send
+from smoe_cli.transforms import chain_of, check_rate
 
 NARROWBAND_HZ = TELEPHONE_HZ
 WIDEBAND_HZ = 16000
@@ -69,6 +71,22 @@ def native_bandwidth(recording: Recording, said: Bandwidth | None, estimate: Est
     return Bandwidth.NB if rate <= NARROWBAND_HZ else Bandwidth.WB
 
 
+def band_of(recording: Recording, said: Bandwidth | None, estimate: Estimate | None, rate_hz: int) -> Bandwidth:
+    """What is left of a recording at the rate of a model's features: narrowband at 8 kHz and below, else what it carries.
+
+    Raises:
+        DataError: As `native_bandwidth`, and if it is called wideband where nothing can be.
+    """
+    if rate_hz > NARROWBAND_HZ:
+        return native_bandwidth(recording, said, estimate)
+    if said is Bandwidth.WB:
+        raise DataError(
+            f"audio `{recording.sources[0].source}` is called wideband, but the model hears all at {rate_hz} Hz",
+            "leave the bandwidth out, or call it `nb`",
+        )
+    return Bandwidth.NB
+
+
 def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[MonoCut]:
     """One cut per task and band that the utterance can serve; audio stays where it is, all resampling is lazy.
 
@@ -81,20 +99,25 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
     check_utterance(utterance, corpus, config)
     if utterance.prepared is not None:
         cut, rate = utterance.prepared, config.features.sample_rate_hz
+        if cut.sampling_rate != rate:
+            check_rate(f"cut `{cut.id}`", cut.sampling_rate, rate)
         yield cut if cut.sampling_rate == rate else cut.resample(rate)
         return
-    native = native_bandwidth(utterance.recording, utterance.bandwidth, utterance.estimate)
+    native = band_of(utterance.recording, utterance.bandwidth, utterance.estimate, config.features.sample_rate_hz)
     bands = [native]
     if native is Bandwidth.WB and config.data.nb_downsample:
         bands = bands_of(config.data.nb_simulation, f"{corpus}/{utterance.id}", utterance.split)
+    # Of the recording as it is: on the way to 8 kHz and back, an odd length is rounded.
+    rest_s = resampled(utterance.recording, config.features.sample_rate_hz).duration - utterance.start_s
+    duration_s = rest_s if utterance.duration_s is None else min(utterance.duration_s, rest_s)
     for band in bands:
-        heard, line = (utterance, None) if band is native else send(utterance, corpus, config)
+        heard, line = (utterance, None) if band is native else send(utterance, corpus, duration_s, config)
         for route, target, references in _targets(heard, band, config):
-            yield _cut(heard, corpus, route, target, references, line, config)
+            yield _cut(heard, corpus, route, target, references, duration_s, line, config)
 
 
 def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
-    """Refuse an utterance without a known value on every axis of the recipe, or without what a task must know of it.
+    """Refuse an utterance without a known value on every axis of the recipe, without what a task must know of it, or at an odd rate.
 
     One that was prepared before must have a route of the recipe, and a text that the recipe would leave as it is.
 
@@ -105,6 +128,8 @@ def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:
         _check_prepared(utterance.prepared, utterance.source and utterance.source + ": ", config)
         return
     where = f"{utterance.source and utterance.source + ': '}utterance `{utterance.id}` of corpus `{corpus}`"
+    for rate in (config.features.sample_rate_hz, *([TELEPHONE_HZ] if config.data.nb_downsample else [])):
+        check_rate(where, utterance.recording.sampling_rate, rate)
     for task, lang in config.targets():
         target = config.kind(task).target
         if target == "transcript" and lang == utterance.language and not utterance.transcript.strip():
@@ -170,7 +195,16 @@ def _targets(utterance: Utterance, band: Bandwidth, config: Config) -> Iterator[
             yield Route(task, lang, band, extra), right[0], right
 
 
-def _cut(utterance: Utterance, corpus: str, route: Route, target: str, references: list[str], line: str | None, config: Config) -> MonoCut:
+def _cut(
+    utterance: Utterance,
+    corpus: str,
+    route: Route,
+    target: str,
+    references: list[str],
+    duration: float,
+    line: str | None,
+    config: Config,
+) -> MonoCut:
     tags = Tags(
         utterance=f"{corpus}/{utterance.id}",
         corpus=corpus,
@@ -186,9 +220,7 @@ def _cut(utterance: Utterance, corpus: str, route: Route, target: str, reference
         bandwidth_hz=utterance.estimate.bandwidth_hz if utterance.estimate else None,
         bandwidth_confidence=utterance.estimate.confidence if utterance.estimate else None,
     )
-    recording = utterance.recording.resample(config.features.sample_rate_hz)
-    rest = recording.duration - utterance.start_s
-    duration = rest if utterance.duration_s is None else min(utterance.duration_s, rest)
+    recording = resampled(utterance.recording, config.features.sample_rate_hz)
     cut_id = f"{corpus}-{utterance.id}-{route.task}-{route.lang}-{route.bandwidth}"
     supervision = SupervisionSegment(
         id=cut_id,
@@ -247,12 +279,9 @@ def contradiction(cut: MonoCut, route: Route) -> str | None:
 
     Only wideband can be refuted: telephone speech may rightly be stored at any rate.
     """
-    rates = [cut.recording.sampling_rate]
-    for transform in cut.recording.transforms or []:
-        step = transform if isinstance(transform, dict) else transform.to_dict()
-        rates += [rate for key, rate in step.get("kwargs", {}).items() if key.endswith("sampling_rate")]
-    if route.bandwidth is Bandwidth.WB and min(rates) <= NARROWBAND_HZ:
-        return f"tagged wideband, but its audio passes through {min(rates)} Hz: nothing above {min(rates) // 2} Hz is left"
+    lowest = chain_of(cut.recording).lowest_hz
+    if route.bandwidth is Bandwidth.WB and lowest <= NARROWBAND_HZ:
+        return f"tagged wideband, but its audio passes through {lowest} Hz: nothing above {lowest // 2} Hz is left"
     return None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 from torchaudio.transforms import MelSpectrogram
 
-from smoe_cli.audio import load
+from smoe_cli.audio import read_samples
 from smoe_cli.config import FRAMES_PER_S, FeatureSettings
 from smoe_cli.errors import DataError
 
@@ -206,12 +206,7 @@ class FrontEnd:
             raise DataError(
                 f"cut `{cut.id}` lasts {cut.duration:.2f} s; the model takes {self.settings.window_s:g} s", "split long audio at pauses"
             )
-        try:
-            return load(cut)
-        except Exception as error:  # Lhotse wraps every reader's own errors
-            raise DataError(
-                f"cannot read the audio of cut `{cut.id}`: {error}", "bring back the file, or prepare the manifest again"
-            ) from error
+        return read_samples(cut, f"the audio of cut `{cut.id}`")
 
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """All that another program needs to compute the same features."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from smoe_cli.corpus_settings import Outsider
 from smoe_cli.errors import DataError
 from smoe_cli.records import whole_file
+from smoe_cli.transforms import Rate, check_transforms
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 LONGEST_LINE = 4 * 2**20
@@ -30,7 +31,7 @@ MEMBER_LINES = 64
 """Cuts that are packed together: reading one out of a million then unpacks as many, and packing loses nothing."""
 NOT_A_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 """What Lhotse would take for an address or a program where a path is expected."""
-LHOTSE_RAISES = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError)
+LHOTSE_RAISES = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, OSError)
 """What Lhotse raises on an object of a wrong shape."""
 HINT = "prepare the manifest with `smoe prepare`"
 
@@ -45,7 +46,7 @@ class _Supervision(BaseModel):
 class _Recording(BaseModel):
     id: str
     sources: list[Any] = Field(min_length=1)
-    sampling_rate: int = Field(gt=0)
+    sampling_rate: Rate
     num_samples: int = Field(gt=0)
     duration: FiniteFloat = Field(gt=0)
 
@@ -78,13 +79,14 @@ class Item:
     problem: DataError | None
 
 
-def read_manifest(path: Path, within: Path | None = None, archives: bool = False) -> Iterator[Item]:
+def read_manifest(path: Path, within: Path | None = None, archives: bool = False, start: Path | None = None) -> Iterator[Item]:
     """Yield a manifest's lines one by one; no audio is opened.
 
     Args:
         path: `.jsonl` or `.jsonl.gz`, one cut a line.
         within: Folder that audio must lie in, symbolic links followed, because the manifest is not trusted; None: anywhere.
         archives: Whether cuts may name archives of features and arrays. They are never opened.
+        start: Folder that relative paths of audio start from; None: the working folder, as in Lhotse.
 
     Raises:
         DataError: If the manifest is missing or unreadable, or would fill the memory. What is wrong with one line is in its item.
@@ -92,7 +94,7 @@ def read_manifest(path: Path, within: Path | None = None, archives: bool = False
     for number, raw in read_lines(path):
         cut, problem = None, None
         try:
-            cut = _parse(raw, f"`{path}` line {number}", within, archives)
+            cut = _parse(raw, f"`{path}` line {number}", within, archives, start)
         except DataError as error:
             problem = error
         yield Item(number, raw, cut, problem)
@@ -133,8 +135,8 @@ def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
         raise DataError(f"cannot read manifest `{path}`: {error}", "bring back the whole file, or prepare it again") from error
 
 
-def _parse(raw: bytes, where: str, within: Path | None, archives: bool) -> MonoCut:
-    return make_cut(read_object(raw, where), where, within, archives)
+def _parse(raw: bytes, where: str, within: Path | None, archives: bool, start: Path | None) -> MonoCut:
+    return make_cut(read_object(raw, where), where, within, archives, start)
 
 
 def read_object(raw: bytes, where: str) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def read_object(raw: bytes, where: str) -> dict[str, Any]:
     return tree
 
 
-def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bool) -> MonoCut:
+def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bool, start: Path | None = None) -> MonoCut:
     """The cut that a JSON object describes; arguments as of `read_manifest`.
 
     Raises:
@@ -164,7 +166,7 @@ def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bo
         raise DataError(f"{where} is a hypothesis, no cut", "`smoe score` reads hypotheses; name the manifest that was decoded")
     if tree.get("type", "MonoCut") not in ("MonoCut", "Cut") or tree.get("recording") is None:
         raise DataError(f"{where} is not one channel of one recording", "export mixed or feature-only cuts to audio first")
-    _check_sources(tree, where, within, archives)
+    _check_recordings(tree, where, archives, lambda source: _check_source(source, where, within, start))
     try:
         _Cut.model_validate(tree, strict=True)
         return MonoCut.from_dict(tree)
@@ -175,13 +177,14 @@ def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bo
         raise DataError(f"{where} is no cut of Lhotse: {type(error).__name__}: {error}", "correct or remove the line") from error
 
 
-def _check_sources(tree: dict[str, Any], where: str, within: Path | None, archives: bool) -> None:
-    """Look at every source of audio, however deep: a transform, too, may have a recording, and Lhotse would open it.
+def _check_recordings(tree: dict[str, Any], where: str, archives: bool, check_source: Callable[[object], None]) -> None:
+    """Look at every recording, however deep: a transform, too, may have one, and Lhotse would open it.
 
     Raises:
-        DataError: If one is no file, or lies outside `within`; or if there is an archive of arrays.
+        DataError: If a source is none that may be read, or a transform none that may be applied; or if there is an archive of arrays.
     """
     waiting: list[Any] = [tree]
+    later: list[dict[str, Any]] = []
     while waiting:
         node = waiting.pop()
         if isinstance(node, list):
@@ -194,11 +197,16 @@ def _check_sources(tree: dict[str, Any], where: str, within: Path | None, archiv
             )
         sources = node.get("sources", [])
         for source in sources if isinstance(sources, list) else [sources]:
-            _check_source(source, where, within)
+            check_source(source)
         waiting += node.values()
+        if "transforms" in node and "sources" in node:
+            later.append(node)
+    # Last, so that a program in a transform is called what it is.
+    for node in later:
+        check_transforms(node["transforms"], node.get("sampling_rate"), where)
 
 
-def _check_source(source: object, where: str, within: Path | None) -> None:
+def _check_source(source: object, where: str, within: Path | None, start: Path | None) -> None:
     kind, named = (source.get("type"), source.get("source")) if isinstance(source, dict) else (None, None)
     if kind != "file" or not isinstance(named, str) or NOT_A_PATH.match(named):
         raise DataError(
@@ -207,7 +215,7 @@ def _check_source(source: object, where: str, within: Path | None) -> None:
             cure_of(kind if within is None else None),
         )
     if within is not None:
-        check_within(Path(within, named), within, where)
+        check_within(Path(start or "", named), within, where)
 
 
 def cure_of(kind: object) -> str:

@@ -23,6 +23,10 @@ ANY = "any"
 """The language of tasks whose answer is a label: they write the same whatever is spoken."""
 
 
+TELEPHONE_HZ = 8000
+"""Sampling rate of telephones: at this and below, all audio is narrowband."""
+
+
 class Bandwidth(StrEnum):
     """How much of the spectrum a recording carries, whatever its sampling rate is now."""
 

@@ -6,8 +6,9 @@ import io
 import re
 import zlib
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from math import ceil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import soundfile
@@ -15,13 +16,11 @@ from lhotse import MonoCut
 from lhotse.augmentation import AudioTransform
 from numpy.typing import NDArray
 
-from smoe_cli.audio import describe, load, write_flac
-from smoe_cli.bandwidth import TELEPHONE_HZ
-from smoe_cli.config import Config, NarrowbandSettings
+from smoe_cli.audio import describe, read_samples, resampled, state_of, write_flac
+from smoe_cli.config import Config, LineCodec, NarrowbandSettings
 from smoe_cli.corpora.utterance import Utterance
-from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
-from smoe_cli.tags import Bandwidth
+from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 
 # C channels, N samples
 
@@ -44,7 +43,7 @@ class TelephoneLine(AudioTransform):  # type: ignore[misc]  # Lhotse has no type
         telephone_band: Whether only 300 to 3400 Hz pass, before the codec.
     """
 
-    codec: Literal["plain", "mulaw", "alaw", "gsm"]
+    codec: LineCodec
     telephone_band: bool
 
     def __str__(self) -> str:
@@ -114,35 +113,43 @@ def _generator(settings: NarrowbandSettings, utterance: str, what: str) -> np.ra
     return np.random.default_rng([settings.seed, zlib.crc32(f"{what} {utterance}".encode())])
 
 
-def send(utterance: Utterance, corpus: str, config: Config) -> tuple[Utterance, str | None]:
+def send(utterance: Utterance, corpus: str, duration_s: float, config: Config) -> tuple[Utterance, str | None]:
     """A wideband utterance as it comes out of its line, at 8 kHz, and the line's name; None: plain, as no line is asked for.
 
-    Its spectrum was estimated before, so the estimate is dropped.
+    Its spectrum was estimated before, so the estimate is dropped. Audio that is written is named by all that it was made from: what is
+    there already is kept, and nothing else overwrites it.
+
+    Args:
+        duration_s: Of the utterance.
 
     Raises:
         DataError: If the audio is to be written, and cannot be read or written.
     """
     settings, key = config.data.nb_simulation, f"{corpus}/{utterance.id}"
     line = line_of(settings, key)
-    recording = utterance.recording.resample(TELEPHONE_HZ)
+    recording = resampled(utterance.recording, TELEPHONE_HZ)
     if line != TelephoneLine("plain", False):
         recording.transforms = [*(recording.transforms or []), line]
     heard = replace(utterance, recording=recording, estimate=None)
     if settings.write:
         name = re.sub(r"[^\w.-]", "_", utterance.id)
-        path = Layout.of(config).audio / "narrowband" / corpus / f"{name}.{zlib.crc32(key.encode()):08x}.flac"
-        heard = _write(heard, path)
+        path = Layout.of(config).audio / "narrowband" / corpus / f"{name}.{_digest(heard, key, duration_s)}.flac"
+        if not path.exists():
+            _write(heard, duration_s, path)
+        heard = replace(heard, recording=describe(path, recording.id), start_s=0.0, duration_s=None, channel=0)
     return heard, None if settings == NarrowbandSettings() else str(line)
 
 
-def _write(utterance: Utterance, path: Path) -> Utterance:
-    """The same utterance, its part of the recording written to a file of its own."""
-    recording, start_s = utterance.recording, utterance.start_s
-    rest = recording.duration - start_s
-    duration = rest if utterance.duration_s is None else min(utterance.duration_s, rest)
-    try:
-        samples_CN = load(MonoCut(utterance.id, start_s, duration, utterance.channel, recording=recording))
-    except Exception as error:  # Lhotse wraps every reader's own errors
-        raise DataError(f"cannot read the audio of utterance `{utterance.id}`: {error}", "bring back the file, or remove it") from error
+def _digest(heard: Utterance, key: str, duration_s: float) -> str:
+    """Stands for an utterance, the states of its files, all that is done to them, and its part of them."""
+    files = [state_of(Path(source.source)) for source in heard.recording.sources]
+    made_from = f"{key} {heard.recording.to_dict()} {files} {heard.start_s} {duration_s} {heard.channel}"
+    return blake2b(made_from.encode(), digest_size=8).hexdigest()
+
+
+def _write(heard: Utterance, duration_s: float, path: Path) -> None:
+    # Not a sample less than the part lasts, so that nothing has to be made up at its end.
+    whole_s = ceil(round(duration_s * TELEPHONE_HZ, 6)) / TELEPHONE_HZ
+    cut = MonoCut(heard.id, heard.start_s, whole_s, heard.channel, recording=heard.recording)
+    samples_CN = read_samples(cut, f"the audio of utterance `{heard.id}`", cure="bring back the file, or remove it")
     write_flac(path, to_int16(samples_CN[0]), TELEPHONE_HZ)
-    return replace(utterance, recording=describe(path, recording.id), start_s=0.0, duration_s=None, channel=0)

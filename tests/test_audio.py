@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 import soundfile
+from lhotse import AudioSource, Recording
 
-from smoe_cli.audio import describe, write_flac
+from smoe_cli.audio import describe, read_samples, write_flac
 from smoe_cli.errors import DataError
 
 SAMPLES = np.arange(-800, 800, dtype=np.int16)
@@ -31,6 +32,16 @@ def test_a_full_disk_leaves_what_was_there_and_says_so(tmp_path, monkeypatch):
         write_flac(tmp_path / "a.flac", -SAMPLES, 16000)
     assert caught.value.hint
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.flac": before}
+
+
+@pytest.mark.parametrize("content", [None, b"no audio", b"RIFF"])
+def test_whatever_a_reader_raises_is_an_error_that_can_be_printed(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.wav").write_bytes(content)
+    recording = Recording("r", [AudioSource("file", [0], str(tmp_path / "a.wav"))], 16000, 9, 9 / 16000)
+    with pytest.raises(DataError, match=r"cannot read audio `r`: \w") as caught:
+        read_samples(recording, "audio `r`")
+    assert caught.value.hint
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

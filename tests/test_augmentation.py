@@ -119,6 +119,16 @@ def trained(tmp_path, name, sounds, **train):
     return config
 
 
+@pytest.mark.parametrize("harm", ["a speed", "a rate"])
+def test_what_no_memory_could_resample_is_refused_at_the_start(folder, tmp_path, harm):
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "a.wav", 0.1 * np.sin(np.arange(4000)), 44101 if harm == "a rate" else 44100)
+    settings = AugmentSettings(noise=tmp_path / "noise", noise_share=0.5, speeds=[1.0, 0.9123] if harm == "a speed" else [0.9, 1.05, 1.1])
+    with pytest.raises(DataError, match="it would take a filter of") as caught:
+        Augmentation(settings, RATE, 0)
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_resumes_with_the_same_augmentation(folder, tmp_path, monkeypatch, workers):
     whole = trained(tmp_path, "whole", folder, workers=workers)

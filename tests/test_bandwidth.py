@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from lhotse import AudioSource, Recording
 from lhotse.augmentation import Resample
 
 from smoe_cli import pipeline
+from smoe_cli.band_check import estimated
 from smoe_cli.bandwidth import estimate_bandwidth
 from smoe_cli.config import Config
+from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import Tags, read_cuts, tags_of
 from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
+from smoe_cli.listening import Listener, spectrum_of
 from smoe_cli.tags import Bandwidth
 from smoe_cli.telephone import TelephoneLine, to_int16
 from tests.conftest import tiny_config
@@ -117,6 +124,86 @@ def test_any_rate_is_judged_alike(rate):
         assert estimate_bandwidth(np.asarray(Resample(RATE, rate)(speech()[None])[0]), rate).band is Bandwidth.WB
 
 
+def test_where_no_band_above_telephone_speech_exists_nothing_is_concluded():
+    noise = 0.1 * np.random.default_rng(1).normal(size=2 * 11025).astype(np.float32)
+    for samples in (noise, np.asarray(Resample(RATE, 11025)(by_telephone(speech())[None])[0])):
+        found = estimate_bandwidth(samples, 11025)
+        assert (found.confidence, found.reliable) == (0.0, False)
+
+
+def test_a_rate_without_such_a_band_stays_an_error(tmp_path):
+    config = recipe(tmp_path / "c", bandwidth="auto")
+    for number in range(4):
+        noise = 0.1 * np.random.default_rng(number).normal(size=11025).astype(np.float32)
+        soundfile.write(tmp_path / "c" / f"a{number}.flac", noise, 11025)
+    with pytest.raises(DataError, match="11025 Hz: neither"):
+        pipeline.prepare(config)
+
+
+def test_of_many_frames_a_bounded_number_tells_the_same(monkeypatch):
+    monkeypatch.setattr("smoe_cli.bandwidth.MOST_FRAMES", 200)
+    for samples, band in ((speech(30.0), Bandwidth.WB), (by_telephone(speech(30.0)), Bandwidth.NB)):
+        assert estimate_bandwidth(samples, RATE) == estimate_bandwidth([samples[: 7 * RATE], samples[7 * RATE :]], RATE)
+        assert estimate_bandwidth(samples, RATE)[1:] == (band, 1.0)
+    tracemalloc.start()
+    estimate_bandwidth(np.zeros(600 * RATE, dtype=np.float32), RATE)
+    assert tracemalloc.get_traced_memory()[1] < 80e6, "600 s took 330 MB"
+    tracemalloc.stop()
+
+
+def recording_of(folder: Path, samples: np.ndarray) -> Recording:
+    soundfile.write(folder / "long.flac", samples, RATE)
+    return Recording.from_file(folder / "long.flac")
+
+
+def test_of_a_long_recording_parts_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("smoe_cli.listening.WHOLE_S", 20.0)
+    monkeypatch.setattr("smoe_cli.listening.PARTS", 4)
+    monkeypatch.setattr("smoe_cli.listening.PART_S", 2.0)
+    loaded = []
+    load = Recording.load_audio
+    monkeypatch.setattr(Recording, "load_audio", lambda *args, **kwargs: (loaded.append(load(*args, **kwargs)), loaded[-1])[1])
+    for samples, band in ((speech(30.0), Bandwidth.WB), (by_telephone(speech(30.0)), Bandwidth.NB)):
+        loaded.clear()
+        assert spectrum_of(recording_of(tmp_path, samples), 0)[1:] == (band, 1.0)
+        assert [part.shape for part in loaded] == 4 * [(1, 2 * RATE)]
+    np.testing.assert_array_equal(loaded[-1], soundfile.read(tmp_path / "long.flac", dtype="float32")[0][None, 28 * RATE :])
+
+
+def test_a_channel_is_estimated_once_in_a_run_and_after_an_interruption_not_again(tmp_path, monkeypatch):
+    recording = recording_of(tmp_path, speech())
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    bad = Recording("b", [AudioSource("file", [0], str(tmp_path / "bad.wav"))], RATE, 9, 9 / RATE)
+    with ThreadPoolExecutor(1) as pool:
+        listener = Listener(pool, tmp_path / "heard.jsonl")
+        good, failed, again = listener.estimate([(recording, 0), (bad, 0), (recording, 0)])
+        assert good == again == (8000, Bandwidth.WB, 1.0)
+        assert "cannot read channel 0 of audio" in failed.message
+        monkeypatch.setattr("smoe_cli.listening.spectrum_of", lambda *args: pytest.fail("it was estimated again"))
+        for one in (listener, Listener(pool, tmp_path / "heard.jsonl")):
+            assert list(one.estimate([(recording, 0)])) == [good]
+            utterance = Utterance("u", recording, "train", "", "en", "one")
+            (said,) = estimated([utterance], Work("c", tmp_path, tmp_path), one)
+            assert said.estimate == good
+            assert one.remembered == 0, "a recording that was estimated was not read to its end"
+            one.forget()
+
+
+def test_what_was_heard_is_written_down_as_it_comes(tmp_path):
+    """Whoever is stopped at the seventeenth recording has sixteen."""
+    recording = recording_of(tmp_path, speech())
+    some = [replace(recording, id=str(number), sampling_rate=RATE, duration=2.0 + number / 1e6) for number in range(40)]
+
+    class Stopped(ThreadPoolExecutor):
+        def map(self, function, parts):
+            yield function(next(iter(parts)))
+            raise KeyboardInterrupt
+
+    with Stopped(1) as pool, pytest.raises(KeyboardInterrupt):
+        Listener(pool, tmp_path / "heard.jsonl").hear(some)
+    assert Listener(pool, tmp_path / "heard.jsonl").remembered == 16
+
+
 def test_at_8_khz_there_is_nothing_to_doubt():
     assert estimate_bandwidth(speech()[::2], 8000)[1:] == (Bandwidth.NB, 1.0)
 
@@ -148,6 +235,7 @@ def test_16_khz_files_with_telephone_speech_are_found_tagged_and_reported(tmp_pa
         ("16000 Hz", "wb", "nb", "nb", 2),
         ("16000 Hz", "wb", "wb", "wb", 2),
     ]
+    assert [[Path(name).name for name in row.disagreeing] for row in report.bandwidths] == [["a2.flac", "a3.flac"], []]
     assert any(
         "2 utterances of `calls` are wb by a sampling rate of 16000 Hz, but nb by their spectrum, e.g. `a2`" in n for n in report.notes
     )

@@ -1,10 +1,16 @@
 """The benchmark scripts run, and say what their pages quote."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import soundfile
+
+from smoe_cli.audio import listen
+from tests.test_bandwidth import speech
 from tests.test_house import ROOT
 
 
@@ -42,3 +48,43 @@ def test_the_benchmark_of_the_loss_finds_the_same_loss_in_chunks():
     whole, chunks = json.loads(done.stdout)["variants"]
     assert (whole["rows"], chunks["rows"]) == (0, 64)
     assert abs(whole["loss"] - chunks["loss"]) < 1e-5
+
+
+def script(name: str, *words: str, **env: str) -> list[dict]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *words, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        capture_output=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_the_benchmark_of_scale_measures_every_step_it_is_asked_for():
+    rows = script("scale.py", "--cuts", "40", "--recordings", "300", "--steps", "prepare", "validate")
+    assert [(row["cuts"], row["recordings"], row["step"]) for row in rows] == [(40, 40, "prepare"), (40, 40, "validate")]
+    assert all(row["seconds"] > 0 and row["memory_mb"] > 0 for row in rows)
+
+
+def test_the_recordings_of_the_benchmark_of_scale_are_as_many_as_asked_for_and_sound(tmp_path):
+    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
+    scale = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scale)
+    scale.RECORDINGS = 3
+    some = scale.recordings(tmp_path, 7)
+    assert len({one.sources[0].source for one in some}) == 7
+    assert len({Path(one.sources[0].source).stat().st_ino for one in some}) == 3
+    assert all(listen(one).problem is None for one in some)
+    assert len({cut.recording_id for cut in scale.cuts(some, 7, "train")}) == 7
+
+
+def test_the_benchmark_of_data_compares_the_same_work_and_measures_every_way(tmp_path):
+    for number in range(2):
+        path = tmp_path / "real-read" / "audio" / "a" / "b" / f"{number}.opus"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, speech(1.0, seed=number), 16000, format="OGG", subtype="OPUS")
+    rows = script("data.py", "--files", "2", "--rounds", "1", SMOE_DATA=str(tmp_path))
+    assert len({row["work"] for row in rows}) == 7
+    assert all(row["speed"] > 0 and row["ratio"] > 0 for row in rows)
+    assert len(rows) >= 17

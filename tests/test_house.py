@@ -21,13 +21,14 @@ LEVELS = [
     ["corpus_settings", "train_settings"],
     ["config"],
     ["recipe"],
-    ["cluster", "routing", "records", "watch", "html", "layout", "steps", "bandwidth"],
+    ["cluster", "routing", "records", "watch", "html", "layout", "steps", "bandwidth", "transforms"],
     ["manifests", "audio", "features", "tokenizer", "model", "loss", "corpora", "telephone"],
     ["cuts", "checkpoint"],
     ["cut_table", "augmentation", "feature_store"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],
     ["validation"],
-    ["band_check", "listening", "pack_part"],
+    ["listening", "pack_part"],
+    ["band_check"],
     ["gathering"],
     ["preparation", "training", "decoding", "scoring", "audit", "exporting", "packing"],
     ["making_ready", "handing_on", "pipeline"],
@@ -141,10 +142,42 @@ def test_scoring_runs_without_torch():
 
 def test_whoever_reads_audio_has_lhotse_read_it_as_it_is_checked():
     """`audio` chooses the library when it is imported: without it, Lhotse would run a program for some files."""
-    readers = {part_of(path) for path in FILES if re.search(r"\.load_audio\(|SharWriter\(", path.read_text(encoding="utf-8"))}
+    readers = {
+        part_of(path)
+        for path in FILES
+        if re.search(r"\.load_audio\(|SharWriter\(|ReverbWithImpulseResponse\(", path.read_text(encoding="utf-8"))
+    }
     assert readers >= {"audio", "augmentation", "packing"}
     for part in readers:
         assert "audio" in everything_below([part]), part
+
+
+def unpickles(tree: ast.AST) -> list[str]:
+    """What in a file could run code that somebody put into a file of data."""
+    found = []
+    for node in nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            named = {alias.name.split(".")[0] for alias in node.names} | {str(getattr(node, "module", "")).split(".")[0]}
+            found += sorted(named & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"})
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+            said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            safe = {"torch.load": ("weights_only", "True")}.get(ast.unparse(node.func), ("allow_pickle", "False"))
+            found += [] if said.get(safe[0]) == safe[1] else [ast.unparse(node)]
+    return found
+
+
+def test_nothing_is_ever_unpickled():
+    for path in FILES:
+        assert not unpickles(ast.parse(path.read_text(encoding="utf-8"))), path
+    for harm in (
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path)",
+    ):
+        assert unpickles(ast.parse(f"def f(path):\n    {harm}")), harm
 
 
 def test_the_map_names_only_what_exists():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from lhotse import MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from smoe_cli import manifests, pipeline
 from smoe_cli.audio import listen
@@ -99,6 +101,104 @@ def test_audio_of_an_untrusted_corpus_may_not_leave_its_folder(folder, tmp_path,
     assert "leads out of" in finding.message
     if "\0" not in named:
         pipeline.prepare(config_of(folder, tree))
+
+
+def test_a_folder_is_left_by_what_lhotse_would_open_not_by_what_lies_in_it(folder, monkeypatch):
+    """A relative path starts from the working folder, where a file of the same name is another one."""
+    (folder / "cuts.jsonl").write_text(json.dumps(entry(folder)), encoding="utf-8")
+    (folder.parent / "a.flac").write_bytes((folder / "a.flac").read_bytes())
+    monkeypatch.chdir(folder.parent)
+    (finding,) = pipeline.validate(None, cuts=[folder / "cuts.jsonl"], within=folder).findings
+    assert "`a.flac` leads out of" in finding.message
+    monkeypatch.chdir(folder)
+    (item,) = read_manifest(folder / "cuts.jsonl", folder)
+    assert item.problem is None
+
+
+def step(name: str, **fields: object) -> list[dict]:
+    return [{"name": name, "kwargs": fields}]
+
+
+def resampling(*rates: int) -> list[dict]:
+    return [step("Resample", source_sampling_rate=a, target_sampling_rate=b)[0] for a, b in pairwise(rates)]
+
+
+NARROW = {"source_sampling_rate": 16000, "restore_orig_sr": True}
+TRANSFORMS = {
+    "an impulse response": (
+        lambda: reverb("file", "a.flac")["transforms"],
+        "the transform `ReverbWithImpulseResponse`; a manifest may have",
+    ),
+    "a program of sox": (lambda: step("Tempo", factor=1.1), "the transform `Tempo`; a manifest may have"),
+    "no name": (lambda: [{"kwargs": {}}], "the transform `None`"),
+    "no list": (lambda: {"name": "Volume"}, "no list of at most 16"),
+    "very many": (lambda: 20 * step("Volume", factor=1.0), "no list of at most 16"),
+    "a speed that nobody speaks at": (lambda: step("Speed", factor=0.001), "`factor`: input should be greater than or equal to 0.5"),
+    "a speed that is no number": (lambda: step("Speed", factor="fast"), "`factor`: input should be a valid number"),
+    "a speed of many phases": (lambda: step("Speed", factor=0.9123), "filter of"),
+    "infinitely loud": (lambda: step("Volume", factor=float("inf")), "`factor`"),
+    "an unknown codec": (lambda: step("TelephoneLine", codec="zzz", telephone_band=False), "`codec`: input should be 'plain'"),
+    "a line at 16 kHz": (lambda: step("TelephoneLine", codec="gsm", telephone_band=False), "end at 8,000 Hz, but is said to be at 16,000"),
+    "a codec of a library": (lambda: step("Narrowband", codec="lpc10", **NARROW), "`codec`: input should be 'mulaw'"),
+    "a field too many": (lambda: step("Volume", factor=1.0, path="a.flac"), "`path`: extra inputs are not permitted"),
+    "no fields": (lambda: [{"name": "Volume"}], "not a sound one"),
+    "a rate that shares no divisor": (lambda: resampling(16000, 44101, 16000), "it would take a filter of"),
+    "a rate beyond all hearing": (lambda: resampling(16000, 9999991, 16000), "less than or equal to 192000"),
+    "rates that do not meet": (lambda: resampling(16000, 8000) + resampling(16000, 16000), "of audio at 16,000 Hz, but it is at 8,000 Hz"),
+    "another rate at the end": (lambda: resampling(16000, 8000), "end at 8,000 Hz, but is said to be at 16,000 Hz"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_is_one_of_a_few_and_sound_or_refused_unread_wherever_it_stands(folder, name, monkeypatch):
+    monkeypatch.setattr("lhotse.augmentation.torchaudio.CDLL", lambda *args: pytest.fail("a library was loaded"))
+    harm, said = TRANSFORMS[name]
+    tree = entry(folder, transforms=harm())
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        pipeline.prepare(config_of(folder, tree))
+    assert caught.value.hint
+    other = entry(folder)
+    other["supervisions"][0]["custom"]["noise"] = entry(folder, transforms=harm())["recording"]
+    for inside in (tree, other):
+        (folder / "cuts.jsonl").write_text(json.dumps(inside), encoding="utf-8")
+        (item,) = read_manifest(folder / "cuts.jsonl")
+        assert said in item.problem.message
+
+
+def test_usual_transforms_are_read_and_what_they_make_is_as_promised(folder):
+    plain = Recording.from_file(folder / "a.flac")
+    for some in (
+        plain.resample(8000),
+        plain.resample(11025).resample(16000),
+        plain.perturb_speed(0.9),
+        plain.perturb_speed(1.1).perturb_volume(0.5),
+        plain.narrowband("mulaw"),
+        plain.narrowband("mulaw", restore_orig_sr=False),
+    ):
+        cut = MonoCut("c", 0, some.duration, 0, recording=some)
+        (folder / "cuts.jsonl").write_text(json.dumps(cut.to_dict()), encoding="utf-8")
+        (read,) = open_manifest(folder / "cuts.jsonl")
+        assert listen(read.recording).problem is None
+        assert read.load_audio().shape == (1, some.num_samples)
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(44101, "it would take a filter of"), (3999, "outside 4,000 to 192,000 Hz"), (400000, "outside")]
+)
+def test_a_file_at_a_rate_that_no_memory_could_resample_is_refused_unread(folder, rate, said, monkeypatch):
+    soundfile.write(folder / "a.wav", 0.3 * np.sin(np.arange(rate) / 5), rate)
+    (folder / "t.tsv").write_text("id\tpath\tsplit\ttranscript\tde\na\ta.wav\ttrain\tone\teins\n", encoding="utf-8")
+    corpus = {"type": "tsv", "path": "t.tsv", "translations": {"de": "de"}}
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=said) as caught:
+        pipeline.prepare(tiny_config(folder.parent / "exp", data={"root": str(folder), "corpora": {"theirs": corpus}}))
+    assert "sox" in caught.value.hint
+    if rate != 44101:
+        recording = Recording("r", [AudioSource("file", [0], str(folder / "a.wav"))], rate, rate, 1.0)
+        assert "outside 4,000" in listen(recording).problem.message
+        (folder / "cuts.jsonl").write_text(json.dumps(MonoCut("c", 0, 1.0, 0, recording=recording).to_dict()), encoding="utf-8")
+        (item,) = read_manifest(folder / "cuts.jsonl")
+        assert "`recording.sampling_rate`" in item.problem.message
 
 
 def test_an_untrusted_corpus_that_stays_in_its_folder_is_prepared(folder):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from lhotse import CutSet, MonoCut, Recording
 
 from smoe_cli import pipeline
@@ -54,8 +55,6 @@ def speech_like(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
 
 
 def recording_of(samples: np.ndarray, folder: Path, rate: int = 16000) -> Recording:
-    import soundfile
-
     soundfile.write(folder / "a.wav", samples, rate, subtype="FLOAT")
     return Recording.from_file(folder / "a.wav")
 
@@ -171,6 +170,44 @@ def test_written_lines_sound_as_lazy_ones(corpus, tmp_path):
         assert lazy[name].duration == written[name].duration
         assert str(tmp_path / "True" / "audio") in written[name].recording.sources[0].source
         np.testing.assert_allclose(lazy[name].load_audio(), written[name].load_audio(), atol=2**-15)
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("rate", [16000, 44100, 22050])
+def test_a_twin_is_exactly_as_long_as_its_original(tmp_path, rate, write):
+    rows = ["id\tpath\tsplit\ttranscript\tde"]
+    for samples in (rate, rate + 1, rate + 2, 3 * rate // 2 + 7):
+        soundfile.write(tmp_path / f"a{samples}.flac", speech_like(samples / rate, rate), rate)
+        rows.append(f"a{samples}\ta{samples}.flac\ttrain\tone\teins")
+    (tmp_path / "table.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    config = recipe(tmp_path, tmp_path / "exp", nb_simulation={"codecs": ["gsm"], "write": write})
+    pipeline.prepare(config)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for cut in read_cuts(Layout.of(config).cuts("train")):
+        found.setdefault(tags_of(cut).utterance, {})[tags_of(cut).bandwidth] = cut.load_audio()[0]
+        assert cut.supervisions[0].duration == cut.duration
+    assert len(found) == 4
+    for bands in found.values():
+        assert len(bands["nb"]) == len(bands["wb"])
+        assert np.corrcoef(bands["nb"][-4000:], bands["wb"][-4000:])[0, 1] > 0.3
+
+
+def test_written_audio_is_named_by_what_it_was_made_from_and_made_once(corpus, tmp_path):
+    def write(**changes: object) -> set[Path]:
+        config = recipe(corpus, tmp_path / "exp", nb_simulation={"codecs": ["gsm", "alaw"], "write": True, **changes})
+        pipeline.prepare(config)
+        return {Path(c.recording.sources[0].source) for c in read_cuts(Layout.of(config).cuts("train")) if tags_of(c).bandwidth == "nb"}
+
+    first = write()
+    times = {path: path.stat().st_mtime_ns for path in first}
+    assert write() == first
+    other = write(seed=1)
+    assert 0 < len(first & other) < len(first), "some utterances have the same line again"
+    assert {path: path.stat().st_mtime_ns for path in first} == times, "nothing was written twice, nothing overwritten"
+    source = next(corpus.glob("*.flac"))
+    rewritten = soundfile.read(source)[0] / 2
+    soundfile.write(source, rewritten, 16000)
+    assert len(write() - first) in (0, 1), "one recording changed"
 
 
 def test_the_audit_still_refutes_what_came_through_a_line(corpus, tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from smoe_cli.records import read_json
 from smoe_cli.steps import plan_step
 from smoe_cli.validation import texts
 from smoe_cli.validation.languages import FEWEST_WORDS, other_language
+from smoe_cli.validation.mend import take_out
 from smoe_cli.validation.report import ValidationReport
 from tests.test_training import recipe, write_corpus
 
@@ -172,7 +174,9 @@ SOUNDS = {
         "error",
     ),
     "clipped": (lambda path: soundfile.write(path, np.clip(np.sin(np.arange(8000) / 9) * 3, -1, 1), 16000), "is clipped", "note"),
-    "faint": (lambda path: soundfile.write(path, np.full(8000, 1e-4), 16000), "nearly silent", "note"),
+    "faint": (lambda path: soundfile.write(path, 1e-4 * np.sin(np.arange(8000)), 16000), "nearly silent: its peak is -8", "note"),
+    "faint beside a constant": (lambda path: soundfile.write(path, 0.3 + 1e-4 * np.sin(np.arange(8000)), 16000), "nearly silent", "note"),
+    "a constant": (lambda path: soundfile.write(path, np.full(8000, 0.3), 16000), "is the same value from its beginning", "note"),
 }
 
 
@@ -298,6 +302,49 @@ def test_a_script_that_a_language_is_not_written_in_is_found(text, lang, fault):
     assert (found and found[0]) == fault
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pay \u202eeno\u202c now", ("error", "U+202E")),
+        ("pay \u2067one\u2069 now", ("error", "U+2067")),
+        ("tele\u00adphone", ("note", "U+00AD")),
+        ("one\u200btwo", ("note", "U+200B")),
+        ("\ufeffone", ("note", "U+FEFF")),
+        ("one\u200ctwo", ("note", "U+200C")),
+        ("one\U000e0041", ("note", "U+E0041")),
+        ("می\u200cخواهم", None),  # Persian writes a joint that does not join
+        ("क्\u200dष", None),
+        ("ភាសា\u200bខ្មែរ", None),
+    ],
+)
+def test_what_nobody_sees_is_found_where_no_script_needs_it(text, said):
+    found = [(severity, what) for severity, what in texts.faults(text)]
+    assert [severity for severity, _ in found] == ([said[0]] if said else [])
+    assert not said or f"has the character {said[1]} in its text" in found[0][1]
+    assert all(what.isprintable() for _, what in found)
+
+
+def test_without_a_recipe_several_sampling_rates_are_noted(folder):
+    cut_id = change(folder, ERRORS["another rate"][0])
+    (finding,) = pipeline.validate(None, cuts=[manifest(folder)], audio=False).findings
+    assert (finding.check, finding.severity) == ("rate", "note")
+    assert re.fullmatch(r"cuts come at several sampling rates: \d+ at 16,000 Hz, 1 at 32,000 Hz", finding.message)
+    assert cut_id in finding.where
+
+
+def test_rejects_of_earlier_times_are_not_read_into_memory(folder):
+    rejected = manifest(folder).with_name("rejected.train.jsonl.gz")
+    earlier = [json.dumps({"manifest": "m", "line": n, "reasons": [f"{n:0100000d}"]}).encode() + b"\n" for n in range(300)]
+    rejected.write_bytes(gzip.compress(b"".join(earlier)))
+    change(folder, text(""))
+    tracemalloc.start()
+    reject = take_out(manifest(folder), {1: ["text: has an empty text"]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (reject.cuts, peak < 15e6) == (1, True), "30 MB of rejects"
+    assert [line.encode() + b"\n" for line in gzip.decompress(rejected.read_bytes()).decode().splitlines()][:-1] == earlier
+
+
 def test_a_ratio_is_an_outlier_by_its_own_languages_measure():
     generator, ratios = np.random.default_rng(0), texts.Ratios()
     for ratio in 12 * np.exp(generator.normal(0, 0.1, 1000)):
@@ -386,3 +433,7 @@ def test_a_text_in_another_language_is_noted_and_many_are_an_error(folder):
     report = pipeline.validate(config_of(folder), audio=False)
     (error,) = (finding for finding in report.findings if finding.check == "language" and finding.severity == "error")
     assert re.fullmatch(r"9 of \d+ texts of transcribe/en read like another language", error.message)
+    fixed = pipeline.validate(config_of(folder), audio=False, fix=True)
+    assert (fixed.errors, [reject.cuts for reject in fixed.rejects]) == (0, [9])
+    rejected = lines(folder / "exp" / "cuts" / "rejected.train.jsonl.gz")
+    assert all(kept["reasons"][-1] == f"language: is tagged `en` and reads like `de`: `{GERMAN}`" for kept in rejected)

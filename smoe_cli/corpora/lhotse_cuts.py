@@ -52,7 +52,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
 def _items(path: Path, settings: LhotseCorpus, work: Work) -> Iterator[Item]:
     """The lines of a manifest; audio of commands and addresses that the settings allow is a file in them."""
     if not settings.allow_sources:
-        yield from read_manifest(path, work.root if settings.untrusted else None, archives=not settings.untrusted)
+        yield from read_manifest(path, work.root if settings.untrusted else None, archives=not settings.untrusted, start=work.root)
         return
     outside, lines = Outside(settings.allow_sources, work, work.root), read_lines(path)
     while some := list(islice(lines, TOGETHER)):

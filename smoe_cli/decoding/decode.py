@@ -11,11 +11,11 @@ import torch
 from lhotse import MonoCut, SupervisionSegment
 
 from smoe_cli import __version__
-from smoe_cli.audio import check_readable, describe
+from smoe_cli.audio import check_readable, describe, resampled
 from smoe_cli.batching import Batch, Collator, chunk
 from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
-from smoe_cli.cuts import Tags, native_bandwidth, route_of, tags_of
+from smoe_cli.cuts import Tags, band_of, route_of, tags_of
 from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.labels import label_log_probs
 from smoe_cli.decoding.part import Header, open_part
@@ -189,8 +189,8 @@ def cut_of_file(
             f"audio `{path}` lasts {recording.duration:.2f} s; the model takes {limits_s[0]:g} to {limits_s[1]:g} s",
             "split long audio at pauses",
         )
-    bandwidth = native_bandwidth(recording, bandwidth)
-    recording = recording.resample(sample_rate_hz)
+    bandwidth = band_of(recording, bandwidth, None, sample_rate_hz)
+    recording = resampled(recording, sample_rate_hz)
     supervised = Tags(
         utterance=str(path),
         corpus="",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 from smoe_cli.config import Config
@@ -46,12 +48,22 @@ def take_out(manifest: Path, unfit: Mapping[int, list[str]]) -> Reject:
         DataError: If a file cannot be written.
     """
     rejected = manifest.with_name(f"rejected.{split_of(manifest)}.jsonl.gz")
-    old = [raw for _, raw in read_lines(rejected)] if rejected.exists() else []
-    new = [_reject(manifest, number, raw, unfit[number]) for number, raw in read_lines(manifest) if number in unfit]
     # A run that was stopped before it replaced the manifest has put them there already.
-    write_lines(rejected, [*old, *(line for line in new if line not in set(old))])
+    old = {_digest(raw) for raw in _lines(rejected)}
+    new = (_reject(manifest, number, raw, unfit[number]) for number, raw in read_lines(manifest) if number in unfit)
+    write_lines(rejected, chain(_lines(rejected), (line for line in new if _digest(line) not in old)))
+    cuts = sum(number in unfit for number, _ in read_lines(manifest))
     write_lines(manifest, (raw for number, raw in read_lines(manifest) if number not in unfit))
-    return Reject(manifest=manifest, cuts=len(new), rejected=rejected)
+    return Reject(manifest=manifest, cuts=cuts, rejected=rejected)
+
+
+def _lines(rejected: Path) -> Iterator[bytes]:
+    """The rejects of earlier times, one by one, if there are any."""
+    return (raw for _, raw in read_lines(rejected)) if rejected.exists() else iter(())
+
+
+def _digest(line: bytes) -> bytes:
+    return blake2b(line, digest_size=16).digest()
 
 
 def _reject(manifest: Path, number: int, raw: bytes, why: list[str]) -> bytes:

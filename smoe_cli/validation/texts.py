@@ -51,6 +51,14 @@ REPEATS = 8
 """A word that often in a row is a fault of what wrote the text, not speech."""
 MOJIBAKE = regex.compile(r"[ÃÂ][\u0080-\u00bf]|â€|Ð[\u0080-\u00bf]")
 """UTF-8 that was read as Latin-1 or Windows-1252: `Ã¼` for `ü`."""
+REORDERING = regex.compile(r"[\u202a-\u202e\u2066-\u2069]")
+"""Characters that make a text look otherwise than it reads."""
+INVISIBLE = regex.compile(
+    r"[\u00ad\u061c\u180e\u200e\u200f\u2060-\u2064\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    r"|(?<![\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}\p{Script=Tibetan}])\u200b"
+    r"|(?<=^|[\s\p{P}\p{N}\p{Script=Latin}\p{Script=Cyrillic}\p{Script=Greek}\p{Script=Han}\p{Script=Hangul}])[\u200c\u200d]"
+)
+"""Characters that nobody sees: soft hyphens, directions; spaces without width and joiners, but for scripts that need them."""
 FASTEST, SLOWEST = 60.0, 0.03
 """Characters per second that no speech has: the fastest speakers reach 25; one character in half a minute is no transcript."""
 ENOUGH = 50
@@ -69,6 +77,10 @@ def faults(text: str) -> Iterator[tuple[Severity, str]]:
     odd = next((c for c in text if c == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(c) in ("Cc", "Cs", "Co")), None)
     if odd is not None:
         yield "error", f"has the character U+{ord(odd):04X} in its text, which nobody wrote: {shown(text)}"
+    if hidden := REORDERING.search(text):
+        yield "error", f"has the character U+{ord(hidden[0]):04X} in its text, which turns the order of what is shown: {shown(text)}"
+    if hidden := INVISIBLE.search(text):
+        yield "note", f"has the character U+{ord(hidden[0]):04X} in its text, which nobody sees and a model would learn: {shown(text)}"
     if MOJIBAKE.search(text):
         yield "note", f"has a text that looks like UTF-8 read as Latin-1: {shown(text)}"
     words, run = text.casefold().split(), 1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
 from lhotse import Recording
 
-from smoe_cli.audio import Heard, listen
+from smoe_cli.audio import SOUND, Heard, listen
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.cuts import route_of, tags_of
 from smoe_cli.errors import DataError, SmoeError
@@ -31,7 +31,6 @@ FOREIGN, FOREIGN_SHARE = 5, 0.1
 """So many texts in another language, and so large a share of a task's, are no loans any more."""
 LANGUAGE_BITS = 16
 """Of the number that says what an utterance serves: the spoken language, then a bit for every task and language."""
-SOUND = Heard(whole=True)
 DIGEST_BYTES = 12
 """As many as Python keeps in the memory of 8."""
 EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 60.0)
@@ -104,7 +103,10 @@ class _Tally:
         self.speakers: dict[tuple[str, str], tuple[str, ...]] = {}
         self.targets: dict[tuple[str, str], int] = {}
         self.languages: dict[str, int] = {}
-        self.foreign: Counter[tuple[str, str]] = Counter()
+        # As many as there are findings: their places, for when there are too many of them.
+        self.foreign: defaultdict[tuple[str, str], list[tuple[Path, Item, Fault]]] = defaultdict(list)
+        self.rates: Counter[int] = Counter()
+        self.rate_where: dict[int, str] = {}
 
     def keep(self, split: str, cut_id: str, utterance: str, served: int) -> None:
         """Remember a sound cut, and what its utterance serves by now."""
@@ -153,6 +155,7 @@ def validate(paths: Sequence[Path], config: Config | None, ears: Ears, watcher: 
         findings.put("audio", Fault("audio", "note", note, LOOK))
     _check_ratios(paths, tally, findings)
     _check_languages(tally, findings)
+    _check_sampling_rates(tally, findings)
     _check_speakers(tally, findings)
     _check_translations(tally, findings)
     found = findings.sorted()
@@ -235,7 +238,9 @@ def _judge(path: Path, split: str, item: Item, heard: dict[str, Heard], tally: _
         for note in found.notes:
             findings.add(path, item, Fault("audio", "note", note, LOOK), "")
     key = split, tags.subset, route
-    tally.foreign[route.task, route.lang] += any(fault.check == "language" for fault in faults)
+    tally.foreign[route.task, route.lang] += [(path, replace(item, raw=b"", cut=None), one) for one in faults if one.check == "language"]
+    tally.rates[cut.sampling_rate] += 1
+    tally.rate_where.setdefault(cut.sampling_rate, f"`{path}` line {item.number}: cut `{cut.id}`")
     tally.cuts[key] += 1
     tally.seconds[key] += cut.duration
     tally.lasting[max(i for i, edge in enumerate(EDGES_S) if edge <= cut.duration)] += 1
@@ -284,9 +289,21 @@ def _check_languages(tally: _Tally, findings: Findings) -> None:
     """A few texts in another language are to be looked at; where many are, the tag is wrong."""
     for (task, lang), foreign in tally.foreign.items():
         cuts = sum(count for (_, _, route), count in tally.cuts.items() if (route.task, route.lang) == (task, lang))
-        if foreign >= FOREIGN and foreign > FOREIGN_SHARE * cuts:
-            message = f"{foreign:,} of {cuts:,} texts of {task}/{lang} read like another language"
-            findings.put(f"{task}/{lang}", Fault("language", "error", message, "correct the tag, or take these texts out of the corpus"))
+        if len(foreign) >= FOREIGN and len(foreign) > FOREIGN_SHARE * cuts:
+            message = f"{len(foreign):,} of {cuts:,} texts of {task}/{lang} read like another language"
+            hint = "correct the tag, or take these texts out: `smoe validate --fix`; each has a note of its own"
+            for path, item, fault in foreign:
+                findings.add(path, item, Fault("language", "error", message, hint), f"{task}/{lang}")
+                # The rejects say of each what it reads like.
+                findings.unfit[path][item.number][-1] = f"language: {fault.message}"
+
+
+def _check_sampling_rates(tally: _Tally, findings: Findings) -> None:
+    """Without a recipe nobody says which rate is right, but a model takes one."""
+    if tally.rules.config is None and len(tally.rates) > 1:
+        ranked = tally.rates.most_common()
+        message = "cuts come at several sampling rates: " + ", ".join(f"{count:,} at {rate:,} Hz" for rate, count in ranked)
+        findings.put(tally.rate_where[ranked[-1][0]], Fault("rate", "note", message, "a model takes one: prepare them with `smoe prepare`"))
 
 
 def _check_speakers(tally: _Tally, findings: Findings) -> None:
