@@ -56,10 +56,13 @@ TINY = {"dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "encode
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is: the model's `Dimensions`, N, T, U, tokens that a decoding is forced to write, beam widths."""
+    """How large everything is: the model's `Dimensions`, N, T, U, tokens that a decoding is forced to write, beam widths.
+
+    At paper scale a batch is of 120 s, the default of `train.batch_s`.
+    """
 
     model: dict[str, Any]
-    utterances: int = 8
+    utterances: int = 12
     frames: int = 1000
     tokens: int = 40
     forced_tokens: int = 30
@@ -75,7 +78,7 @@ SCALES = {
     "tiny": Scale({"vocab_size": 300, "mel_bins": 8, "subsampling_channels": 16} | TINY, frames=60, tokens=6, forced_tokens=4),
 }
 USED_EXPERTS = 8
-"""Experts of each layer that batches use, at most: a mixed one of 8 utterances all of them, single-route ones one after the other."""
+"""Experts of each layer that batches use, at most: a mixed one all of them, single-route ones one after the other."""
 BOUNDS = {"single-route": 1.02, "mixed": 1.05}
 RESAMPLES = 2000
 FLAT = 0.03
@@ -430,12 +433,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s, so that CPU seconds count work and no waiting")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; default: as `smoe train`")
+    parser.add_argument("--utterances", type=int, help="of 10 s in a batch; default: 12")
     parser.add_argument("--no-ctc", action="store_true", help="without the auxiliary CTC head, which costs every variant the same")
     parser.add_argument("--only", choices=("train", "decode"), help="leave the other out")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     given = parser.parse_args(words)
+    scale = SCALES[given.scale].without_ctc() if given.no_ctc else SCALES[given.scale]
     result = measure(
-        SCALES[given.scale].without_ctc() if given.no_ctc else SCALES[given.scale],
+        replace(scale, utterances=given.utterances or scale.utterances),
         given.experts,
         given.rounds,
         given.precision,

@@ -15,13 +15,13 @@ from lhotse.audio.mixer import AudioMixer
 from lhotse.augmentation import Resample, ReverbWithImpulseResponse, Speed
 from numpy.typing import NDArray
 
-from smoe_cli.audio import describe, read_samples
+from smoe_cli.audio import read_samples
+from smoe_cli.corpora.files import AUDIO_SUFFIXES, files_below, is_dir, recording_of, refuse
 from smoe_cli.errors import DataError
 from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 from smoe_cli.train_settings import AugmentSettings
 from smoe_cli.transforms import check_rate, resampled_too_finely
 
-SUFFIXES = (".wav", ".flac", ".opus", ".ogg", ".mp3")
 Samples = NDArray[np.float32]
 # (1,N): one channel, N samples
 
@@ -104,10 +104,11 @@ def sounds(folder: Path | None, setting: str) -> list[Recording]:
     """
     if folder is None:
         return []
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    if not paths:
-        raise DataError(f"`{setting}`: no audio in `{folder}`; known are {', '.join(SUFFIXES)}", "name a folder with audio files")
     try:
-        return [describe(path, str(path.relative_to(folder))) for path in paths]
+        files = files_below(folder, refuse) if is_dir(folder) else []
+        paths = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+        if not paths:
+            raise DataError(f"no audio in `{folder}`; known are {', '.join(AUDIO_SUFFIXES)}", "name a folder with audio files")
+        return [recording_of(path, str(path.relative_to(folder))) for path in paths]
     except DataError as error:
         raise DataError(f"`{setting}`: {error.message}", error.hint) from error

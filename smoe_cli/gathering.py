@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from itertools import islice
 
 from lhotse import MonoCut
@@ -16,15 +15,30 @@ from lhotse import MonoCut
 from smoe_cli.band_check import Bands, estimated
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import check_utterance, make_cuts, route_of, tags_of
 from smoe_cli.errors import DataError
 from smoe_cli.listening import Listener
+from smoe_cli.records import name_digest
 from smoe_cli.validation.cut import check_span
 
 CHUNK = 512
 """Utterances in memory at once: enough recordings to keep every reader busy."""
 SHOWN_PROBLEMS, SHOWN_CURES = 20, 3
+
+
+class Refused(DataError):
+    """All that is wrong with a corpus.
+
+    Attributes:
+        corpus: Its name.
+        lines: What is wrong and the cure, a line for each thing; empty where the message says it all.
+    """
+
+    def __init__(self, corpus: str, message: str, hint: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.corpus, self.lines = corpus, lines
 
 
 @dataclass
@@ -72,14 +86,15 @@ class Gathered:
         Raises:
             DataError: If another has its id, or would give the same cut.
         """
-        made = list(make_cuts(utterance, corpus, config))
-        key, split = _digest(f"{corpus}/{utterance.id}"), utterance.split
+        key, split = name_digest(f"{corpus}/{utterance.id}"), utterance.split
         if (number := self._split_of.get(key)) is not None:
             there = SPLITS[number]
             where = f"twice in split `{split}`" if there == split else f"in splits `{there}` and `{split}`"
             raise DataError(f"utterance `{utterance.id}` of corpus `{corpus}` occurs {where}", "ids must be unique; rename or remove one")
         self._split_of[key] = SPLITS.index(split)
-        ids = [_digest(cut.id) for cut in made]
+        # Not before: the cuts of an utterance may have a file that is named by its id.
+        made = list(make_cuts(utterance, corpus, config))
+        ids = [name_digest(cut.id) for cut in made]
         if clash := next((cut.id for cut, number in zip(made, ids, strict=True) if number in self._cut_ids), None):
             raise DataError(
                 f"two utterances would both give the cut `{clash}`", "rename a corpus or an utterance, so that name and id differ"
@@ -106,7 +121,7 @@ class Gathered:
         if utterance.prepared is None:
             return True
         custom = utterance.prepared.supervisions[0].custom or {}
-        key = _digest(f"{what}\t{custom.get('utterance')}")
+        key = name_digest(f"{what}\t{custom.get('utterance')}")
         new = key not in self._prepared
         self._prepared.add(key)
         return new
@@ -141,13 +156,14 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         put: Called with (split, cut), in the order of the utterances; as soon as more is wrong with the corpus than may be, no more.
 
     Raises:
-        DataError: With all that is wrong with it, if that is more than `max_unfit`.
+        Refused: With all that is wrong with it, if that is more than `max_unfit`, or more than single utterances.
+        DataError: If something cannot be written.
     """
     auto = "auto" in (config.data.bandwidth, config.data.corpora[work.name].bandwidth)
     utterances, read = read_corpus(config.data.corpora[work.name], work), 0
     while True:
         before = len(work.problems)
-        some = list(islice(utterances, CHUNK))
+        some = _next(utterances, work)
         # What the corpus itself found unfit, it did not yield.
         read += len(some) + len(work.problems) - before
         if not some:
@@ -160,13 +176,30 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)
         gathered.read(some, work.name)
-    if len(work.problems) > config.data.corpora[work.name].max_unfit:
+    if not read and not work.losses:
+        work.lost(DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`"))
+    if _too_much(work, config):
         raise _refusal(work, read)
     if work.problems:
         gathered.unfit[work.name] = [problem.message for problem in work.problems]
     gathered.left_out += [f"`{work.name}`: {count:,} {what} left out" for what, count in sorted(work.left_out.items())]
-    if not read:
-        raise DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`")
+
+
+def _next(utterances: Iterator[Utterance], work: Work) -> list[Utterance]:
+    """The next utterances of a corpus; what ends it before its time is remembered with all else that is wrong."""
+    some: list[Utterance] = []
+    try:
+        some.extend(islice(utterances, CHUNK))
+    except Unwritable:
+        raise
+    except DataError as error:
+        work.lost(error)
+    return some
+
+
+def _too_much(work: Work, config: Config) -> bool:
+    """Whether more is wrong with a corpus than may be."""
+    return bool(work.losses) or len(work.problems) > config.data.corpora[work.name].max_unfit
 
 
 def _passes(work: Work, utterance: Utterance, config: Config) -> bool:
@@ -215,20 +248,26 @@ def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config
     except DataError as error:
         work.unfit(error)
         return []
-    return [] if len(work.problems) > config.data.corpora[work.name].max_unfit else made
+    return [] if _too_much(work, config) else made
 
 
-def _refusal(work: Work, read: int) -> DataError:
-    """All that is wrong with a corpus at once, a line for each thing."""
-    said = {problem.message: problem.hint for problem in work.problems}
+def _refusal(work: Work, read: int) -> Refused:
+    """All that is wrong with a corpus at once, a line for each thing; what is wrong with more than one utterance comes first."""
+    if len(work.losses) == 1 and not work.problems:
+        return Refused(work.name, work.losses[0].message, work.losses[0].hint)
+    said = {_line(problem.message): problem.hint for problem in [*work.losses, *work.problems]}
     shown = list(said)[:SHOWN_PROBLEMS]
-    lines = [f"corpus `{work.name}`: {len(work.problems)} of {read} utterances are not fit for use:", *shown]
+    many = [f"{len(work.losses)} files or folders that many utterances hang on"] if work.losses else []
+    single = [f"{len(work.problems)} of {read} utterances"] if work.problems else []
+    lines = [f"corpus `{work.name}`: {' and '.join(many + single)} are not fit for use:", *shown]
     lines += [f"... and {len(said) - SHOWN_PROBLEMS} more"] if len(said) > SHOWN_PROBLEMS else []
     cures = list(dict.fromkeys(said.values()))
     hint = "; or ".join(cures[:SHOWN_CURES]) + "; no manifest was written"
-    return DataError("\n".join(lines), hint + f"; `data.corpora.{work.name}.max_unfit` would leave that many out")
+    if not work.losses:
+        hint += f"; `data.corpora.{work.name}.max_unfit` would leave that many out"
+    return Refused(work.name, "\n".join(lines), hint, [f"{message}; {_line(cure)}" for message, cure in said.items()])
 
 
-def _digest(name: str) -> bytes:
-    """Sixteen bytes for a name of any length: no two will share them, and a million fit into memory."""
-    return blake2b(name.encode(), digest_size=16).digest()
+def _line(text: str) -> str:
+    """The same on one line: an id may hold line breaks."""
+    return " ".join(text.splitlines())

@@ -51,6 +51,10 @@ class Layout:
         """What is wrong with the utterances of a corpus that were left out."""
         return self.cuts_dir / f"unfit.{corpus}.txt"
 
+    def refused(self, corpus: str) -> Path:
+        """What is wrong with a corpus that was refused."""
+        return self.root / f"refused.{corpus}.txt"
+
     def cuts(self, split: str) -> Path:
         return self.cuts_dir / f"cuts.{split}.jsonl.gz"
 

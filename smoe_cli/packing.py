@@ -18,10 +18,12 @@ from lhotse import MonoCut
 from lhotse.shar import SharWriter
 from pydantic import Field, ValidationError
 
+from smoe_cli.corpora.files import has_control_characters
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.manifests import read_lines, read_manifest
+from smoe_cli.pack_part import Part
 from smoe_cli.preparation import usable_cores
-from smoe_cli.records import Record, file_digest, whole_folder, write_json
+from smoe_cli.records import Record, file_digest, write_json
 from smoe_cli.validation.validate import split_of
 from smoe_cli.watch import Watcher
 
@@ -64,8 +66,8 @@ class PackReport(Record):
 def pack(manifests: Sequence[Path], out: Path, shard_size: int, audio: Codec, jobs: int, watcher: Watcher) -> PackReport:
     """Write each manifest as Shar into a folder of its split, whole or not at all.
 
-    A split that was packed from the same manifest in the same way is left as it is, so that a pack that was stopped goes on with
-    the split that it was in.
+    A split that was packed from the same manifest in the same way is left as it is; a pack that was stopped goes on with the next
+    shard of the split that it was in.
 
     Args:
         manifests: One per split, which its name tells.
@@ -86,19 +88,22 @@ def pack(manifests: Sequence[Path], out: Path, shard_size: int, audio: Codec, jo
         if earlier is None or not kept or not _whole(out / split, earlier):
             kept = False
             _clear(out, split)
-            with _written(out / split) as folder:
-                shards = _Shards(manifest, folder, shard_size, audio, watcher)
-                shards.write(jobs or usable_cores())
-                sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+            part = Part(out / split, {"made_from": digest, "audio": audio, "shard_size": shard_size})
+            with _written(out / split), part.open():
+                if part.done:
+                    watcher.log(f"{split}: {len(part.done):,} shards were finished before the last call was stopped, and are kept")
+                _Shards(manifest, part, shard_size, audio, watcher).write(jobs or usable_cores())
+                shards = [part.done[number] for number in sorted(part.done)]
                 earlier = Card(
                     made_from=digest,
                     audio=audio,
                     shard_size=shard_size,
-                    cuts=shards.cuts,
-                    hours=round(shards.seconds / 3600, 4),
-                    shards=sizes,
+                    cuts=sum(shard.cuts for shard in shards),
+                    hours=round(sum(shard.seconds for shard in shards) / 3600, 4),
+                    shards=dict(sorted((name, size) for shard in shards for name, size in shard.files.items())),
                 )
-                write_json(folder / CARD, earlier)
+                write_json(part.shards / CARD, earlier)
+                part.put()
         archives = [name for name in earlier.shards if name.endswith(".tar")]
         size = sum(earlier.shards.values())
         splits.append(Packed(split=split, cuts=earlier.cuts, hours=earlier.hours, shards=len(archives), bytes=size, kept=kept))
@@ -162,10 +167,9 @@ def _clear(out: Path, split: str) -> None:
 
 
 @contextmanager
-def _written(folder: Path) -> Iterator[Path]:
+def _written(folder: Path) -> Iterator[None]:
     try:
-        with whole_folder(folder) as temporary:
-            yield temporary
+        yield
     except OSError as error:
         raise DataError(
             f"cannot write `{folder}`: {error.strerror or error}", "check the folder's rights and the free disk space"
@@ -177,17 +181,14 @@ class _Shards:
 
     Args:
         manifest: What they are made of.
-        folder: Where they go.
+        part: Where they go; what is finished there is not written again.
         shard_size, audio: As of `pack`.
         watcher: Shown progress.
-
-    Attributes:
-        cuts, seconds: What was written so far.
     """
 
-    def __init__(self, manifest: Path, folder: Path, shard_size: int, audio: Codec, watcher: Watcher) -> None:
-        self.manifest, self.folder, self.shard_size, self.audio, self.watcher = manifest, folder, shard_size, audio, watcher
-        self.cuts, self.seconds = 0, 0.0
+    def __init__(self, manifest: Path, part: Part, shard_size: int, audio: Codec, watcher: Watcher) -> None:
+        self.manifest, self.part, self.shard_size, self.audio, self.watcher = manifest, part, shard_size, audio, watcher
+        self._cuts = sum(shard.cuts for shard in part.done.values())
         self._total = sum(1 for _ in read_lines(manifest))
         self._lock, self._stopped = threading.Lock(), threading.Event()
 
@@ -205,7 +206,10 @@ class _Shards:
             under_way: list[Future[None]] = []
             try:
                 for number in range(-(-self._total // self.shard_size)):
-                    under_way.append(pool.submit(self._write_shard, number, list(islice(cuts, self.shard_size))))
+                    some = list(islice(cuts, self.shard_size))
+                    if number in self.part.done:
+                        continue
+                    under_way.append(pool.submit(self._write_shard, number, some))
                     if len(under_way) > jobs:  # no more of the manifest is in memory than is worked on
                         under_way.pop(0).result()
                 for shard in under_way:
@@ -224,8 +228,14 @@ class _Shards:
             yield item.number, item.cut
 
     def _write_shard(self, number: int, cuts: Sequence[tuple[int, MonoCut]]) -> None:
+        with self.part.writing(number) as folder:
+            self._write_into(folder, number, cuts)
+            if not self._stopped.is_set():
+                self.part.finish(number, folder, len(cuts), sum(cut.duration for _, cut in cuts))
+
+    def _write_into(self, folder: Path, number: int, cuts: Sequence[tuple[int, MonoCut]]) -> None:
         fields = {"recording": self.audio}
-        with SharWriter(str(self.folder), fields, shard_size=self.shard_size, shard_offset=number, warn_unused_fields=False) as writer:
+        with SharWriter(str(folder), fields, shard_size=self.shard_size, shard_offset=number, warn_unused_fields=False) as writer:
             for line, cut in cuts:
                 if self._stopped.is_set():
                     return
@@ -239,15 +249,19 @@ class _Shards:
                         "`smoe validate` says what is wrong with its audio; opus takes 8, 12, 16, 24 and 48 kHz only",
                     ) from error
                 with self._lock:
-                    self.cuts, self.seconds = self.cuts + 1, self.seconds + cut.duration
-                    self.watcher.progress(f"{self.manifest.name}: cuts packed", self.cuts, self._total)
+                    self._cuts += 1
+                    self.watcher.progress(f"{self.manifest.name}: cuts packed", self._cuts, self._total)
 
 
 def _check_id(cut: MonoCut, ids: set[str], where: str) -> None:
     """Refuse an id that cannot name a file in an archive, or occurs before."""
     name = PurePosixPath(f"{cut.id}.x")
-    if name.is_absolute() or ".." in name.parts or str(name.parent / name.stem) != cut.id:
-        raise DataError(f"{where}: cut `{cut.id}` cannot name a file in an archive", "take `..`, `//` and a `/` in front out of its id")
+    odd = has_control_characters(cut.id)  # a zero byte would end the name
+    if odd or name.is_absolute() or ".." in name.parts or str(name.parent / name.stem) != cut.id:
+        raise DataError(
+            f"{where}: cut {f'{cut.id!r}' if odd else f'`{cut.id}`'} cannot name a file in an archive",
+            "take control characters, `..`, `//` and a `/` in front out of its id",
+        )
     if cut.id in ids:
         raise DataError(f"{where}: cut `{cut.id}` occurs before", "ids must be unique; `smoe validate --fix` takes out the second")
     ids.add(cut.id)

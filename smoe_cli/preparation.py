@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from lhotse import MonoCut
@@ -16,7 +16,7 @@ from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Work
 from smoe_cli.cuts import line_of_cut
 from smoe_cli.errors import ConfigError, DataError
-from smoe_cli.gathering import Gathered, gather
+from smoe_cli.gathering import Gathered, Refused, gather
 from smoe_cli.layout import Layout
 from smoe_cli.listening import Listener
 from smoe_cli.manifests import manifest_writer
@@ -53,7 +53,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
 
     Raises:
         ConfigError: If a named corpus is not in the recipe.
-        DataError: Naming all that is damaged or contradictory in a corpus; then no manifest is written.
+        DataError: Naming all that is damaged or contradictory in the corpora; then no manifest is written.
     """
     layout = Layout.of(config)
     jobs = jobs or usable_cores()
@@ -66,11 +66,16 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         if listener.remembered:
             watcher.log(f"{listener.remembered:,} recordings were found sound before the last call was stopped, and are not read again")
         put = _Manifests(layout, stack)
+        refused: list[Refused] = []
         for name in corpora:
             # What is made here lies in no folder of the user's.
             root = Path() if config.data.corpora[name].made else data_root(config)
             work = Work(name, root, layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
-            gather(gathered, config, work, listener, put)
+            try:
+                gather(gathered, config, work, listener, put)
+            except Refused as error:
+                refused.append(error)
+        _account_for(refused, corpora, layout)
         _check_served(config, gathered, corpora)
     written = [split for split in SPLITS if gathered.cuts[split]]
     for split in SPLITS:
@@ -101,6 +106,28 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     )
     write_json(layout.prepare_report, report)
     return report
+
+
+def _account_for(refused: Sequence[Refused], corpora: Sequence[str], layout: Layout) -> None:
+    """Write down all that is wrong with corpora, beyond what a message can hold.
+
+    Raises:
+        DataError: If any was refused; it says what is wrong with all of them.
+    """
+    hints = []
+    for name in corpora:
+        with suppress(OSError):
+            layout.refused(name).unlink(missing_ok=True)
+    for error in refused:
+        hint = error.hint
+        # Where nothing can be written, the message must do.
+        with suppress(DataError):
+            if error.lines:
+                write_text_atomically(layout.refused(error.corpus), "\n".join(error.lines) + "\n")
+                hint += f"; `{layout.refused(error.corpus)}` has a line for each"
+        hints.append(hint)
+    if refused:
+        raise DataError("\n".join(error.message for error in refused), "; ".join(dict.fromkeys(hints)))
 
 
 class _Manifests:

@@ -373,22 +373,32 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         OSError: If the folder cannot be written or the disk is full.
     """
     folder = folder.absolute()
-    temporary, discarded = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        for path in temporary.iterdir():
-            _flush(path)
-        if folder.exists():
-            folder.rename(discarded)
-            temporary.rename(folder)
-            shutil.rmtree(discarded)
-        else:
-            temporary.rename(folder)
-        _flush(folder.parent)
+        put_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_folder(filled: Path, folder: Path) -> None:
+    """Flush a folder to disk and rename it, in the place of what was there before.
+
+    Raises:
+        OSError: If that cannot be done.
+    """
+    for path in filled.iterdir():
+        flush(path)
+    if folder.exists():
+        discarded = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.rename(discarded)
+        filled.rename(folder)
+        shutil.rmtree(discarded)
+    else:
+        filled.rename(folder)
+    flush(folder.parent)
 
 
 def file_digest(path: Path) -> str:
@@ -397,7 +407,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def name_digest(name: str) -> bytes:
+    """Sixteen bytes for a name of any length: no two will share them, and a million fit into memory."""
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

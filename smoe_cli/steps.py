@@ -16,7 +16,7 @@ from smoe_cli import __version__
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
-from smoe_cli.records import Record, write_text_atomically
+from smoe_cli.records import Record, file_digest, write_text_atomically
 
 MISSING = "missing"
 """Instead of the digest of a file that does not exist. Not every file that could be written is: a test split may lack a language."""
@@ -196,8 +196,7 @@ def _name(path: Path, layout: Layout) -> str:
 def _fingerprint(path: Path) -> str:
     """Digest of a file's bytes, or of a folder's files; `MISSING` if there is none."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     if path.is_dir():
         inside = sorted(item for item in path.iterdir() if item.is_file())
         return hashlib.sha256("".join(f"{item.name} {_fingerprint(item)}\n" for item in inside).encode()).hexdigest()

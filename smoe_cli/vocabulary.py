@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Set
-from hashlib import blake2b
 from typing import NamedTuple
 
 from smoe_cli.checkpoint import read_start
@@ -12,7 +11,7 @@ from smoe_cli.config import Config
 from smoe_cli.cuts import route_of, stream_manifest, tags_of
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
-from smoe_cli.records import Coverage, TokenizerReport
+from smoe_cli.records import Coverage, TokenizerReport, name_digest
 from smoe_cli.tags import ANY
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from smoe_cli.watch import Watcher
@@ -92,7 +91,7 @@ def _texts(layout: Layout, split: str) -> Iterator[_Text]:
         if tags.transcript:
             found.insert(0, _Text(tags.utterance, tags.source_lang, tags.transcript))
         for one in found:
-            key = blake2b(repr(one).encode(), digest_size=16).digest()
+            key = name_digest(repr(one))
             if key not in seen:
                 seen.add(key)
                 yield one

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from lhotse import CutSet
@@ -13,6 +15,7 @@ from smoe_cli.config import Config
 from smoe_cli.cuts import read_cuts, route_of, tags_of
 from smoe_cli.errors import CheckpointError, DataError
 from smoe_cli.layout import Layout
+from smoe_cli.recipe import load_config
 from smoe_cli.steps import plan_step
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
@@ -114,6 +117,15 @@ def test_the_order_of_the_manifest_does_not_decide_which_corpus_comes_first(cuts
 def test_a_weight_that_no_cut_has_is_refused_instead_of_doing_nothing(cuts):
     with pytest.raises(DataError, match=r"`data.corpora.big.weight` is 2, .*; there are: large, small, tiny"):
         batches(cuts, corpus_weights={"big": 2.0})
+
+
+def test_the_example_of_the_guide_is_a_recipe_with_a_weight(tmp_path):
+    guide = (Path(__file__).parents[1] / "docs" / "how-to" / "blend-corpora.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "name: blend" in block)
+    (tmp_path / "smoe.yaml").write_text(example, encoding="utf-8")
+    config = load_config(tmp_path / "smoe.yaml")
+    assert config.corpus_weights() == {"rare": 3.0}
+    assert {name: corpus.sentences["train"] for name, corpus in config.data.corpora.items()} == {"common": 200, "rare": 20}
 
 
 def test_turns_are_dealt_evenly_not_drawn():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import soundfile
+from lhotse import Recording
 
 from smoe_cli import pipeline
 from smoe_cli.config import Config
@@ -165,6 +167,53 @@ def test_a_command_in_wav_scp_is_refused_with_the_cure_and_never_run(kaldi, tmp_
     assert not marker.exists()
 
 
+def test_tables_of_kaldi_need_not_be_sorted(kaldi, tmp_path):
+    sorted_found, _ = read(tmp_path / "corpus", KALDI)
+    for name in ("text", "utt2spk", "text.tc.de", "wav.scp", "segments"):
+        lines = (kaldi / name).read_text(encoding="utf-8").splitlines()
+        write(kaldi / name, "\n".join(reversed(sorted(lines))) + "\n")
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert problems == [] and [(u.id, u.transcript, u.speaker, u.translations) for u in found] == [
+        (u.id, u.transcript, u.speaker, u.translations) for u in sorted_found
+    ]
+
+
+def test_lines_about_nobody_are_found_wherever_they_stand(kaldi, tmp_path):
+    write(kaldi / "text", "a-u0 zero\na-u1 one\na-u2 x\nb-u2 three\nb-u3 four\nc y\nc z\n")
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert [utterance.id for utterance in found] == ["a-u1", "b-u2", "b-u3"]
+    strays = [f"line {line} is about utterance `{key}`, which `segments` lacks" for line, key in ((1, "a-u0"), (3, "a-u2"), (6, "c"))]
+    assert sorted(problem.partition("` ")[2] for problem in problems) == sorted([*strays, "line 7: `c` occurs before"])
+
+
+def test_recordings_of_kaldi_do_not_fill_the_memory(kaldi, tmp_path, monkeypatch):
+    """They are walked side by side, if sorted as Kaldi sorts them; unsorted ones are held."""
+    (kaldi / "segments").unlink()
+    keys = [f"speaker-{number:06d}" for number in range(20_000)]
+    for name, value in {
+        "wav.scp": "wav/r1.wav",
+        "text": "a sentence of some length",
+        "utt2spk": "speaker",
+        "text.tc.de": "ein Satz",
+    }.items():
+        write(kaldi / name, "".join(f"{key} {value}\n" for key in keys))
+    recording = Recording.from_file(kaldi / "wav" / "r1.wav")
+    monkeypatch.setattr("smoe_cli.corpora.kaldi.recording_of", lambda *arguments: recording)
+
+    def most_bytes() -> float:
+        work = Work("theirs", tmp_path / "corpus", tmp_path / "audio")
+        corpus = recipe(tmp_path / "corpus", KALDI).data.corpora["theirs"]
+        tracemalloc.start()
+        assert sum(1 for _ in read_corpus(corpus, work)) == len(keys) and not work.problems
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most / len(keys)
+
+    assert most_bytes() < 50
+    write(kaldi / "text", "".join(f"{key} a sentence of some length\n" for key in reversed(keys)))
+    assert most_bytes() > 200, "what the measure sees of one table in memory"
+
+
 def test_a_damaged_recording_is_said_once_for_all_its_segments(kaldi, tmp_path):
     (kaldi / "wav" / "r1.wav").unlink()
     found, problems = read(tmp_path / "corpus", KALDI)
@@ -313,6 +362,14 @@ def test_splits_of_an_audio_folder_may_have_files_of_the_same_name(tmp_path):
     shutil.copytree(tmp_path / "corpus" / "train", tmp_path / "corpus" / "test")
     found, problems = read(tmp_path / "corpus", FOLDER | {"splits": {"dev": None}})
     assert problems == [] and [u.id for u in found] == ["train-sub-b", "train-a", "test-sub-b", "test-a"]
+
+
+def test_audio_that_no_row_of_an_audio_folder_names_is_counted_in_a_note(tmp_path):
+    folder = audiofolder(tmp_path / "corpus", [{"file_name": "./sub/b.wav", "transcription": "two"}])
+    (folder / "sub" / "notes.txt").write_text("no audio")
+    config = recipe(tmp_path / "corpus", FOLDER, tasks={"transcribe": {"languages": ["en"]}})
+    said = f"`theirs`: 1 files of audio that no row of `{folder / 'metadata.csv'}` names (the first: `{folder / 'a.wav'}`) left out"
+    assert said in pipeline.prepare(config).notes
 
 
 def damaged(text: bytes) -> Callable[[Path], object]:

@@ -27,7 +27,7 @@ LEVELS = [
     ["cut_table", "augmentation", "feature_store"],
     ["batching", "upcycling", "slimming", "vocabulary", "counting", "conversion"],
     ["validation"],
-    ["listening"],
+    ["listening", "pack_part"],
     ["band_check"],
     ["gathering"],
     ["preparation", "training", "decoding", "scoring", "audit", "exporting", "packing"],

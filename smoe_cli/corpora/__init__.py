@@ -14,10 +14,11 @@ from smoe_cli.errors import DataError
 def read_corpus(settings: CorpusSettings, work: Work) -> Iterator[Utterance]:
     """Yield a corpus's utterances with the recipe's split names, and what its settings say of all of them.
 
-    What is wrong with one utterance, such as a split that is none of train, dev, test, goes to `work.unfit`.
+    What is wrong with one utterance, such as a split that is none of train, dev, test, goes to `work.unfit`; what is wrong with
+    several at once, such as a part that is missing, to `work.lost`.
 
     Raises:
-        DataError: For a damaged or missing source.
+        DataError: For a damaged or missing source that nothing can be read without.
     """
     for utterance in import_module(settings.reader).read(settings, work):
         split = settings.split_of(utterance.split)

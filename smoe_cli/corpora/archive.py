@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from smoe_cli.corpora.files import AUDIO_SUFFIXES
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import read_object
 from smoe_cli.records import whole_file
@@ -18,8 +19,6 @@ LARGEST_AUDIO = 4 * 2**30
 LARGEST_TEXT = 4 * 2**20
 """Bytes of a recording's description, and of any header: thousands of times what one takes."""
 CHUNK = 2**20
-AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
-"""What a file may be called; any other is recognised by its content. Some suffixes would make a reader start a program."""
 TARFILE_RAISES = (tarfile.TarError, OSError, EOFError, ValueError, IndexError, KeyError, TypeError, OverflowError)
 """What `tarfile` raises on archives that are damaged, or made to confuse it."""
 CURE = "bring back the whole archive, or pack it again"
@@ -50,6 +49,7 @@ class Archive:
     Attributes:
         audio: Cut's id -> the member with its audio; None: the cut has none.
         problems: What cannot be used in it, a member each.
+        broken: Why it could not be read to its end, if so.
     """
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
@@ -59,6 +59,7 @@ class Archive:
         self._identity = f"{path.resolve()}\t{stat.st_size}\t{stat.st_mtime_ns}"
         self.audio: dict[str, tarfile.TarInfo | None] = {}
         self.problems: list[DataError] = []
+        self.broken: DataError | None = None
         self._described: dict[str, tarfile.TarInfo] = {}
         for member in self._members():
             try:
@@ -75,7 +76,7 @@ class Archive:
                     yield member
         except TARFILE_RAISES as error:
             packed = "; packed archives are not read: unpack it to a plain `.tar`" if not self.audio else ""
-            self.problems.append(DataError(f"cannot read archive `{self.path}`: {error}", CURE + packed))
+            self.broken = DataError(f"cannot read archive `{self.path}`: {error}", CURE + packed)
 
     def _take(self, member: tarfile.TarInfo) -> None:
         name, where = PurePosixPath(member.name), f"`{self.path}`: member `{member.name}`"
@@ -126,6 +127,7 @@ class Archive:
         member = self.audio.get(cut_id)
         if member is None:
             raise DataError(f"cut `{cut_id}` has no audio in `{self.path}`", "bring back the archive of this manifest, or remove the cut")
+        # Any other file is recognised by its content: some suffixes would make a reader start a program.
         suffix = PurePosixPath(member.name).suffix.lower()
         name = hashlib.sha256(f"{self._identity}\t{member.offset_data}\t{member.size}".encode()).hexdigest()[:32]
         target = folder / name[:2] / (name + (suffix if suffix in AUDIO_SUFFIXES else ""))

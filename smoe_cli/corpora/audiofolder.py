@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smoe_cli.audio import describe
-from smoe_cli.corpora.lines import answers_of, found, id_of, lacking, objects, row_of, text_of, texts_of, utterances, wanted
+from smoe_cli.corpora.files import Named, recording_of
+from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, lacking, objects, row_of, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
@@ -21,20 +21,26 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per row, in the order of the table.
 
     Raises:
-        DataError: If a table is missing or unreadable, or lacks a column. A row that is damaged, or names audio that is not there,
-            goes to `work.unfit`.
+        Nothing: a table that is missing or unreadable, or lacks a column, goes to `work.lost`; a row that is damaged, or names audio
+            that is not there, to `work.unfit`. Audio that no row names is counted in `work.left_out`.
     """
-    for split, name in wanted(settings, settings.folders):
+
+    def folder(split: str, name: str) -> Iterator[Utterance]:
         table = found(work.root / settings.path / name / settings.metadata, settings, work, f"folders.{split}", "table")
         rows: Iterator[tuple[str, Mapping[str, Any]]]
         rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
         with table.open("rb") as file:
             total = sum(1 for _ in file) - (table.suffix == ".csv")
 
-        def make(where: str, row: Mapping[str, Any], folder: Path = table.parent, split: str = split) -> Utterance:
-            return _utterance(where, row, folder, split, settings, work)
+        named = Named()
+
+        def make(where: str, row: Mapping[str, Any]) -> Utterance:
+            return _utterance(where, row, table.parent, split, settings, work, named)
 
         yield from utterances(rows, total, make, work, f"{split} rows")
+        named.report_others([table.parent], work, f"that no row of `{table}` names")
+
+    yield from each_split(settings, settings.folders, work, folder)
 
 
 def _columns(settings: AudioFolderCorpus) -> list[str]:
@@ -63,7 +69,9 @@ def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[
         raise DataError(f"cannot read table `{table}`: {error.strerror}", "check the file and its rights") from error
 
 
-def _utterance(where: str, row: Mapping[str, Any], folder: Path, split: str, settings: AudioFolderCorpus, work: Work) -> Utterance:
+def _utterance(
+    where: str, row: Mapping[str, Any], folder: Path, split: str, settings: AudioFolderCorpus, work: Work, named: Named
+) -> Utterance:
     def said(column: str | None) -> str:
         if column is None:
             return ""
@@ -74,12 +82,13 @@ def _utterance(where: str, row: Mapping[str, Any], folder: Path, split: str, set
     name = said(FILE)
     if not name:
         raise DataError(f"`{FILE}` is empty", "name the audio file, or remove the line")
+    named.add(folder / name)
     if settings.untrusted:
         check_within(folder / name, work.root, where)
     utterance_id = said(settings.id_column) or id_of(folder / name, work.root / settings.path)
     return Utterance(
         id=utterance_id,
-        recording=describe(folder / name, utterance_id),
+        recording=recording_of(folder / name, utterance_id),
         split=split,
         speaker=said(settings.speaker_column),
         language=said(settings.language_column),

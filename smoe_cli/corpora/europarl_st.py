@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from smoe_cli.corpora.files import is_file
 from smoe_cli.corpora.segments import PUBLISHED, Segment, Source, merged, number, span_id
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import EuroparlStCorpus
@@ -18,8 +19,8 @@ def read(settings: EuroparlStCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per segment, with its translations into all target languages that have the same segment.
 
     Raises:
-        DataError: If the folder of the spoken language is missing. A missing list or text, files with different numbers of lines, and
-            segments without a sound time go to `work.unfit`, as do speeches that were not converted to FLAC or WAV.
+        DataError: If the folder of the spoken language is missing. A missing list or text, and files with different numbers of
+            lines, go to `work.lost`, segments without a sound time to `work.unfit`, as do speeches that were not converted to FLAC or WAV.
     """
     source = Source(settings, work)
     folder = source.folder(settings.path / settings.spoken)
@@ -53,7 +54,7 @@ def _language_pair(source: Source, folder: Path, languages: tuple[str, str], par
             id=span_id(part, fields[0], span_s),
             where=where,
             split=part,
-            audio=next((path for path in paths if path.is_file()), paths[0]),
+            audio=next((path for path in paths if is_file(path)), paths[0]),
             language=languages[0],
             transcript=transcript,
             translations={languages[1]: [translation]},

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from smoe_cli.corpora.files import files_below
 from smoe_cli.corpora.segments import PUBLISHED, Segment, Source, number
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import FisherCallhomeCorpus
@@ -32,8 +33,8 @@ def read(settings: FisherCallhomeCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per line of the mappings: one or several lines of one speaker, who has a channel of a call.
 
     Raises:
-        DataError: If a folder is missing. Texts that do not fit the mapping, and calls, transcripts and lines that a mapping names and
-            that are missing or damaged, go to `work.unfit`.
+        DataError: If a folder is missing. Texts that do not fit the mapping, and transcripts that a mapping names and that are missing
+            or damaged, go to `work.lost`, calls and lines of that kind to `work.unfit`.
     """
     source = Source(settings, work)
     mappings = source.folder(settings.path / "mapping")
@@ -76,6 +77,11 @@ def read(settings: FisherCallhomeCorpus, work: Work) -> Iterator[Utterance]:
         yield from source.each(items, segment)
 
     yield from source.utterances(source.every_part(part))
+    for collection in named.values():
+        # Which part a call is of only the part's mapping tells.
+        parts = [part for part in settings.parts if part.startswith(f"{collection.name}_")]
+        if set(parts) <= set(settings.kept_parts()):
+            source.report_calls(collection.unnamed(), f"no line in `{mappings}`")
 
 
 class _Collection:
@@ -92,17 +98,24 @@ class _Collection:
         self._files = source.calls(self.transcripts, [".tdf"] if fisher else [".txt"])
         self._people = self._table_of_calls() if fisher else {}
         self._lines: dict[str, list[str]] = {}
+        self._asked: set[str] = set()
 
     def load(self, calls: Iterable[str]) -> set[str]:
-        """Read the transcripts of some calls; those that cannot be read go to `work.unfit`, once each, and are returned."""
+        """Read the transcripts of some calls; those that cannot be read go to `work.lost`, once each, and are returned."""
         missing = set()
-        for call in dict.fromkeys(calls):
+        calls = list(dict.fromkeys(calls))
+        self._asked.update(call.lower() for call in calls)
+        for call in calls:
             try:
                 self._lines[call] = self._transcript(call)
             except DataError as error:
-                self.source.work.unfit(error)
+                self.source.work.lost(error)
                 missing.add(call)
         return missing
+
+    def unnamed(self) -> list[Path]:
+        """Calls that no mapping named."""
+        return [path for call, path in self._calls.items() if call not in self._asked]
 
     def _transcript(self, call: str) -> list[str]:
         path = self._files.get(call)
@@ -139,7 +152,8 @@ class _Collection:
 
     def _table_of_calls(self) -> dict[str, tuple[str, str]]:
         """Number of a call -> who speaks on each channel."""
-        tables = sorted(path for folder in (self.speech, self.transcripts) for path in folder.rglob("*_call.tbl"))
+        files = [path for folder in (self.speech, self.transcripts) for path in files_below(folder, self.source.work.lost)]
+        tables = sorted(path for path in files if path.name.endswith("_call.tbl"))
         if not tables:
             raise DataError(
                 f"no table of calls, `*_call.tbl`, below `{self.speech}` and `{self.transcripts}`", "unpack the folder `docs` of the corpus"

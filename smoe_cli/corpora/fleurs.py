@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from smoe_cli.corpora.files import Named, is_dir, is_file
 from smoe_cli.corpora.segments import Segment, Source
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import FleursCorpus
@@ -18,7 +19,8 @@ def read(settings: FleursCorpus, work: Work) -> Iterator[Utterance]:
     Nobody knows who speaks. The tables may also lie in `metadata/en_us/`, and the audio in `en_us/train/`, where Lhotse puts them.
 
     Raises:
-        DataError: If the folder of a language is missing. A missing table, and lines with other than seven fields, go to `work.unfit`.
+        DataError: If the folder of a language is missing. A missing table goes to `work.lost`, a line with other than seven fields to
+            `work.unfit`.
     """
     source = Source(settings, work)
     folder = source.folder(settings.path / settings.spoken)
@@ -26,8 +28,10 @@ def read(settings: FleursCorpus, work: Work) -> Iterator[Utterance]:
     read_by_others = {target: _sentences(source, settings.path, code) for target, code in settings.translations.items()}
 
     def part(name: str) -> Iterator[Segment]:
-        audio = folder / name if (folder / name).is_dir() else folder / "audio" / name
-        for where, row in source.table(_table(source, settings.path, settings.spoken, name), (), COLUMNS):
+        audio = folder / name if is_dir(folder / name) else folder / "audio" / name
+        table, named = _table(source, settings.path, settings.spoken, name), Named()
+        for where, row in source.table(table, (), COLUMNS):
+            named.add(audio / row["file_name"])
             others = {target: sentences.get(row["id"], []) for target, sentences in read_by_others.items()}
             yield Segment(
                 id=f"{row['id']}-{Path(row['file_name']).stem}",
@@ -38,13 +42,14 @@ def read(settings: FleursCorpus, work: Work) -> Iterator[Utterance]:
                 transcript=row["raw_transcription"],
                 translations={target: texts for target, texts in others.items() if texts},
             )
+        named.report_others([audio], work, f"that `{table}` does not name")
 
     yield from source.utterances(source.every_part(part))
 
 
 def _table(source: Source, folder: Path, code: str, part: str) -> Path:
     downloaded = source.work.root / folder / "metadata" / code / f"{part}.tsv"
-    return downloaded if downloaded.is_file() else source.work.root / folder / code / f"{part}.tsv"
+    return downloaded if is_file(downloaded) else source.work.root / folder / code / f"{part}.tsv"
 
 
 def _sentences(source: Source, folder: Path, code: str) -> dict[str, list[str]]:

@@ -1,19 +1,25 @@
-"""Data folders of Kaldi and ESPnet: tables of `key value`, one line each. Nothing that they say is run, unless the recipe allows it."""
+"""Data folders of Kaldi and ESPnet: tables of `key value`, one line each. Nothing that they say is run, unless the recipe allows it.
+
+Kaldi sorts its tables, so those about utterances are walked side by side, a line of each in memory. A table that is not sorted is held in
+memory whole; so are, beside `segments`, the tables about recordings.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from lhotse import Recording
 
-from smoe_cli.audio import describe
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.lines import found, placed, text_lines, utterances, wanted
+from smoe_cli.corpora.files import recording_of
+from smoe_cli.corpora.lines import each_split, found, placed, text_lines, utterances
 from smoe_cli.corpora.outside import COMMAND, URL, Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import KaldiCorpus
@@ -26,148 +32,248 @@ WHOLE = -1.0
 """End of a segment that goes to the end of its recording."""
 
 
+class _Row(NamedTuple):
+    """A line of a table. Its place is put into words only where it is needed."""
+
+    key: str
+    number: int
+    value: str
+
+
 @dataclass(frozen=True)
 class _Table:
-    """One file: key -> number of its line, and value. A place is put into words only where it is needed: a table may have millions."""
+    """One file about utterances, read as often as asked."""
 
     path: Path
-    rows: dict[str, tuple[int, str]] = field(default_factory=dict)
+    work: Work
 
-    def __getitem__(self, key: str) -> str:
-        return self.rows[key][1]
+    def rows(self, unfit: Callable[[DataError], None] | None = None) -> Iterator[_Row]:
+        """Yield its rows sorted by key, each key once.
+
+        Args:
+            unfit: Called for what is wrong with a line, which is left out; None: `work.unfit`.
+        """
+        unfit = unfit or self.work.unfit
+        if self._is_sorted():
+            last = ""
+            for row in _rows(self.path, unfit):
+                if row.key == last:
+                    unfit(_twice(self.path, row))
+                else:
+                    last = row.key
+                    yield row
+            return
+        yield from sorted(_held(self.path, unfit).values())
+
+    def _is_sorted(self) -> bool:
+        return all(one.key <= other.key for one, other in pairwise(_rows(self.path, lambda error: None)))
+
+    def count(self) -> int:
+        """About how many rows it has."""
+        return sum(1 for _ in _rows(self.path, lambda error: None))
+
+    def where(self, row: _Row) -> str:
+        return f"`{self.path}` line {row.number}"
+
+
+class _Beside:
+    """A table beside the one that lists the utterances: asked for their keys, which come sorted.
+
+    Args:
+        table: What it says of utterances.
+        listing: The table that lists them.
+    """
+
+    def __init__(self, table: _Table, listing: _Table) -> None:
+        self.path, self._table, self._listing = table.path, table, listing
+        self._rows = table.rows()
+        self._next = next(self._rows, None)
+
+    def of(self, key: str) -> str | None:
+        """What it says of an utterance; None: nothing. Lines before it are about utterances that there are none."""
+        while self._next is not None and self._next.key < key:
+            self._report_stray(self._next)
+            self._next = next(self._rows, None)
+        if self._next is None or self._next.key != key:
+            return None
+        value, self._next = self._next.value, next(self._rows, None)
+        return value
+
+    def end(self) -> None:
+        """No more utterances will come."""
+        while self._next is not None:
+            self._report_stray(self._next)
+            self._next = next(self._rows, None)
+
+    def _report_stray(self, row: _Row) -> None:
+        """A line about an utterance that does not exist: most often, something was lost."""
+        self._table.work.unfit(
+            DataError(
+                f"{self._table.where(row)} is about utterance `{row.key}`, which `{self._listing.path.name}` lacks",
+                "bring back the line there, or remove this one (`utils/fix_data_dir.sh`)",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """One file about recordings, in memory: segments ask for them in any order."""
+
+    path: Path
+    rows: dict[str, _Row]
 
     def __contains__(self, key: object) -> bool:
         return key in self.rows
 
     def where(self, key: str) -> str:
-        return f"`{self.path}` line {self.rows[key][0]}"
+        return f"`{self.path}` line {self.rows[key].number}"
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """The tables of one split, and the recordings that were opened so far."""
+    """The tables of one split; with segments, `wav.scp` and the recordings that were opened so far are in memory."""
 
     path: Path
     split: str
-    wavs: _Table
-    segments: _Table | None
-    channels: _Table | None
-    transcripts: _Table | None
-    translations: dict[str, list[_Table]]
-    speakers: _Table | None
-    languages: _Table | None
+    listing: _Table
+    wavs: _Held | None
+    channels: _Held | None
+    transcripts: _Beside | None
+    translations: dict[str, list[_Beside]]
+    speakers: _Beside | None
+    languages: _Beside | None
     outside: Outside
     opened: dict[str, tuple[Recording, int] | DataError] = field(default_factory=dict)
+
+    def beside(self) -> list[_Beside]:
+        """All tables beside the listing."""
+        some = (self.transcripts, *(table for tables in self.translations.values() for table in tables), self.speakers, self.languages)
+        return [table for table in some if table is not None]
 
 
 def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per segment, or per recording where there are no segments, sorted by id.
 
     Raises:
-        DataError: If a folder lacks a file that the settings name. A line that is damaged, is a command that the settings do not
-            allow, or names what another file lacks, goes to `work.unfit`.
+        Unwritable: If audio of a command or an address cannot be written. A folder that lacks a file which the settings name goes to
+            `work.lost`; a line that is damaged, is a command that the settings do not allow, or names what another file lacks, to
+            `work.unfit`.
     """
-    for split, name in wanted(settings, settings.folders):
+
+    def read_folder(split: str, name: str) -> Iterator[Utterance]:
         folder = _open(split, work.root / settings.path / name, settings, work)
-        keys = folder.segments if folder.segments is not None else folder.wavs
-        _report_strays(folder, keys, settings, work)
-        folder.outside.bring(_outside(folder, keys))
-        rows = ((keys.where(key), key) for key in sorted(keys.rows))
+        folder.outside.bring(_outside(folder))
+        rows = ((folder.listing.where(row), row) for row in folder.listing.rows())
 
-        def make(where: str, key: str, folder: _Folder = folder) -> Utterance:
-            return _utterance(where, key, folder, settings, work)
+        def make(where: str, row: _Row) -> Utterance:
+            return _utterance(where, row, folder, settings, work)
 
-        yield from utterances(rows, len(keys.rows), make, work, f"{split} utterances")
+        yield from utterances(rows, folder.listing.count(), make, work, f"{split} utterances")
+        for table in folder.beside():
+            table.end()
+
+    yield from each_split(settings, settings.folders, work, read_folder)
 
 
 def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
     def table(name: str) -> _Table:
-        return _table(found(path / name, settings, work, f"folders.{split}", "file"), work)
+        return _Table(found(path / name, settings, work, f"folders.{split}", "file"), work)
 
     def table_if_any(name: str) -> _Table | None:
         # A link that leads nowhere is a file that was lost, not one that never was.
         return table(name) if os.path.lexists(path / name) else None
 
+    def held(table: _Table | None) -> _Held | None:
+        return None if table is None else _Held(table.path, _held(table.path, work.unfit))
+
+    wavs, segments = table("wav.scp"), table_if_any("segments")
+    listing = wavs if segments is None else segments
+
+    def beside(table: _Table | None) -> _Beside | None:
+        return None if table is None else _Beside(table, listing)
+
     named = {lang: [names] if isinstance(names, str) else names for lang, names in settings.translations.items()}
     return _Folder(
         path=path,
         split=split,
-        wavs=table("wav.scp"),
-        segments=table_if_any("segments"),
-        channels=table_if_any("reco2file_and_channel"),
-        transcripts=table(settings.text) if settings.text else None,
-        translations={lang: [table(name) for name in names] for lang, names in named.items()},
-        speakers=table_if_any("utt2spk"),
-        languages=table_if_any("utt2lang"),
+        listing=listing,
+        wavs=None if segments is None else held(wavs),
+        channels=held(table_if_any("reco2file_and_channel")),
+        transcripts=beside(table(settings.text) if settings.text else None),
+        translations={lang: [_Beside(table(name), listing) for name in names] for lang, names in named.items()},
+        speakers=beside(table_if_any("utt2spk")),
+        languages=beside(table_if_any("utt2lang")),
         outside=Outside(settings.allow_sources, work, path if settings.audio_root is None else work.root / settings.audio_root),
     )
 
 
-def _table(path: Path, work: Work) -> _Table:
-    table = _Table(path)
-    for number, line in text_lines(path, work.unfit):
-        key, *rest = line.split(None, 1)[:2] if line.strip() else [""]
-        if not key:
-            work.unfit(DataError(f"`{path}` line {number} is empty", "remove the line"))
-        elif key in table:
-            work.unfit(DataError(f"`{path}` line {number}: `{key}` occurs before", "each key has one line; remove or rename one"))
+def _rows(path: Path, unfit: Callable[[DataError], None]) -> Iterator[_Row]:
+    for number, line in text_lines(path, unfit):
+        parts = line.split(None, 1)
+        if parts:
+            yield _Row(parts[0], number, parts[1].strip() if len(parts) > 1 else "")
         else:
-            table.rows[key] = (number, rest[0].strip() if rest else "")
-    return table
+            unfit(DataError(f"`{path}` line {number} is empty", "remove the line"))
 
 
-def _report_strays(folder: _Folder, keys: _Table, settings: KaldiCorpus, work: Work) -> None:
-    """Lines about utterances that do not exist: most often, something was lost."""
-    listing = "segments" if folder.segments is not None else "wav.scp"
-    texts = [folder.transcripts, *(table for tables in folder.translations.values() for table in tables)]
-    for table in (table for table in [*texts, folder.speakers, folder.languages] if table is not None):
-        for key in table.rows:
-            if key not in keys:
-                work.unfit(
-                    DataError(
-                        f"{table.where(key)} is about utterance `{key}`, which `{listing}` lacks",
-                        "bring back the line there, or remove this one (`utils/fix_data_dir.sh`)",
-                    )
-                )
+def _held(path: Path, unfit: Callable[[DataError], None]) -> dict[str, _Row]:
+    """Key -> row."""
+    rows: dict[str, _Row] = {}
+    for row in _rows(path, unfit):
+        if row.key in rows:
+            unfit(_twice(path, row))
+        else:
+            rows[row.key] = row
+    return rows
 
 
-def _outside(folder: _Folder, keys: _Table) -> Iterator[Named]:
+def _twice(path: Path, row: _Row) -> DataError:
+    return DataError(f"`{path}` line {row.number}: `{row.key}` occurs before", "each key has one line; remove or rename one")
+
+
+def _outside(folder: _Folder) -> Iterator[Named]:
     """Commands and addresses that the utterances need, and that are allowed."""
     if not folder.outside.allowed:
         return
-    for key in sorted(keys.rows):
-        recording_id = next(iter(folder.segments[key].split()), "") if folder.segments is not None else key
-        try:
-            name, _ = _line_of(recording_id, folder)
-        except DataError:  # said where the utterance is made
-            continue
-        named = _named(folder.wavs[name])
+    for row in folder.listing.rows(lambda error: None):
+        value = row.value
+        if folder.wavs is not None:
+            try:
+                value = folder.wavs.rows[_line_of(next(iter(row.value.split()), ""), folder, folder.wavs)[0]].value
+            except DataError:  # said where the utterance is made
+                continue
+        named = _named(value)
         if named is not None and named.kind in folder.outside.allowed:
             yield named
 
 
-def _utterance(where: str, key: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> Utterance:
-    recording_id, start_s, end_s = key, 0.0, WHOLE
-    if folder.segments is not None:
-        recording_id, start_s, end_s = _segment(folder.segments[key])
-    recording, channel = _recording(recording_id, folder, settings, work)
+def _utterance(where: str, row: _Row, folder: _Folder, settings: KaldiCorpus, work: Work) -> Utterance:
+    # First, and whatever else is wrong: each table goes on to the next utterance.
+    told = {id(table): table.of(row.key) for table in folder.beside()}
+    start_s, end_s = 0.0, WHOLE
+    if folder.wavs is None:
+        recording, channel = _alone(where, row, folder, settings, work)
+    else:
+        recording_id, start_s, end_s = _segment(row.value)
+        recording, channel = _recording(recording_id, folder, folder.wavs, settings, work)
 
-    def said(table: _Table | None) -> str:
+    def said(table: _Beside | None) -> str:
         if table is None:
             return ""
-        if key not in table:
-            raise DataError(f"utterance `{key}` has no line in `{table.path}`", "write it, or remove the utterance everywhere")
-        return table[key]
+        value = told[id(table)]
+        if value is None:
+            raise DataError(f"utterance `{row.key}` has no line in `{table.path}`", "write it, or remove the utterance everywhere")
+        return value
 
-    right = {lang: [table[key] for table in tables if key in table] for lang, tables in folder.translations.items()}
+    right = {lang: [text for table in tables if (text := told[id(table)])] for lang, tables in folder.translations.items()}
     return Utterance(
-        id=key,
+        id=row.key,
         recording=recording,
         split=folder.split,
         speaker=said(folder.speakers),
         language=said(folder.languages),
         transcript=said(folder.transcripts),
-        translations={lang: kept for lang, texts in right.items() if (kept := [text for text in texts if text])},
+        translations={lang: texts for lang, texts in right.items() if texts},
         start_s=start_s,
         duration_s=None if end_s == WHOLE else end_s - start_s,
         channel=channel,
@@ -186,11 +292,23 @@ def _segment(value: str) -> tuple[str, float, float]:
     return recording_id, start_s, end_s
 
 
-def _recording(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
+def _alone(where: str, row: _Row, folder: _Folder, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
+    """The recording that is an utterance, and the channel of it."""
+    channel = None
+    if folder.channels is not None and row.key in folder.channels:
+        _, channel = _file_and_channel(folder.channels.rows[row.key].value, folder.channels.where(row.key))
+    return _described(row.key, where, row.value, channel, folder, settings, work)
+
+
+def _recording(recording_id: str, folder: _Folder, wavs: _Held, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
     """A recording and the channel of it; its header is read once for all its segments."""
     if recording_id not in folder.opened:
         try:
-            folder.opened[recording_id] = _described(recording_id, folder, settings, work)
+            name, channel = _line_of(recording_id, folder, wavs)
+            line = wavs.rows[name].value
+            folder.opened[recording_id] = _described(recording_id, wavs.where(name), line, channel, folder, settings, work)
+        except Unwritable:
+            raise
         except DataError as error:
             folder.opened[recording_id] = error
     opened = folder.opened[recording_id]
@@ -199,12 +317,13 @@ def _recording(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: 
     return opened
 
 
-def _described(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
-    name, channel = _line_of(recording_id, folder)
-    where, value = folder.wavs.where(name), folder.wavs[name]
+def _described(
+    recording_id: str, where: str, value: str, channel: int | None, folder: _Folder, settings: KaldiCorpus, work: Work
+) -> tuple[Recording, int]:
+    """What a line of `wav.scp` names."""
     try:
         path = _path(value, where, folder, settings, work)
-        recording = describe(path, recording_id, 1 if channel is None else None)
+        recording = recording_of(path, recording_id, 1 if channel is None else None)
         if channel is not None and 1 < recording.num_channels <= channel:
             raise DataError(
                 f"audio `{path}` has {recording.num_channels} channels, and number {channel + 1} is wanted",
@@ -218,14 +337,14 @@ def _described(recording_id: str, folder: _Folder, settings: KaldiCorpus, work: 
     return recording, (channel or 0) if recording.num_channels > 1 else 0
 
 
-def _line_of(recording_id: str, folder: _Folder) -> tuple[str, int | None]:
+def _line_of(recording_id: str, folder: _Folder, wavs: _Held) -> tuple[str, int | None]:
     """Which line of `wav.scp` a recording has, and its channel; None: the only one."""
     file_id, channel = recording_id, None
     if folder.channels is not None and recording_id in folder.channels:
-        file_id, channel = _file_and_channel(folder.channels[recording_id], folder.channels.where(recording_id))
-    name = recording_id if recording_id in folder.wavs else file_id
-    if name not in folder.wavs:
-        raise DataError(f"recording `{recording_id}` has no line in `{folder.wavs.path}`", "write it, or remove the recording's utterances")
+        file_id, channel = _file_and_channel(folder.channels.rows[recording_id].value, folder.channels.where(recording_id))
+    name = recording_id if recording_id in wavs else file_id
+    if name not in wavs:
+        raise DataError(f"recording `{recording_id}` has no line in `{wavs.path}`", "write it, or remove the recording's utterances")
     return name, channel
 
 

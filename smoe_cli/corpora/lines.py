@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from smoe_cli.corpora.archive import Unwritable
+from smoe_cli.corpora.files import is_file
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
@@ -25,6 +27,26 @@ def wanted(settings: CorpusSettings, parts: Mapping[str, P]) -> list[tuple[str, 
     return [(split, path) for split, path in parts.items() if settings.split_of(split) is not None]
 
 
+def each_split(
+    settings: CorpusSettings, parts: Mapping[str, P], work: Work, read: Callable[[str, P], Iterable[Utterance]]
+) -> Iterator[Utterance]:
+    """Yield what is read of each split that the recipe does not leave out; what ends one goes to `work.lost`, and the next is read.
+
+    Args:
+        read: Called with the split and its file or folder; raises DataError.
+
+    Raises:
+        Unwritable: If audio cannot be written.
+    """
+    for split, path in wanted(settings, parts):
+        try:
+            yield from read(split, path)
+        except Unwritable:
+            raise
+        except DataError as error:
+            work.lost(error)
+
+
 def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str = "manifest") -> Path:
     """A file that a corpus starts from.
 
@@ -38,7 +60,7 @@ def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str 
     where = f"data.corpora.{work.name}.{key}"
     if settings.untrusted:
         check_within(path, work.root, f"`{where}`")
-    if not path.is_file():
+    if not is_file(path):
         split = key.partition(".")[2]
         leave_out = f"; if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`" if split else ""
         raise DataError(f"no {what} `{path}`", f"correct `{where}` or `data.root`{leave_out}")

@@ -14,7 +14,8 @@ def read(settings: MtedxCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per segment, with its translations into all target languages that have the same segment.
 
     Raises:
-        DataError: If the corpus's folder is missing. What is wrong with a part or a segment goes to `work.unfit`, as with MuST-C.
+        DataError: If the corpus's folder is missing. What is wrong with a part goes to `work.lost`, with a segment to `work.unfit`, as with
+            MuST-C.
     """
     source = Source(settings, work)
     folder = source.folder(settings.path)

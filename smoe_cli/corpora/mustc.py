@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from smoe_cli.corpora.files import Named
 from smoe_cli.corpora.segments import PUBLISHED, Segment, Source, merged, number, span_id
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import MustcCorpus
@@ -15,8 +16,8 @@ def read(settings: MustcCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per segment, with its translations into all target languages that have the same segment.
 
     Raises:
-        DataError: If the corpus's folder is missing. A missing or damaged file of a part, files with different numbers of lines,
-            and segments that name no audio or no time go to `work.unfit`.
+        DataError: If the corpus's folder is missing. A missing or damaged file of a part, and files with different numbers of
+            lines, go to `work.lost`, segments that name no audio or no time to `work.unfit`.
     """
     source = Source(settings, work)
     folder = source.folder(settings.path)
@@ -41,7 +42,7 @@ def language_pair(source: Source, folder: Path, languages: Sequence[str], suffix
         DataError: If a file of texts is missing or damaged, or has another number of lines than the list.
     """
     part, listed = folder.name, folder / "txt" / f"{folder.name}.yaml"
-    entries = source.yaml_list(listed)
+    entries, named = source.yaml_list(listed), Named()
     transcripts, *translations = source.parallel(listed, len(entries), [folder / "txt" / f"{part}.{lang}" for lang in languages])
 
     def segment(where: str, row: tuple[dict[str, str], str, tuple[str, ...]]) -> Segment:
@@ -51,11 +52,13 @@ def language_pair(source: Source, folder: Path, languages: Sequence[str], suffix
         if not entry.get("wav"):
             raise DataError("names no audio as `wav`", PUBLISHED)
         name = entry["wav"].removesuffix(".wav").removesuffix(suffix)
+        audio = folder / "wav" / f"{name}{suffix}"
+        named.add(audio)
         return Segment(
             id=span_id(part, name, span_s),
             where=where,
             split=part,
-            audio=folder / "wav" / f"{name}{suffix}",
+            audio=audio,
             language=languages[0],
             transcript=transcript,
             translations={lang: [text] for lang, text in zip(languages[1:], texts, strict=True)},
@@ -68,3 +71,4 @@ def language_pair(source: Source, folder: Path, languages: Sequence[str], suffix
     rows = zip(*translations, strict=True) if translations else (() for _ in entries)
     items = enumerate(zip(entries, transcripts, rows, strict=True), start=1)
     yield from source.each(((f"`{listed}` segment {place}", row) for place, row in items), segment)
+    named.report_others([folder / "wav"], source.work, f"that `{listed}` does not name")

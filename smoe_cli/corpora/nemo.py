@@ -6,16 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from smoe_cli.audio import TOLERANCE_S, describe
-from smoe_cli.corpora.lines import answers_of, found, id_of, objects, placed, text_of, texts_of, utterances, wanted
+from smoe_cli.audio import TOLERANCE_S
+from smoe_cli.corpora.files import recording_of
+from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, placed, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import NemoCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
+from smoe_cli.records import name_digest
 
 TRANSCRIBES, TRANSLATES = ("asr", "transcribe"), ("ast", "translate", "s2t_translation")
 NO_ANSWER = "na"
@@ -39,26 +40,29 @@ class _Row:
 
     def key(self) -> bytes:
         """The same for rows about the same audio."""
-        return blake2b(repr((self.id, self.audio, self.offset_s, self.duration_s)).encode(), digest_size=16).digest()
+        return name_digest(repr((self.id, self.audio, self.offset_s, self.duration_s)))
 
 
 def read(settings: NemoCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per piece of audio, in the order of the manifest, where its last row stands.
 
     Raises:
-        DataError: If a manifest is missing or unreadable. A line that is no JSON object, lacks a field, contradicts itself or another
-            line about the same audio, or names audio that is not there, goes to `work.unfit`.
+        Nothing: a manifest that is missing or unreadable goes to `work.lost`; a line that is no JSON object, lacks a field, contradicts
+            itself or another line about the same audio, or names audio that is not there, to `work.unfit`.
     """
-    for split, relative in wanted(settings, settings.manifests):
+
+    def manifest(split: str, relative: Path) -> Iterator[Utterance]:
         path = found(work.root / relative, settings, work, f"manifests.{split}")
         # What is wrong is said when the rows are used.
-        many = Counter(row.key() for _, row in _rows(path, settings, replace(work, problems=[])))
+        many = Counter(row.key() for _, row in _rows(path, settings, replace(work, problems=[], losses=[])))
         total, rows = len(many), _merged(path, many, settings, work)
 
-        def make(where: str, row: _Row, folder: Path = path.parent, split: str = split) -> Utterance:
-            return _utterance(where, row, folder, split, settings, work)
+        def make(where: str, row: _Row) -> Utterance:
+            return _utterance(where, row, path.parent, split, settings, work)
 
         yield from utterances(rows, total, make, work, f"{split} rows")
+
+    yield from each_split(settings, settings.manifests, work, manifest)
 
 
 def _merged(path: Path, many: Counter[bytes], settings: NemoCorpus, work: Work) -> Iterator[tuple[str, _Row]]:
@@ -184,7 +188,7 @@ def _utterance(where: str, row: _Row, folder: Path, split: str, settings: NemoCo
     path = folder / row.audio
     if settings.untrusted:
         check_within(path, work.root, where)
-    recording = describe(path, row.id)
+    recording = recording_of(path, row.id)
     duration_s = row.duration_s
     if duration_s is not None and row.offset_s is None:
         if duration_s > recording.duration + TOLERANCE_S:

@@ -1,7 +1,8 @@
 """What the readers of published corpora share: recordings, segments and texts that lie in files of their own -> utterances.
 
-Lhotse has recipes for most of these corpora. They are not used: they pass over missing and damaged files without a word
-(`fix_manifests`), keep no translations, and some write files, start processes or reach the network.
+Lhotse has recipes for most of these corpora; tests compare them with these readers. They are not used: they pass over audio and segments
+that lack their other half (`fix_manifests`), have transcripts or translations but not both, and some write files, start processes or
+reach the network. What each of them has otherwise: `docs/how-to/corpora.md`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from lhotse import Recording
 
-from smoe_cli.audio import TOLERANCE_S, describe
+from smoe_cli.audio import TOLERANCE_S
+from smoe_cli.corpora.files import CALL_SUFFIXES, files_below, is_dir, is_file, recording_of, refuse
 from smoe_cli.corpora.lines import table_rows, text_lines
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import PublishedCorpus
@@ -25,8 +27,6 @@ from smoe_cli.manifests import check_within
 
 T = TypeVar("T")
 PUBLISHED = "bring back the file as it was published"
-AUDIO = (".flac", ".wav", ".sph")
-"""Suffixes of calls, the preferred one first: who had to unpack a file of the LDC puts the result beside it."""
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Everything stays text: some ids of talks look like numbers. A base loader makes nothing but mappings, lists and text, whatever tags
 a file has: unlike YAML's other loaders, it cannot be made to call anything."""
@@ -78,7 +78,7 @@ class Source:
             DataError: If it is not there.
         """
         folder = self.work.root / path
-        if not folder.is_dir():
+        if not is_dir(folder):
             name = f"data.corpora.{self.work.name}"
             raise DataError(
                 f"no folder `{folder}`, where `{name}.{setting}` says that the corpus lies",
@@ -94,9 +94,9 @@ class Source:
         """
         if self.settings.untrusted:
             check_within(path, self.work.root, f"corpus `{self.work.name}`")
-        if not path.is_file():
+        if not is_file(path):
             raise DataError(f"no file `{path}`", "bring it back, or unpack the corpus again")
-        return [line for _, line in text_lines(path, _refuse, encoding, PUBLISHED)]
+        return [line for _, line in text_lines(path, refuse, encoding, PUBLISHED)]
 
     def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:
         """The lines of files that have one line for each entry of a list.
@@ -151,20 +151,29 @@ class Source:
             found += entries
         return found
 
-    def calls(self, folder: Path, suffixes: Sequence[str] = AUDIO) -> dict[str, Path]:
+    def calls(self, folder: Path, suffixes: Sequence[str] = CALL_SUFFIXES) -> dict[str, Path]:
         """Name of a file, in small letters and without its suffix -> the file, from anywhere below a folder."""
-        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
+        files = [path for path in files_below(folder, self.work.lost) if path.suffix.lower() in suffixes]
         # The preferred suffix comes last, and stays.
         files.sort(key=lambda path: -suffixes.index(path.suffix.lower()))
         return {path.stem.lower(): path for path in files}
 
+    def report_calls(self, others: Sequence[Path], lacking: str) -> None:
+        """Count calls that nothing is known about, for a note of `smoe prepare`.
+
+        Args:
+            lacking: What there is not, e.g. `no transcript below ...`.
+        """
+        if others:
+            self.work.left_out[f"calls of which there is {lacking} (the first: `{others[0]}`)"] += len(others)
+
     def every_part(self, read: Callable[[str], Iterable[Segment]]) -> Iterator[Segment]:
-        """The segments of every part that is not left out; what keeps one part from being read goes to `work.unfit`."""
+        """The segments of every part that is not left out; what keeps one part from being read goes to `work.lost`."""
         for part in self.settings.kept_parts():
             try:
                 yield from read(part)
             except DataError as error:
-                self.work.unfit(error)
+                self.work.lost(error)
 
     def each(self, items: Iterable[tuple[str, Any]], read: Callable[[str, Any], Segment]) -> Iterator[Segment]:
         """What is read of each (place, item); an item that cannot be read goes to `work.unfit`, with its place."""
@@ -242,7 +251,7 @@ class Source:
         try:
             if self.settings.untrusted:
                 check_within(segment.audio, self.work.root, f"corpus `{self.work.name}`")
-            return describe(segment.audio, segment.audio.stem, segment.channels)
+            return recording_of(segment.audio, segment.audio.stem, segment.channels)
         except DataError as error:
             return error
 
@@ -286,10 +295,6 @@ def number(text: str | None, what: str) -> float:
 def span_id(split: str, recording: str, span_s: tuple[float, float]) -> str:
     """The id of a part of a recording, in milliseconds."""
     return f"{split}-{recording}-{round(1000 * span_s[0]):08d}-{round(1000 * span_s[1]):08d}"
-
-
-def _refuse(error: DataError) -> None:
-    raise error
 
 
 def _is_flat(entry: object) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 
 from lhotse import MonoCut
 
-from smoe_cli.audio import TOLERANCE_S, describe
+from smoe_cli.audio import TOLERANCE_S
 from smoe_cli.corpora.archive import Archive, Unwritable, open_archive
+from smoe_cli.corpora.files import entries, is_dir, recording_of, refuse
 from smoe_cli.corpora.lhotse_cuts import utterance_of
-from smoe_cli.corpora.lines import placed, wanted
+from smoe_cli.corpora.lines import each_split, placed
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import SharCorpus
 from smoe_cli.errors import DataError
@@ -30,21 +31,29 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
     Cuts that `smoe pack` wrote come as they were prepared.
 
     Raises:
-        DataError: If a folder holds no shards, a manifest or an archive is missing or a manifest cannot be read to its end, or audio
-            cannot be written. A cut that is damaged or lacks its audio, audio that no cut names, and members of an archive that
-            could do harm, go to `work.unfit`.
+        Unwritable: If audio cannot be written. A folder that holds no shards, and a manifest or an archive that is missing or cannot be
+            read to its end, go to `work.lost`; a cut that is damaged or lacks its audio, audio that no cut names, and members of an
+            archive that could do harm, to `work.unfit`.
     """
-    for split, name in wanted(settings, settings.folders):
+
+    def folder(split: str, name: str) -> Iterator[Utterance]:
         shards = _shards(work.root / settings.path / name, split, settings, work)
         total = sum(1 for cuts, _ in shards for _ in read_lines(cuts))
         done = 0
         for cuts, archive in shards:
-            with open_archive(archive) as opened:
-                for utterance in _read(cuts, opened, split, settings, work):
-                    done += 1
-                    work.progress(done, total, f"{work.name}: {split} cuts")
-                    if utterance is not None:
-                        yield utterance
+            try:
+                with open_archive(archive) as opened:
+                    for utterance in _read(cuts, opened, split, settings, work):
+                        done += 1
+                        work.progress(done, total, f"{work.name}: {split} cuts")
+                        if utterance is not None:
+                            yield utterance
+            except Unwritable:
+                raise
+            except DataError as error:
+                work.lost(error)
+
+    yield from each_split(settings, settings.folders, work, folder)
 
 
 def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[tuple[Path, Path]]:
@@ -52,14 +61,15 @@ def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[
     key = f"`data.corpora.{work.name}.folders.{split}`"
     if settings.untrusted:
         check_within(folder, work.root, key)
-    manifests = sorted(folder.glob("cuts.*jsonl*"))
+    files = entries(folder, refuse) if is_dir(folder) else []
+    manifests = [path for path in files if path.match("cuts.*jsonl*")]
     if not manifests:
         raise DataError(
             f"no shards `cuts.*.jsonl.gz` in `{folder}`",
             f"correct {key} or `data.root`; if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`",
         )
     shards = [(path, folder / f"recording{path.name.removeprefix('cuts').partition('.jsonl')[0]}.tar") for path in manifests]
-    for stray in sorted({*folder.glob("recording*.tar")} - {archive for _, archive in shards}):
+    for stray in sorted({path for path in files if path.match("recording*.tar")} - {archive for _, archive in shards}):
         raise DataError(f"no cuts belong to `{stray}`", "bring back the manifest of cuts of the same number, or remove the archive")
     if settings.untrusted:
         for path in (path for shard in shards for path in shard):
@@ -69,6 +79,8 @@ def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[
 
 def _read(cuts: Path, archive: Archive, split: str, settings: SharCorpus, work: Work) -> Iterator[Utterance | None]:
     """The utterance of every line; None where there is a problem, which is in `work.problems`."""
+    if archive.broken is not None:
+        work.lost(archive.broken)
     for problem in archive.problems:
         work.unfit(problem)
     unnamed = set(archive.audio)
@@ -91,7 +103,7 @@ def _read(cuts: Path, archive: Archive, split: str, settings: SharCorpus, work: 
 
 def _utterance(tree: dict[str, Any], archive: Archive, split: str, settings: SharCorpus, work: Work, where: str) -> Utterance:
     cut_id, named = str(tree.get("id")), tree.get("recording")
-    recording = describe(archive.take_out(cut_id, work.audio_dir), str(named.get("id")) if isinstance(named, dict) else cut_id)
+    recording = recording_of(archive.take_out(cut_id, work.audio_dir), str(named.get("id")) if isinstance(named, dict) else cut_id)
     promised = archive.description(cut_id).get("duration")
     if not isinstance(promised, int | float) or abs(promised - recording.duration) > TOLERANCE_S:
         raise DataError(

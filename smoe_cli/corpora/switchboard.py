@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from smoe_cli.corpora.files import files_below
 from smoe_cli.corpora.segments import PUBLISHED, Segment, Source, number
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import SwitchboardCorpus
@@ -28,17 +29,20 @@ def read(settings: SwitchboardCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per line of the transcripts, each on its speaker's channel; lines of noise and silence are left out.
 
     Raises:
-        DataError: If a folder is missing, or there is no transcript in it. Calls without recording, and damaged lines, go to
-            `work.unfit`.
+        DataError: If a folder is missing, or there is no transcript in it. A transcript that cannot be read goes to `work.lost`,
+            lines that are damaged or have no recording to `work.unfit`.
     """
     source = Source(settings, work)
     speech = source.folder(settings.path)
     transcripts = source.folder(settings.transcripts, "transcripts")
     recordings = source.calls(speech)
-    sides = sorted((found[1], found[2], path) for path in transcripts.rglob("*.text") if (found := TRANSCRIPT.fullmatch(path.name)))
+    files = files_below(transcripts, work.lost)
+    sides = sorted((found[1], found[2], path) for path in files if (found := TRANSCRIPT.fullmatch(path.name)))
     if not sides:
         raise DataError(f"no transcripts, such as `sw2001A-ms98-a-trans.text`, below `{transcripts}`", "unpack them there")
     calls = sorted({call for call, _, _ in sides})
+    transcribed = {f"{name}{call}" for call in calls for name in ("sw", "sw0")}
+    source.report_calls([path for name, path in recordings.items() if name not in transcribed], f"no transcript below `{transcripts}`")
     held_out = settings.dev_calls + settings.test_calls
     splits = {call: "dev" if place < settings.dev_calls else "test" if place < held_out else "train" for place, call in enumerate(calls)}
 
@@ -67,7 +71,7 @@ def read(settings: SwitchboardCorpus, work: Work) -> Iterator[Utterance]:
             try:
                 lines = source.lines(path)
             except DataError as error:
-                work.unfit(error)
+                work.lost(error)
                 continue
             yield from source.each(((f"`{path}` line {place}", (call, side, line)) for place, line in enumerate(lines, start=1)), segment)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from smoe_cli.audio import TOLERANCE_S, check_readable, describe, write_flac
+from smoe_cli.audio import TOLERANCE_S, check_readable, write_flac
+from smoe_cli.corpora.files import can_name_a_file, is_file, recording_of
 from smoe_cli.corpora.lines import found, placed, table_rows, text_lines
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import TsvCorpus
@@ -45,7 +46,7 @@ def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Pat
         for path in paths:
             check_within(path, work.root, where)
     path = _join_segments(row, settings.segments_column, folder, work.audio_dir) if settings.segments_column else paths[0]
-    recording = describe(path, row["id"])
+    recording = recording_of(path, row["id"])
     _compare(row, "sample_rate", recording.sampling_rate, 0.0, where)
     _compare(row, "duration", recording.duration, TOLERANCE_S, where)
     return Utterance(
@@ -123,12 +124,15 @@ def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Pa
     The noise is drawn from the id, so the same row always gives the same samples.
     """
     for part in ("id", "split"):
-        if Path(row[part]).name != row[part] or row[part] == "..":
-            raise DataError(f"utterance `{row['id']}`: `{part}` names the joined file, and `{row[part]}` cannot", "leave out `/` and `..`")
+        if not can_name_a_file(row[part]):
+            raise DataError(
+                f"utterance {row['id']!r}: `{part}` names the joined file, and {row[part]!r} cannot",
+                "leave out `/`, `..` and control characters, and shorten what is longer than 200 bytes",
+            )
     # The name tells what it was joined from: a corrected row does not find the old audio.
     made_from = zlib.crc32(f"{folder.resolve()}\t{row[column]}\t{row['gaps_ms']}".encode())
     target = audio_dir / row["split"] / f"{row['id']}.{made_from:08x}.flac"
-    if target.is_file():
+    if is_file(target):
         return target
     paths = [folder / part for part in row[column].split()]
     gaps_ms = [round(_number(gap, f"utterance `{row['id']}`: `gaps_ms`")) for gap in row["gaps_ms"].split()]
@@ -136,7 +140,7 @@ def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Pa
         raise DataError(
             f"utterance `{row['id']}`: {len(paths)} segments need {len(paths) + 1} gaps, the table has {len(gaps_ms)}", "correct `gaps_ms`"
         )
-    segments = [describe(path, row["id"]) for path in paths]
+    segments = [recording_of(path, row["id"]) for path in paths]
     for segment in segments:
         check_readable(segment)
     rates = {segment.sampling_rate for segment in segments}

@@ -88,6 +88,7 @@ class Work:
         jobs: Processes that may run at once.
         progress: Called with (done, total, what) as work goes on.
         problems: What is wrong with single utterances, which are then not yielded.
+        losses: What is wrong with files and folders that more than one utterance hangs on.
         left_out: What the recipe, or the corpus's own rules, leave out -> how often; `prepare` says so in a note.
     """
 
@@ -97,8 +98,13 @@ class Work:
     jobs: int = 1
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
     problems: list[DataError] = field(default_factory=list)
+    losses: list[DataError] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def unfit(self, problem: DataError) -> None:
         """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing."""
         self.problems.append(problem)
+
+    def lost(self, problem: DataError) -> None:
+        """Go on without what would have given several utterances, or nobody knows how many: `max_unfit` never lets that go."""
+        self.losses.append(problem)

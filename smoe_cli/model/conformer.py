@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smoe_cli.model.dropout import Dropout
 from smoe_cli.model.layers import MakeFFN, SelfAttention
 from smoe_cli.model.rows import Rows
 
@@ -52,7 +53,7 @@ class ConformerLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = make_ffn()
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, rows: Rows, expert: Tensor) -> Tensor:
         """Same shape as ``x``; arguments as those of the Transformer's `EncoderLayer`."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from smoe_cli.model.dropout import Dropout, ReluDropout
 
 # N utterances, S positions (frames or tokens), P positions of all utterances, D model width
 
 
 DENSE, SHARED = "dense", "shared"
 """Names of the only expert where no tag chooses, and of the one that runs whatever the tag."""
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
 def order_of_experts(expert_N: Tensor) -> Tensor | None:
@@ -30,7 +31,9 @@ class ExpertFFN(nn.Sequential):
     """A position-wise feed-forward network: D -> hidden -> D with an activation (one of `ACTIVATIONS`) between."""
 
     def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0, activation: str = "relu") -> None:
-        super().__init__(nn.Linear(dim, hidden_dim), ACTIVATIONS[activation](), nn.Dropout(dropout), nn.Linear(hidden_dim, dim))
+        # Two modules between the matrices whatever they are: weights keep their names.
+        between = (ReluDropout(dropout), nn.Identity()) if activation == "relu" else (ACTIVATIONS[activation](), Dropout(dropout))
+        super().__init__(nn.Linear(dim, hidden_dim), *between, nn.Linear(hidden_dim, dim))
 
 
 class SupervisedMoE(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from smoe_cli.model.dropout import Dropout
 from smoe_cli.model.experts import SupervisedMoE
 from smoe_cli.model.rows import Padded, Rows, attend
 
@@ -100,7 +101,7 @@ class EncoderLayer(nn.Module):
         self.attention = SelfAttention(dim, heads)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = make_ffn()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, rows: Rows, expert: Tensor) -> Tensor:
         """Same shape as ``x``, whose positions lie as ``rows`` says; ``expert`` is that of each row of its first dimension."""
@@ -136,7 +137,7 @@ class DecoderLayer(nn.Module):
         self.memory_attention = CrossAttention(dim, heads)
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = make_ffn()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_NUD: Tensor, memory: Tensor, rows: Rows, expert_N: Tensor) -> Tensor:
         """All U positions at once, each seeing only those before it (training); the encoder's states lie as ``rows`` says."""

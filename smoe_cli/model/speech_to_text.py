@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smoe_cli.model.conformer import ConformerLayer
+from smoe_cli.model.dropout import Dropout
 from smoe_cli.model.experts import SHARED, SupervisedMoE, UnroutedFFN, order_of_experts
 from smoe_cli.model.front import FAMILIES
 from smoe_cli.model.layers import DecoderLayer, EncoderLayer, LayerCache, MakeFFN, run_layer
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.subsampler = FAMILIES[dims.family].make_subsampler(dims)
         self.positions = FAMILIES[dims.family].encoder_positions(dims)
-        self.dropout = nn.Dropout(dims.dropout)
+        self.dropout = Dropout(dims.dropout)
         self.layers = nn.ModuleList(
             ENCODERS[dims.encoder].make_layer(dims, _ffn_maker(dims, "encoder", layer)) for layer in range(dims.encoder_layers)
         )
@@ -223,7 +224,7 @@ class Decoder(nn.Module):
         self.scale = math.sqrt(dims.dim) if FAMILIES[dims.family].scale_embedding else 1.0
         self.embedding = nn.Embedding(dims.vocab_size, dims.dim)
         self.positions = FAMILIES[dims.family].decoder_positions(dims)
-        self.dropout = nn.Dropout(dims.dropout)
+        self.dropout = Dropout(dims.dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(dims.dim, dims.heads, _ffn_maker(dims, "decoder", layer), dims.dropout) for layer in range(dims.decoder_layers)
         )

@@ -20,8 +20,8 @@ GRAPHS = 64
 def compile_parts(model: nn.Module) -> int:
     """Let the parts of a model be compiled when they first run; returns how many there are.
 
-    Lengths and numbers of utterances are free in what is compiled, so that buckets do not compile anew. Dropout draws what it would
-    draw otherwise: results differ only by the order of sums.
+    Lengths and numbers of utterances are free in what is compiled, so that buckets do not compile anew. On a CPU dropout draws otherwise
+    than in what is not compiled; else results differ only by the order of sums.
 
     Raises:
         ConfigError: If this machine has no C++ compiler, which torch.compile needs.
