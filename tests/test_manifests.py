@@ -77,7 +77,7 @@ def test_a_source_that_is_no_file_is_refused_wherever_it_is_read_and_never_opene
     (finding,) = pipeline.validate(None, cuts=[folder / "cuts.jsonl"]).findings
     assert (finding.check, finding.severity) == ("manifest", "error")
     assert not marker.exists()
-    assert not (tmp_path / "exp").exists()
+    assert [path.name for path in (tmp_path / "exp").rglob("*")] == ["refused.theirs.txt"]
 
 
 def test_without_the_check_that_program_would_have_run(folder, tmp_path):
