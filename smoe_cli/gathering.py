@@ -171,7 +171,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         checked = [utterance for utterance in some if _passes(work, utterance, config)]
         sound: Iterable[Utterance] = _heard(checked, work, listener, gathered)
         if auto:
-            sound = gathered.bands.add(estimated(list(sound), work), work.name)
+            sound = gathered.bands.add(estimated(list(sound), work, listener), work.name)
         for utterance in sound:
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)

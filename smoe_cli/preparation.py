@@ -88,6 +88,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
             layout.unfit(name).unlink(missing_ok=True)
     layout.heard.unlink(missing_ok=True)
     gathered.forget_ids()
+    listener.forget()
     # The audio was read just now.
     validation, _ = validate([layout.cuts(split) for split in written], config, Ears(0, list(gathered.heard)), watcher)
     write_json(layout.validation, validation)
