@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -147,8 +148,15 @@ def other(config: Config, folder: Path) -> Any:
 SCENARIOS = {function.__name__: function for function in (whole, stopped, memory, nan, uneven, death, other)}
 
 
+def tell_threads(file: Path) -> None:
+    """Which threads there are."""
+    file.write_text("\n".join(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+
+
 def main() -> None:
     names, config, folder = sys.argv[1].split(","), Config.model_validate_json(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    # What is registered first is called last: when the process has left the others.
+    atexit.register(tell_threads, folder / f"threads-{os.environ['RANK']}.txt")
     found = {name: SCENARIOS[name](config, folder) for name in names}
     (folder / f"said-{os.environ['RANK']}.json").write_text(json.dumps(found))
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -227,6 +228,10 @@ def join() -> Ranks:
     if torch.cuda.is_available():
         _check_gpus(local_size)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Its functions take the group that there is when it is loaded for their default, and torch loads it sooner or later: loaded
+    # after the group was made, it would hold the group for ever.
+    import_module("torch.distributed.nn.functional")
+
     try:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
@@ -250,5 +255,10 @@ def _check_gpus(processes: int) -> None:
 
 
 def _leave() -> None:
+    """End the group, and with the last reference to it gloo's threads, while there is an interpreter.
+
+    A thread of gloo's gives back the tensors of the last message after that has come. If it needs the interpreter for that when Python has
+    begun to end, it ends the whole process: "terminate called without an active exception", signal 6.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
