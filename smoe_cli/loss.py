@@ -45,13 +45,15 @@ class Counts:
     Attributes:
         tokens: Target tokens.
         ctc_tokens: Tokens of the transcripts that fit into their encoder frames.
+        transcripts: Utterances with a transcript, whether it fits or not: whether there is a CTC term at all.
     """
 
     tokens: int
     ctc_tokens: int
+    transcripts: int
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.tokens + other.tokens, self.ctc_tokens + other.ctc_tokens)
+        return Counts(self.tokens + other.tokens, self.ctc_tokens + other.ctc_tokens, self.transcripts + other.transcripts)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Weights:
 def count(targets_NU: Tensor, memory_lengths_N: Tensor, ctc_targets_NL: Tensor, ctc_lengths_N: Tensor, ignore_id: int) -> Counts:
     """What the losses of a batch are averaged over."""
     fits = _fits(memory_lengths_N, ctc_targets_NL, ctc_lengths_N)
-    return Counts(int((targets_NU != ignore_id).sum()), int((ctc_lengths_N * fits).sum()))
+    return Counts(int((targets_NU != ignore_id).sum()), int((ctc_lengths_N * fits).sum()), int((ctc_lengths_N > 0).sum()))
 
 
 def combined_loss(

@@ -53,6 +53,11 @@ class TrainSettings(Settings):
         description="Compile attention, convolutions and experts with torch.compile, once for batches of all shapes; needs a C++ compiler. "
         "On CPUs, padding is then computed too. The same training but for what dropout draws, and the last digits.",
     )
+    shard: bool = Field(
+        False,
+        description="Leave to each of many processes its part of the weights, their gradients and the optimiser's state, and gather each "
+        "expert and each layer when it runs; a single process holds all. The same training but for the last digits.",
+    )
     max_utterances: int = Field(64, gt=0, description="Utterances in one batch at most.")
     accumulate: int = Field(
         1,
@@ -154,4 +159,10 @@ class TrainSettings(Settings):
             raise ValueError("init_noise and init_experts are about copies from a checkpoint, and init_from names none")
         if self.ema_decay and self.average:
             raise ValueError(f"ema_decay ({self.ema_decay:g}) and average (`{self.average}`) both average weights; set one of them")
+        if self.shard and self.batch_s == "auto":
+            raise ValueError(
+                "shard goes with no `batch_s: auto`: to try until memory is used up, every process needs all weights; set a number"
+            )
+        if self.shard and self.compile:
+            raise ValueError("shard goes with no compile: gathering weights inside of what is compiled is not tested; set one of them")
         return self

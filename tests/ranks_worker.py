@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from smoe_cli.errors import Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
+from smoe_cli.training.optimiser import optimiser_tensors
 from smoe_cli.training.ranks import weights_digest
+from smoe_cli.training.shard import own
 
 CALM = {"time_masks": 0, "frequency_masks": 0}
 
@@ -144,11 +148,141 @@ def other(config: Config, folder: Path) -> Any:
     return None
 
 
-SCENARIOS = {function.__name__: function for function in (whole, stopped, memory, nan, uneven, death, other)}
+def sharded(config: Config, folder: Path) -> Any:
+    """As `whole`, with weights in shards; idle experts are watched with the optimiser's state of them, and what is held is counted."""
+    run = trainer(config, folder / "sharded", shard=True)
+    step, moved = run.train_step, []
+
+    def held() -> dict[str, torch.Tensor]:
+        weights = {name: weight for name, weight in run.system.model.named_parameters() if ".experts." in name}
+        states = {name: value for name, value in optimiser_tensors(run.system.model, run.optimiser).items() if ".experts." in name}
+        return {name: own(value).clone() for name, value in (weights | states).items()}
+
+    def watching(*batches: Any) -> Any:
+        before = held()
+        losses = step(*batches)
+        after = held()
+        used = {f".experts.{stack.expert(batches[0].routes[0])}." for stack in (run.plan.encoder, run.plan.decoder)}
+        idle = [name for name in after if not any(part in name for part in used)]
+        moved.append(all(name in before and torch.equal(before[name], after[name]) for name in idle))
+        return losses
+
+    run.train_step = watching  # type: ignore[method-assign]
+    report = run.run()
+    return {
+        "exact": moved,
+        "validation": report.validation,
+        "parameters": report.parameters,
+        "digest": weights_digest(run.system.model),
+        "share": share_of(run),
+    }
+
+
+def share_of(run: Trainer) -> float:
+    """The part of weights, moving average and optimiser state that this process has in memory."""
+    averages = run.moving.averages.values() if run.moving is not None else ()
+    tensors = [*run.system.model.parameters(), *averages, *optimiser_tensors(run.system.model, run.optimiser).values()]
+    return sum(own(one).untyped_storage().nbytes() for one in tensors) / sum(one.numel() * one.element_size() for one in tensors)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "much": {
+        "activation_checkpointing": True,
+        "ema_decay": 0.9,
+        "freeze": ["subsampler", "encoder.layers.0.*"],
+        "lr_factors": {"decoder": 0.5},
+        "turns_per_batch": 2,
+        "sample_utterances": 1,
+        "accumulate": 2,
+        "loss_chunk": 16,
+    },
+    "mean": {"average": "last 2", "few": True, "task_weights": {"translate": 9.0}, "seed": 1, "max_steps": 4, "validate_every": 2},
+    "bf16": {"precision": "bf16", "max_steps": 4},
+    "output": {"freeze": ["encoder", "decoder.embedding.*", "decoder.layers.*", "decoder.norm.*"], "max_steps": 2},
+    "mute": {"mute": True, "max_steps": 4},
+}
+"""Settings under which runs in shards and runs that are not are compared; `mute`: only the first process has transcripts."""
+
+
+def kinds(config: Config, folder: Path) -> Any:
+    """Pairs of runs, one in shards, one not."""
+    return {f"{kind} {shard}": _run_of(config, folder / f"{kind}-{shard}", kind, shard) for kind in KINDS for shard in (False, True)}
+
+
+def _run_of(config: Config, folder: Path, kind: str, shard: bool) -> Any:
+    changes = dict(KINDS[kind])
+    mute = changes.pop("mute", False)
+    run = trainer(config, folder, shard=shard, **changes)
+    step = run.train_step
+
+    def muted(*batches: Any) -> Any:
+        silent = mute and run.ranks.rank > 0
+        return step(*(replace(batch, ctc_lengths=torch.zeros_like(batch.ctc_lengths)) if silent else batch for batch in batches))
+
+    run.train_step = muted  # type: ignore[method-assign]
+    report = run.run()
+    return {"validation": report.validation, "precision": report.precision}
+
+
+def sharded_parts(config: Config, folder: Path) -> Any:
+    """In shards, the last process alone is told to stop; then all go on. Then: in shards, not in shards, and in shards again."""
+    run = trainer(config, folder / "sharded-parts", shard=True, ema_decay=0.5)
+    last = run.ranks.size - 1
+    before_step(run, lambda: os.kill(os.getpid(), signal.SIGTERM) if run.step == 2 and run.ranks.rank == last else None)
+    try:
+        run.run()
+    except Interrupted:
+        run = trainer(config, folder / "sharded-parts", shard=True, ema_decay=0.5)
+        found = [run.run().resumed_from, round(share_of(run), 2)]
+    trainer(config, folder / "sharded-whole", shard=True, ema_decay=0.5).run()
+    for number, shard in enumerate((True, False, True)):
+        run = trainer(config, folder / "mixed", shard=shard, validate_every=2)
+        before_step(run, lambda run=run, number=number: os.kill(os.getpid(), signal.SIGTERM) if run.step == 2 * number + 1 else None)
+        try:
+            found.append(run.run().resumed_from)
+        except Interrupted:
+            found.append(None)
+    found.append(trainer(config, folder / "mixed", shard=False, validate_every=2).run().resumed_from)
+    return found
+
+
+def sharded_memory(config: Config, folder: Path) -> Any:
+    """In shards, the memory of the last process is used up."""
+    run = trainer(config, folder / "sharded-memory", shard=True)
+    gradients = run._gradients
+
+    def small(batches: Any, own_counts: Any = None) -> Any:
+        if run.ranks.rank == run.ranks.size - 1 and run.step == 1:
+            raise torch.OutOfMemoryError("made up")
+        return gradients(batches, own_counts)
+
+    run._gradients = small  # type: ignore[method-assign]
+    run.run()
+
+
+def sharded_death(config: Config, folder: Path) -> Any:
+    """In shards, the last process is killed outright in the forward pass of the third step."""
+    run = trainer(config, folder / "sharded-death", shard=True)
+    layer = run.system.model.decoder.layers[0]
+    layer.register_forward_pre_hook(
+        lambda *_: os.kill(os.getpid(), signal.SIGKILL) if run.step == 2 and run.ranks.rank == run.ranks.size - 1 else None
+    )
+    run.run()
+
+
+IN_SHARDS = (sharded, kinds, sharded_parts, sharded_memory, sharded_death)
+SCENARIOS = {function.__name__: function for function in (whole, stopped, memory, nan, uneven, death, other, *IN_SHARDS)}
+
+
+def tell_threads(file: Path) -> None:
+    """Which threads there are."""
+    file.write_text("\n".join(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
 
 
 def main() -> None:
     names, config, folder = sys.argv[1].split(","), Config.model_validate_json(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    # What is registered first is called last: when the process has left the others.
+    atexit.register(tell_threads, folder / f"threads-{os.environ['RANK']}.txt")
     found = {name: SCENARIOS[name](config, folder) for name in names}
     (folder / f"said-{os.environ['RANK']}.json").write_text(json.dumps(found))
 

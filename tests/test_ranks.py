@@ -170,6 +170,14 @@ def test_a_process_that_dies_ends_the_others_with_a_message(prepared, tmp_path):
     assert "process 0 of 2 lost another one" in (tmp_path / "errors-0.txt").read_text()
 
 
+def test_who_leaves_ends_the_threads_that_talk_to_the_others_first(two):
+    """One that is left when the interpreter ends may abort the process after all work is done."""
+    folder, _ = two
+    for rank in range(2):
+        left = (folder / f"threads-{rank}.txt").read_text().split()
+        assert left and not [name for name in left if "gloo" in name or "store" in name], left
+
+
 def test_torchrun_is_stopped_by_a_signal_and_goes_on(prepared, tmp_path, two):
     layout = Layout.of(prepared)
     exp = tmp_path / "exp"

@@ -79,6 +79,16 @@ class Accounts:
         self.shares.note({route: frames_of[route] for route in served}, {route: tokens_of[route] for route in served})
         return sum(frames_of.values())
 
+    def result(self) -> dict[str, Any]:
+        """What training says of them when it ends."""
+        experts = self.shares.experts()
+        return {
+            "steps_by_route": self.shares.by_route(),
+            "experts": experts,
+            "starved": sorted(self.shares.starving({name: share.updates for name, share in experts.items()})),
+            "ctc_skipped": self.ctc_skipped,
+        }
+
     def review(self, watcher: Watcher) -> dict[str, Any]:
         """What a validation writes down; says which experts have begun to starve since the last one."""
         recent = self.shares.recent()

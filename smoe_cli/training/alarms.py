@@ -9,10 +9,12 @@ from typing import NoReturn
 
 from smoe_cli.batching import Batch
 from smoe_cli.config import Config
-from smoe_cli.errors import DataError, SmoeError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.records import write_text_atomically
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
+from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.ranks import Ranks
 
 EXPLODING = 10.0
@@ -41,6 +43,44 @@ def check_served(config: Config, routes: Collection[Route]) -> None:
                 f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
                 f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",
             )
+
+
+def check_tokenizer(tokenizer: Tokenizer, routes: Collection[Route]) -> None:
+    """Refuse a tokenizer without the guiding tokens of a route.
+
+    Raises:
+        CheckpointError: Naming it.
+    """
+    for route in routes:
+        try:
+            tokenizer.guiding_ids(route)
+        except RouteError as error:
+            raise CheckpointError(f"the tokenizer is of another recipe: {error.message}", "run `smoe tokenize` again") from error
+
+
+def check_validated(settings: TrainSettings, routes: Collection[Route]) -> None:
+    """Refuse settings that compare validation losses where there are none.
+
+    Args:
+        routes: Those of the dev cuts.
+
+    Raises:
+        DataError: Naming the setting.
+    """
+    if (settings.patience or settings.average) and not routes:
+        what = "train.patience" if settings.patience else "train.average"
+        raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
+
+
+def check_start(settings: TrainSettings, folder: Path) -> None:
+    """Refuse to start from a checkpoint that the run would write over.
+
+    Raises:
+        ConfigError: If it lies in the run's folder.
+    """
+    source = settings.init_from
+    if source is not None and source.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"the checkpoint to start from, `{source}`, lies where this run writes its own", "set another exp_dir")
 
 
 def lone_labels(plan: RoutingPlan) -> Iterator[str]:

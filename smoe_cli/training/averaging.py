@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smoe_cli import checkpoint
+from smoe_cli.training.shard import is_divided, like, own
 
 AVERAGE = "average"
 """Key of a weight's moving average among the training tensors of a checkpoint, beside the optimiser's."""
@@ -46,8 +47,8 @@ class MovingAverage:
                 self.updates[name] += 1
                 decay = min(self.decay, (1 + self.updates[name]) / (10 + self.updates[name]))
                 averages, weights = groups[decay]
-                averages.append(self.averages[name])
-                weights.append(weight)
+                averages.append(own(self.averages[name]))
+                weights.append(own(weight))
         for decay, (averages, weights) in groups.items():
             get_ema_multi_avg_fn(decay)(averages, weights, 0)
 
@@ -58,26 +59,37 @@ class MovingAverage:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` and the optimiser, which counts the updates of each weight, left in a checkpoint."""
         for name, average in self.averages.items():
-            average.copy_(tensors[f"{name}|{AVERAGE}"])
+            own(average).copy_(own(like(average, tensors[f"{name}|{AVERAGE}"])))
             self.updates[name] = int(tensors.get(f"{name}|step", torch.zeros(())))
 
 
 @contextmanager
 def in_place_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a model have other weights for a while; its own come back untouched."""
-    own = {name: weight.data for name, weight in model.named_parameters() if name in weights}
-    parameters = dict(model.named_parameters())
+    parameters = {name: weight for name, weight in model.named_parameters() if name in weights}
+    if is_divided(model):
+        # FSDP gathers from memory of its own.
+        kept = {name: own(weight).clone() for name, weight in parameters.items()}
+        try:
+            for name, weight in parameters.items():
+                own(weight).copy_(own(weights[name]))
+            yield
+        finally:
+            for name, data in kept.items():
+                own(parameters[name]).copy_(data)
+        return
+    kept = {name: weight.data for name, weight in parameters.items()}
     try:
-        for name in own:
+        for name in kept:
             parameters[name].data = weights[name]
         yield
     finally:
-        for name, data in own.items():
+        for name, data in kept.items():
             parameters[name].data = data
 
 
-def mean_weights(folders: Sequence[Path], device: torch.device) -> dict[str, Tensor]:
-    """The mean of every weight over checkpoints.
+def mean_weights(folders: Sequence[Path], model: nn.Module) -> dict[str, Tensor]:
+    """The mean of every weight over checkpoints, where those of a model are and in shards if they are.
 
     Raises:
         CheckpointError: If one is gone or damaged.
@@ -87,7 +99,8 @@ def mean_weights(folders: Sequence[Path], device: torch.device) -> dict[str, Ten
         for name, weight in checkpoint.load(folder).model.named_parameters():
             # A sum of equal float32 values is exact in float64: what never moved comes out as it was.
             sums[name] = sums.get(name, torch.zeros_like(weight, dtype=torch.float64)) + weight.detach()
-    return {name: (total / len(folders)).float().to(device) for name, total in sums.items()}
+    weights = dict(model.named_parameters())
+    return {name: like(weights[name], (total / len(folders)).float()) for name, total in sums.items()}
 
 
 def chosen_steps(rule: str | None, losses: Mapping[int, float]) -> list[int]:

@@ -36,11 +36,12 @@ FREE = {
         "patience",
         "activation_checkpointing",
         "compile",
+        "shard",
     },
     "features": {"cache_mb", "stored"},
 }
 """Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor, but for the last digits that
-`threads`, `loss_chunk` and `compile` may change, of what a step computes."""
+`threads`, `loss_chunk`, `compile` and `shard` may change, of what a step computes."""
 DECISIVE = {"validate_every", "validation_utterances"}
 """Settings that are not free where validations decide when training ends, or what becomes the model."""
 ORIGIN = {"init_from", "init_noise", "init_experts"}

@@ -1,4 +1,4 @@
-"""Batches for the loop: collated in worker processes, from any step on."""
+"""Batches for the loop: what makes them, and in which order; collated in worker processes, from any step on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
-from lhotse import MonoCut
+from lhotse import CutSet, MonoCut
 from torch.utils.data import DataLoader
 
+from smoe_cli.augmentation import Augmentation
 from smoe_cli.batching import Batch, Collator, RouteBatches
+from smoe_cli.config import Config
 from smoe_cli.cut_table import CutTable, Stub, number_of
 from smoe_cli.errors import SmoeError
+from smoe_cli.feature_store import FeatureStore
+from smoe_cli.features import FrontEnd
+from smoe_cli.layout import Layout
+from smoe_cli.routing import RoutingPlan
+from smoe_cli.tags import Route
+from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.train_settings import AugmentSettings
+from smoe_cli.watch import Watcher
 
 
 def feed(
@@ -35,6 +45,42 @@ def feed(
     )
     made = map(_sound, loader)
     return zip(*[made] * per_step, strict=True)
+
+
+def collator_of(config: Config, tokenizer: Tokenizer, plan: RoutingPlan) -> Collator:
+    """What makes the batches of a recipe from its cuts."""
+    augment, features = config.train.augment, config.features
+    augmentation = Augmentation(augment, features.sample_rate_hz, config.train.seed) if augment != AugmentSettings() else None
+    store = FeatureStore(Layout.of(config).features, features) if features.stored else None
+    return Collator(FrontEnd(features, store=store), tokenizer, plan, config.model.max_tokens, augmentation)
+
+
+def batches_of(config: Config, groups: dict[Route, CutSet], batch_s: float, watcher: Watcher) -> RouteBatches:
+    """The batches of a recipe's training cuts, in their order; says how corpora are blended.
+
+    Args:
+        groups: Route -> its training cuts.
+        batch_s: Seconds of audio in one, padding included.
+        watcher: Told of blended corpora.
+
+    Raises:
+        DataError: If a cut alone is longer than its part of a batch, or a corpus with a weight has no cut.
+    """
+    settings = config.train
+    batches = RouteBatches(
+        groups,
+        batch_s,
+        settings.max_utterances,
+        settings.seed,
+        settings.temperature,
+        settings.task_weights,
+        config.corpus_weights(),
+        settings.corpus_temperature,
+        settings.turns_per_batch,
+    )
+    for route, shares in batches.corpus_shares.items():
+        watcher.log(f"{route}: " + ", ".join(f"{share:.0%} of the batches from `{name}`" for name, share in shares.items()))
+    return batches
 
 
 def _sound(batch: Batch | SmoeError) -> Batch:

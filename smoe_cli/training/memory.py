@@ -16,6 +16,7 @@ from smoe_cli.batching import IGNORE_ID, Batch, Collator
 from smoe_cli.errors import ConfigError
 from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
+from smoe_cli.training.alarms import stop_without_memory
 from smoe_cli.watch import Watcher
 
 ALLOCATION = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory")
@@ -32,6 +33,20 @@ def halves(batch: Batch) -> tuple[Batch, ...]:
     """A batch as two, each only as long as its own utterances; one of a single utterance stays as it is."""
     middle = len(batch.cuts) // 2
     return (_part(batch, slice(0, middle)), _part(batch, slice(middle, None))) if middle else (batch,)
+
+
+def in_halves(batches: Sequence[Batch], step: int, device: torch.device) -> tuple[Batch, ...]:
+    """The same utterances in smaller batches, and what memory they need given back.
+
+    Raises:
+        SmoeError: If each batch is of one utterance.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    parts = tuple(half for batch in batches for half in halves(batch))
+    if len(parts) == len(batches):
+        stop_without_memory(step, batches)
+    return parts
 
 
 def _part(batch: Batch, rows: slice) -> Batch:

@@ -12,6 +12,7 @@ from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.averaging import AVERAGE
 from smoe_cli.training.parts import factors_of
+from smoe_cli.training.shard import like, whole
 
 
 def make_optimiser(model: SpeechToText, settings: TrainSettings) -> torch.optim.AdamW:
@@ -34,12 +35,12 @@ def make_optimiser(model: SpeechToText, settings: TrainSettings) -> torch.optim.
 
 
 def clip(model: nn.Module, optimiser: torch.optim.AdamW, norm: float) -> None:
-    """Let the optimiser's next step take the gradients scaled down to this norm.
+    """Let the optimiser's next step take the gradients scaled down to this norm, which is that of all processes' shards.
 
     The step divides by the factor as it reads them: to scale them beforehand would read and write all of them once more.
     """
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    optimiser.grad_scale = (torch.nn.utils.get_total_norm(gradients) / norm).clamp(min=1.0)  # type: ignore[attr-defined]
+    optimiser.grad_scale = (whole(torch.nn.utils.get_total_norm(gradients)) / norm).clamp(min=1.0)  # type: ignore[attr-defined]
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -67,4 +68,4 @@ def restore_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, tensor
         name, _, key = full_name.rpartition("|")
         if key == AVERAGE:  # not the optimiser's
             continue
-        optimiser.state[parameters[name]][key] = value.to(parameters[name].device)
+        optimiser.state[parameters[name]][key] = like(parameters[name], value)

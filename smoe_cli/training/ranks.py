@@ -1,7 +1,8 @@
 """The processes of a run: who they are, and all that they say to each other. A single process talks to nobody.
 
-Every process has the whole model. A step takes consecutive batches of one route, dealt out to the processes; each scales its loss by the
-tokens of all, and the gradients are added up. So a step of N processes is that of one process with `accumulate: N`.
+Every process has the whole model, unless it is in shards (`shard.py`): then torch sends weights and gradients. A step takes consecutive
+batches of one route, dealt out to the processes; each scales its loss by the tokens of all, and the gradients are added up. So a step of
+N processes is that of one process with `accumulate: N`.
 
 Torch's DistributedDataParallel is not used. It averages what is to be added; it wants every weight that is used to be used inside one
 call of the model, where the loss in chunks uses the output layer after it; and to find idle experts it walks the graph at every step.
@@ -14,12 +15,15 @@ Small things (counts, flags, texts) go over gloo, on GPUs too: there a process t
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -27,12 +31,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smoe_cli.errors import ConfigError, SmoeError
+from smoe_cli.training.shard import whole
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: the first one may save, take samples or average meanwhile."""
 BUCKET_BYTES = 64 * 2**20
 """Gradients are added up in pieces of about this size: large enough that the number of messages does not matter."""
+NETWORK = re.compile(r"gloo|NCCL|Connection (reset|closed|refused)")
+"""In the message of torch's error when another process does not answer."""
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -51,6 +58,14 @@ class Ranks:
         self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, gradients: dist.ProcessGroup | None = None
     ) -> None:
         self.rank, self.size, self.local_rank, self.local_size, self._gradients = rank, size, local_rank, local_size, gradients
+
+    @property
+    def gradients(self) -> dist.ProcessGroup:
+        """The group that adds up gradients, of a process that is not alone."""
+        # Not kept where it is the one for all: nothing may hold that when the process leaves.
+        group = self._gradients or dist.group.WORLD
+        assert group is not None
+        return group
 
     @property
     def leads(self) -> bool:
@@ -177,6 +192,21 @@ class Ranks:
         return torch.device("cuda", self.local_rank)
 
     @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Within it, an error of the network is told as that of a process that has gone, also where torch itself sends weights.
+
+        Raises:
+            SmoeError: If a process has gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or NETWORK.search(str(error))):
+                raise
+            with self._together():
+                raise
+
+    @contextmanager
     def _together(self) -> Iterator[None]:
         try:
             yield
@@ -203,7 +233,7 @@ def _pieces(weights: Sequence[nn.Parameter]) -> list[list[Tensor]]:
 
 def weights_digest(model: nn.Module) -> int:
     """A number that is another one where weights are others."""
-    sums = torch.stack([weight.detach().sum(dtype=torch.float64) for weight in model.parameters()])
+    sums = torch.stack([whole(weight.detach().sum(dtype=torch.float64)) for weight in model.parameters()])
     return zlib.crc32(sums.cpu().numpy().tobytes())
 
 
@@ -227,6 +257,10 @@ def join() -> Ranks:
     if torch.cuda.is_available():
         _check_gpus(local_size)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Its functions take the group that there is when it is loaded for their default, and torch loads it sooner or later: loaded
+    # after the group was made, it would hold the group for ever.
+    import_module("torch.distributed.nn.functional")
+
     try:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
@@ -250,5 +284,11 @@ def _check_gpus(processes: int) -> None:
 
 
 def _leave() -> None:
+    """End the group, and with the last reference to it gloo's threads, while there is an interpreter.
+
+    A thread of gloo's gives back the tensors of the last message after that has come. If it needs the interpreter for that when Python has
+    begun to end, it ends the whole process: "terminate called without an active exception", signal 6.
+    """
+    gc.collect()  # what FSDP holds it with is in cycles
     if dist.is_initialized():
         dist.destroy_process_group()

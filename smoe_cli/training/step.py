@@ -8,6 +8,7 @@ from functools import reduce
 from operator import add
 
 import torch
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from smoe_cli.batching import IGNORE_ID, Batch
 from smoe_cli.features import spec_augment
@@ -16,6 +17,7 @@ from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
+from smoe_cli.training.shard import agree_on_ctc, is_divided
 
 
 def losses_of(
@@ -83,7 +85,11 @@ def add_gradients(
         seed,
     )
     torch.manual_seed(seed)
-    losses = losses_of(model, batch, features, settings, precision, blank_id, whole=whole)
+    # FSDP's hooks must come to the end of what is computed again.
+    with set_checkpoint_early_stop(not is_divided(model)):
+        losses = losses_of(model, batch, features, settings, precision, blank_id, whole=whole)
+    if whole is not None and settings.ctc_weight:
+        losses.total = agree_on_ctc(model, losses.total, whole.transcripts)
     losses.total.backward()
     losses.total = losses.total.detach()
     return losses
@@ -99,7 +105,7 @@ def counts_of_all(ranks: Ranks, model: SpeechToText, batches: Sequence[Batch]) -
     if ranks.size == 1:
         return None
     own, route = count_of(model, batches), " + ".join(batches[0].routes_served)
-    found = ranks.gather(own.tokens, own.ctc_tokens, zlib.crc32(route.encode()))
-    if len({of_one[2] for of_one in found}) > 1:
+    found = ranks.gather(zlib.crc32(route.encode()), own.tokens, own.ctc_tokens, own.transcripts)
+    if len({of_one[0] for of_one in found}) > 1:
         raise RuntimeError(f"the processes have batches of different routes at the same step; process {ranks.rank} has {route}")
-    return Counts(int(sum(of_one[0] for of_one in found)), int(sum(of_one[1] for of_one in found)))
+    return Counts(*(int(sum(numbers)) for numbers in list(zip(*found, strict=True))[1:]))

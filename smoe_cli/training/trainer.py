@@ -24,22 +24,17 @@ import torch
 from lhotse import CutSet
 
 from smoe_cli import checkpoint, upcycling
-from smoe_cli.augmentation import Augmentation
-from smoe_cli.batching import Batch, Collator, RouteBatches, by_route
+from smoe_cli.batching import Batch, by_route
 from smoe_cli.checkpoint import Position, System
 from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cut_table import labels_of
-from smoe_cli.errors import CheckpointError, ConfigError, DataError, Interrupted, RouteError
-from smoe_cli.feature_store import FeatureStore
-from smoe_cli.features import FrontEnd
-from smoe_cli.layout import Layout
+from smoe_cli.errors import Interrupted
 from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
-from smoe_cli.train_settings import AugmentSettings
 from smoe_cli.training.accounts import Accounts
-from smoe_cli.training.alarms import check_served, lone_labels, stop_without_memory
+from smoe_cli.training.alarms import check_served, check_start, check_tokenizer, check_validated, lone_labels
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints, check_same_run
@@ -47,15 +42,16 @@ from smoe_cli.training.compiling import compile_parts
 from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.guard import locked, stop_flag
-from smoe_cli.training.loading import feed
-from smoe_cli.training.memory import Memory, halves, is_out_of_memory, largest_batch_s
+from smoe_cli.training.loading import batches_of, collator_of, feed
+from smoe_cli.training.memory import Memory, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import clip, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.ranks import join, weights_digest
 from smoe_cli.training.report import TrainReport
-from smoe_cli.training.samples import take_samples
+from smoe_cli.training.samples import Sample, take_samples
+from smoe_cli.training.shard import divide, gathered, out_of_memory, whole_system
 from smoe_cli.training.shares import Shares
 from smoe_cli.training.step import add_gradients, count_of, counts_of_all
 from smoe_cli.training.validate import validation_loss
@@ -104,19 +100,12 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
-        for route in self.groups:
-            try:
-                tokenizer.guiding_ids(route)
-            except RouteError as error:
-                raise CheckpointError(f"the tokenizer is of another recipe: {error.message}", "run `smoe tokenize` again") from error
+        check_tokenizer(tokenizer, self.groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
-        augment = self.settings.augment
-        augmentation = Augmentation(augment, config.features.sample_rate_hz, self.settings.seed) if augment != AugmentSettings() else None
-        store = FeatureStore(Layout.of(config).features, config.features) if config.features.stored else None
-        self.collator = Collator(FrontEnd(config.features, store=store), tokenizer, self.plan, config.model.max_tokens, augmentation)
+        self.collator = collator_of(config, tokenizer, self.plan)
         for line in lone_labels(self.plan):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
@@ -125,37 +114,25 @@ class Trainer:
         self._make_batches(shortest_s if self.settings.batch_s == "auto" else self.settings.batch_s)
         torch.manual_seed(self.settings.seed)
         model = checkpoint.build_model(config.model, config.features, self.plan, tokenizer.vocab_size)
-        self.system = System(model.to(self.device), config, self.plan, tokenizer)
+        self.system = System(model, config, self.plan, tokenizer)
+        self.divides = self.settings.shard and self.ranks.size > 1
+        if self.settings.shard and not self.divides:
+            self.watcher.log("`train.shard`: a single process has nobody to share the weights with, and holds all of them")
         self.checkpoints = Checkpoints(folder, self.groups, config.corpus_weights(), self.ranks.size)
         self.diary = Diary(folder, self.settings.tensorboard)
         model.encoder.recompute = model.decoder.recompute = self.settings.activation_checkpointing
         if self.settings.compile:
             self.watcher.log(f"compiling {compile_parts(model)} parts of the model; the first steps take longer")
-        self._own_weights()
+        self._own_weights(in_shards=False)
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
         self.accounts = Accounts(Shares(self.plan), self.settings.warmup_steps, folder, self.ranks)
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
-        if (self.settings.patience or self.settings.average) and not self.dev_groups:
-            what = "train.patience" if self.settings.patience else "train.average"
-            raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
+        check_validated(self.settings, self.dev_groups)
 
     def _make_batches(self, batch_s: float) -> None:
-        self.batch_s, settings = batch_s, self.settings
-        self.batches = RouteBatches(
-            self.groups,
-            batch_s,
-            settings.max_utterances,
-            settings.seed,
-            settings.temperature,
-            settings.task_weights,
-            self.config.corpus_weights(),
-            settings.corpus_temperature,
-            settings.turns_per_batch,
-        )
-        for route, shares in self.batches.corpus_shares.items():
-            self.watcher.log(f"{route}: " + ", ".join(f"{share:.0%} of the batches from `{name}`" for name, share in shares.items()))
+        self.batch_s, self.batches = batch_s, batches_of(self.config, self.groups, batch_s, self.watcher)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -172,11 +149,9 @@ class Trainer:
             CheckpointError: If what is there belongs to another configuration, or `train.init_from` to another model.
         """
         started = time.monotonic()
-        source = self.settings.init_from
-        if source is not None and source.resolve().is_relative_to(self.folder.resolve()):
-            raise ConfigError(f"the checkpoint to start from, `{source}`, lies where this run writes its own", "set another exp_dir")
+        check_start(self.settings, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(), stop_flag() as stop:
+        with locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(), stop_flag() as stop, self.ranks.noticing():
             if self.ranks.leads:
                 self.checkpoints.clean_up()
                 if resume == "never":
@@ -216,10 +191,7 @@ class Trainer:
             stopped_early=self.step < self.settings.max_steps,
             averaged=chosen_steps(self.settings.average, self.history),
             validation=self.validation,
-            steps_by_route=self.accounts.shares.by_route(),
-            experts=self.accounts.shares.experts(),
-            starved=sorted(self.accounts.shares.starving({name: share.updates for name, share in self.accounts.shares.experts().items()})),
-            ctc_skipped=self.accounts.ctc_skipped,
+            **self.accounts.result(),
         )
 
     def _loop(self, stop: threading.Event) -> None:
@@ -249,11 +221,21 @@ class Trainer:
         self.ranks.same(f"weights at step {self.step}", lambda: weights_digest(self.system.model), DRIFTED)
         self.validate()
         self.history[self.step] = sum(self.validation.values()) / max(1, len(self.validation))
+        samples = self._samples() if self.settings.sample_utterances else None
         if self.ranks.leads:
-            self._write_down(meter)
+            self._write_down(meter, samples)
         self._save_checkpoint()
 
-    def _write_down(self, meter: Meter) -> None:
+    def _samples(self) -> tuple[list[Sample], dict[str, dict[str, float]]] | None:
+        """What the model writes, for the first process; all take part in making it whole."""
+        with self._averaged():
+            system = whole_system(self.system, self.ranks.leads)
+            if system is None:
+                return None
+            system.model.to(self.device)
+            return take_samples(system, self.dev_groups, self.settings.sample_utterances, self.collator, self.watcher)
+
+    def _write_down(self, meter: Meter, samples: tuple[list[Sample], dict[str, dict[str, float]]] | None) -> None:
         values = {
             "train_loss": self.accounts.recent,
             "validation_loss": self.validation,
@@ -265,12 +247,9 @@ class Trainer:
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
             **self.accounts.review(self.watcher),
         }
-        if self.settings.sample_utterances:
-            with self._averaged():
-                samples, values["samples"] = take_samples(
-                    self.system, self.dev_groups, self.settings.sample_utterances, self.collator, self.watcher
-                )
-            self.diary.samples(self.step, samples)
+        if samples is not None:
+            taken, values["samples"] = samples
+            self.diary.samples(self.step, taken)
         self.diary.write(self.step, values)
 
     def _due(self) -> bool:
@@ -300,8 +279,11 @@ class Trainer:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.divides:
+                    raise out_of_memory(self.step) from error
                 batches = self._halved(batches)
-        self.ranks.sum_gradients(list(self.system.model.parameters()))
+        if not self.divides:
+            self.ranks.sum_gradients(list(self.system.model.parameters()))
         clip(self.system.model, self.optimiser, self.settings.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
@@ -331,11 +313,7 @@ class Trainer:
             SmoeError: If each batch is of one utterance.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        parts = tuple(half for batch in batches for half in halves(batch))
-        if len(parts) == len(batches):
-            stop_without_memory(self.step, batches)
+        parts = in_halves(batches, self.step, self.device)
         # Any process may have to; the others do not know.
         (self.watcher if self.ranks.leads else self.own_watcher).log(
             f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`"
@@ -379,20 +357,22 @@ class Trainer:
     # --- files -------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
-        if self.ranks.leads:
-            self._write_checkpoint()
+        system = whole_system(self.system, self.ranks.leads)
+        tensors = optimiser_tensors(self.system.model, self.optimiser) | (self.moving.tensors() if self.moving is not None else {})
+        tensors = gathered(tensors, self.ranks.leads)
+        if system is not None:
+            self._write_checkpoint(system, tensors)
         self.ranks.wait()
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, system: System, tensors: dict[str, torch.Tensor]) -> None:
         state = {
             **self.accounts.shares.state(),
             "precision": asdict(self.precision),
             "batch_s": self.batch_s,
             "validation": {str(step): loss for step, loss in self.history.items()},
         }
-        tensors = optimiser_tensors(self.system.model, self.optimiser) | (self.moving.tensors() if self.moving is not None else {})
         needed = chosen_steps(self.settings.average, self.history)
-        self.checkpoints.save(self.step, self.system, Position(tensors, state), needed)
+        self.checkpoints.save(self.step, system, Position(tensors, state), needed)
 
     def _save_final(self) -> None:
         """Write the model."""
@@ -402,7 +382,7 @@ class Trainer:
                 self._write_final()
             return
         self.watcher.log(f"the model is the mean of the checkpoints of steps {', '.join(map(str, steps))}")
-        mean = mean_weights([self.checkpoints.at(step) for step in steps], self.device)
+        mean = mean_weights([self.checkpoints.at(step) for step in steps], self.system.model)
         with in_place_of(self.system.model, mean):
             values = {"averaged": steps, "validation_loss": self.validate()}
             if self.ranks.leads:
@@ -410,20 +390,26 @@ class Trainer:
             self._write_final()
 
     def _write_final(self) -> None:
-        if self.ranks.leads:
-            checkpoint.save(self.folder / FINAL, self.system)
+        system = whole_system(self.system, self.ranks.leads)
+        if system is not None:
+            checkpoint.save(self.folder / FINAL, system)
 
     def _start(self) -> None:
         """Take the weights of another model, if the recipe starts from one."""
         if self.settings.init_from is not None:
             upcycling.start_from(self.settings.init_from, self.system, self.watcher)
-            self._own_weights()
+        self._own_weights(self.divides)
 
-    def _own_weights(self) -> None:
-        """The model has new tensors; optimiser and moving average must be of those."""
-        self.system.model.to(self.device)
+    def _own_weights(self, in_shards: bool) -> None:
+        """The model has new tensors; optimiser and moving average must be of those, or of this process's parts."""
         freeze(self.system.model, self.settings.freeze)
         check_all_learn(self.system.model, self.plan, self.settings)
+        if in_shards:
+            self.ranks.same("weights", lambda: weights_digest(self.system.model), DRIFTED)
+            divide(self.system.model, self.ranks.gradients, self.device)
+            self.watcher.log(f"weights in shards: each of {self.ranks.size} processes holds its part of them and of the optimiser's state")
+        elif not self.divides:
+            self.system.model.to(self.device)
         self.optimiser = make_optimiser(self.system.model, self.settings)
         self.moving = MovingAverage(self.system.model, self.settings.ema_decay) if self.settings.ema_decay else None
 
@@ -435,7 +421,7 @@ class Trainer:
             return None
         folder, saved, position = found
         checkpoint.load_weights(self.system.model, saved.model.state_dict(), self.config.model.tie_embeddings, str(folder))
-        self._own_weights()
+        self._own_weights(self.divides)
         self.system.origin = saved.origin
         restore_optimiser(self.system.model, self.optimiser, position.tensors)
         if self.moving is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from lhotse import CutSet
@@ -14,11 +15,14 @@ from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
+from smoe_cli.training.shard import is_divided, let_go
 from smoe_cli.training.step import losses_of
 from smoe_cli.watch import Watcher
 
+T = TypeVar("T")
 
-@torch.inference_mode()
+
+@torch.no_grad()  # not inference_mode: weights that FSDP gathers then could not be learned from later
 def validation_loss(
     model: SpeechToText,
     groups: Mapping[Route, CutSet],
@@ -50,12 +54,26 @@ def validation_loss(
         total, tokens = 0.0, 0
         some = list(cuts)[: settings.validation_utterances]
         every = chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances)
-        for batch_cuts in islice(every, ranks.rank, None, ranks.size):
+        for batch_cuts, counts in dealt(every, ranks, is_divided(model)):
             batch = collator(batch_cuts).to(device)
             losses = losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0)
-            total += float(losses.attention) * losses.tokens
-            tokens += losses.tokens
+            total += float(losses.attention) * losses.tokens * counts
+            tokens += losses.tokens * counts
         total_of_all, tokens_of_all = ranks.total(total, tokens)
         watcher.progress("routes validated", number, len(groups))
         found[str(route)] = total_of_all / max(1, tokens_of_all)
+    let_go(model)
     return found
+
+
+def dealt(batches: Iterable[T], ranks: Ranks, evenly: bool) -> Iterator[tuple[T, bool]]:
+    """The batches of this process, each with whether it counts.
+
+    Args:
+        batches: Of all processes.
+        evenly: Whether all must have the same number: those with fewer have the last batch of all once more, which does not count.
+    """
+    every = list(batches)
+    missing = -len(every) % ranks.size if evenly else 0
+    counted = [(batch, True) for batch in every] + [(batch, False) for batch in every[-1:]] * missing
+    yield from islice(counted, ranks.rank, None, ranks.size)
