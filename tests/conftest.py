@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import torch
 from smoe_cli.config import Config
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.recipe import parse_config
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a background job of a shell has it; every process that a test starts would be deaf too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_TABLES = ("real-digits/real-digits.tsv", "real-digits/connected.tsv", "real-read/real-read.tsv", "real-prompts/real-prompts.tsv")
 
