@@ -103,6 +103,8 @@ def fill(config: Config, splits: Sequence[str], jobs: int, watcher: Watcher) -> 
     paths = [path for split in splits if (path := layout.cuts(split)).exists()]
     if not paths:
         raise DataError(f"no manifests in `{layout.cuts_dir}`", "run `smoe prepare` first")
+    if not config.features.stored:
+        watcher.log("note: training computes features anew unless the recipe says `features.stored: true`")
     store = FeatureStore(layout.features, config.features)
     total = sum(1 for path in paths for _ in read_lines(path))
     counts = {"cuts": 0, "stored": 0, "computed": 0, "bytes": 0}

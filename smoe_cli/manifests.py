@@ -239,7 +239,7 @@ def check_within(path: Path, folder: Path, where: str) -> None:
     if not inside:
         raise DataError(
             f"{where}: `{path}` leads out of `{folder}`, and what is marked untrusted may not",
-            "bring the file into that folder; if you know whose manifest this is, take away `untrusted`",
+            "bring the file into that folder; if you know whose manifest this is, take away `untrusted`, or `--within`",
         )
 
 

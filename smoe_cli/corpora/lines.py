@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -219,15 +220,19 @@ def answers_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, l
 
 
 def lacking(needed: Iterable[str | None], columns: Sequence[str], path: Path, cure: str | None = None) -> None:
-    """Refuse a table without a column.
+    """Refuse a table without a column, or with two of one name: which of them is meant, nobody can tell.
 
     Raises:
-        DataError: Naming all that it lacks.
+        DataError: Naming all that it lacks, or has twice.
     """
+    if not any(columns):
+        raise DataError(f"table `{path}` is empty, or its first line is", cure or "its first line names the columns")
+    if twice := [f"`{name}`" for name, count in Counter(columns).items() if count > 1]:
+        raise DataError(f"table `{path}` has several columns named {', '.join(twice)}", cure or "give each column a name of its own")
     if missing := [f"`{name}`" for name in dict.fromkeys(needed) if name is not None and name not in columns]:
         raise DataError(
             f"table `{path}` has no column {', '.join(missing)}; it has: {', '.join(columns)}",
-            cure or "name the columns in the recipe as the table does",
+            cure or "rename columns in the table, or name those that the recipe can name as the table does; tabs separate columns of `tsv`",
         )
 
 

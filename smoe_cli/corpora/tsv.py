@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,9 +108,12 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise DataError(f"{where}: `{text}` is not a number", "correct the table") from None
+        value = math.nan
+    if math.isnan(value):
+        raise DataError(f"{where}: `{text}` is not a number", "correct the table")
+    return value
 
 
 def _compare(row: dict[str, str], column: str, heard: float, tolerance: float, where: str) -> None:
