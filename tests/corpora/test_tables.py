@@ -37,4 +37,4 @@ def test_a_column_that_occurs_twice_in_an_audio_folder_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     table, splits = "file_name,transcription,transcription\na.wav,yes,no\n", {"dev": None, "test": None}
     with pytest.raises(SmoeError, match=r"has several columns named `transcription`"):
-        prepare(tmp_path, table, "train/metadata.csv", type="audiofolder", splits=splits)
+        prepare(tmp_path, table, "train/metadata.csv", type="audiofolder", path=".", splits=splits)
