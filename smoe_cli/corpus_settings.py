@@ -40,6 +40,7 @@ class CorpusSettings(Settings):
     subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
     tags: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> value, unless the corpus has one per utterance.")
     labels: dict[str, str] = Field({}, description="Label, e.g. `intent` -> value, unless the corpus has one per utterance.")
+    languages: dict[str, str] = Field({}, description="Rename languages, spoken or written, e.g. `{en-US: en}`.")
     splits: dict[str, str | None] = Field({}, description="Rename splits, e.g. `{dev: test}`; null leaves a split out.")
     weight: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Factor on how often its cuts are drawn in training, beside those of other corpora."
@@ -197,7 +198,7 @@ class AudioFolderCorpus(FolderCorpus):
     )
     transcript_column: str = Field("transcription", description="Column with what is said.")
     id_column: str | None = Field(None, description="Column with the utterance's id; null: its path in `path`, e.g. `train-001`.")
-    speaker_column: str | None = Field(None, description="Column with the speaker.")
+    speaker_column: str | None = Field(None, description="Column with the speaker; null: nobody knows who speaks, whatever the table has.")
     language_column: str | None = Field(None, description="Column with the spoken language, when it differs by row.")
     subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
     translations: dict[str, str] = Field({}, description="Target language -> column.")

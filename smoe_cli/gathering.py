@@ -53,6 +53,7 @@ class Gathered:
         synthetic: Utterances that a machine spoke.
         lacking: What utterances lack for a task -> how many.
         assumed: Corpus -> utterances whose language nobody named.
+        spoken: Languages.
         unserved: Language -> utterances that serve no task.
         left_out: What corpora left out by their own rules, or the recipe's.
         unfit: Corpus -> what is wrong with the utterances that were left out, as its `max_unfit` allows.
@@ -69,6 +70,7 @@ class Gathered:
     synthetic: int = 0
     lacking: Counter[str] = field(default_factory=Counter)
     assumed: Counter[str] = field(default_factory=Counter)
+    spoken: set[str] = field(default_factory=set)
     unserved: Counter[str] = field(default_factory=Counter)
     left_out: list[str] = field(default_factory=list)
     unfit: dict[str, list[str]] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class Gathered:
                 f"two utterances would both give the cut `{clash}`", "rename a corpus or an utterance, so that name and id differ"
             )
         self._cut_ids.update(ids)
+        self.assumed[corpus] += utterance.language_assumed
         self._count(utterance, made, config)
         return made
 
@@ -109,9 +112,8 @@ class Gathered:
         self._cut_ids.clear()
         self._prepared.clear()
 
-    def read(self, utterances: Sequence[Utterance], corpus: str) -> None:
+    def read(self, utterances: Sequence[Utterance]) -> None:
         """Count utterances that a corpus gave, sound or not; one that comes as several prepared cuts counts once."""
-        self.assumed[corpus] += sum(utterance.language_assumed for utterance in utterances)
         new = [utterance for utterance in utterances if self._is_new(utterance)]
         self.utterances.update(utterance.split for utterance in new)
         self.synthetic += sum(utterance.synthetic for utterance in new)
@@ -130,6 +132,7 @@ class Gathered:
         split = utterance.split
         routes = [route_of(cut) for cut in made]
         served = {(route.task, route.lang) for route in routes}
+        self.spoken.add(utterance.language)
         if not made:
             self.unserved[utterance.language] += 1
         for task, lang in config.targets() if utterance.prepared is None else ():
@@ -175,7 +178,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         for utterance in sound:
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)
-        gathered.read(some, work.name)
+        gathered.read(some)
     if not read and not work.losses:
         work.lost(DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`"))
     if _too_much(work, config):
@@ -207,7 +210,7 @@ def _passes(work: Work, utterance: Utterance, config: Config) -> bool:
     try:
         _check(utterance, work.name, config)
     except DataError as error:
-        work.unfit(error)
+        work.unfit(error, utterance.source)
         return False
     return True
 
@@ -235,7 +238,8 @@ def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gath
     recordings = [utterance.recording for utterance in utterances]
     for utterance, heard in zip(utterances, listener.hear(recordings), strict=True):
         if heard.problem is not None:
-            work.unfit(heard.problem)
+            # What is wrong with a recording of several utterances is said once.
+            work.unfit(heard.problem, utterance.source if utterance.duration_s is None else "")
             continue
         gathered.heard.update(dict.fromkeys(heard.notes))
         yield utterance
@@ -246,7 +250,7 @@ def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config
     try:
         made = gathered.serve(utterance, work.name, config)
     except DataError as error:
-        work.unfit(error)
+        work.unfit(error, utterance.source)
         return []
     return [] if _too_much(work, config) else made
 
@@ -264,7 +268,7 @@ def _refusal(work: Work, read: int) -> Refused:
     cures = list(dict.fromkeys(said.values()))
     hint = "; or ".join(cures[:SHOWN_CURES]) + "; no manifest was written"
     if not work.losses:
-        hint += f"; `data.corpora.{work.name}.max_unfit` would leave that many out"
+        hint += f"; `data.corpora.{work.name}.max_unfit: {len(work.problems)}` would leave them out"
     return Refused(work.name, "\n".join(lines), hint, [f"{message}; {_line(cure)}" for message, cure in said.items()])
 
 

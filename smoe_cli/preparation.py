@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         pool = executor or stack.enter_context(ThreadPoolExecutor(jobs))
         listener = Listener(pool, layout.heard)
         if listener.remembered:
-            watcher.log(f"{listener.remembered:,} recordings were found sound before the last call was stopped, and are not read again")
+            watcher.log(f"{listener.remembered:,} recordings were found sound by an earlier call, and are not read again")
         put = _Manifests(layout, stack)
         refused: list[Refused] = []
         for name in corpora:
@@ -175,7 +176,8 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
         if count
     ]
     notes += [
-        f"{count} utterances in `{language}` serve no task: no cut was written" for language, count in sorted(gathered.unserved.items())
+        f"{count} utterances in `{language}` serve no task: no cut was written{_renaming(config, [language])}"
+        for language, count in sorted(gathered.unserved.items())
     ]
     notes += gathered.left_out
     notes += contradictions(gathered.bands.rows())
@@ -198,8 +200,16 @@ def _check_served(config: Config, gathered: Gathered, corpora: Sequence[str]) ->
             )
         raise DataError(
             f"{nobody} a text for task `{task}`, language `{lang}`",
-            f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`",
+            f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`"
+            + _renaming(config, sorted(gathered.spoken)),
         )
+
+
+def _renaming(config: Config, languages: Iterable[str]) -> str:
+    """How to say that languages are those of the recipe under other names, where they look so; else empty."""
+    known = {lang for _, lang in config.targets()}
+    meant = {name: base for name in languages if name not in known and (base := re.split("[-_]", name)[0].lower()) in known}
+    return f"; `data.corpora.*.languages: {{{', '.join(f'{name}: {lang}' for name, lang in meant.items())}}}` renames" if meant else ""
 
 
 def _unheard(config: Config, gathered: Gathered) -> list[str]:

@@ -119,9 +119,9 @@ DAMAGES = {
 `corpus/table.tsv` line 6: cannot open audio `corpus/a4.flac` \(utterance `a4`\): [^\n]*
 `corpus/table.tsv` line 9 is not UTF-8: byte 0xfc at \d+
 `corpus/table.tsv` line 11 has 9 fields, 8 are expected
-audio `[^\n]*/a1.flac` \(recording `a1`\) (breaks off|cannot be read to its end)[^\n]*
-audio `[^\n]*/a5.flac` \(recording `a5`\) holds values that are not numbers
-utterance `a6` of corpus `tones` occurs twice in split `train`""",
+`corpus/table.tsv` line 3: audio `[^\n]*/a1.flac` \(recording `a1`\) (breaks off|cannot be read to its end)[^\n]*
+`corpus/table.tsv` line 7: audio `[^\n]*/a5.flac` \(recording `a5`\) holds values that are not numbers
+`corpus/table.tsv` line 10: utterance `a6` of corpus `tones` occurs twice in split `train`""",
         "no manifest was written",
     ),
     "a file that may not be read": Damage(

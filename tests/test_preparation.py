@@ -41,7 +41,7 @@ def replace_in_table(corpus: Path, old: str, new: str) -> None:
 
 DAMAGES = {
     "zero-length WAV": (lambda c: soundfile.write(c / "a1.flac", np.zeros(0), 16000, format="WAV"), r"a1.flac.*no samples"),
-    "silence": (lambda c: soundfile.write(c / "a1.flac", np.zeros(8480), 16000), r"a1.flac.*silence"),
+    "silence": (lambda c: soundfile.write(c / "a1.flac", np.zeros(8480), 16000), r"table.tsv` line 3: audio `[^`]*a1.flac` .*silence"),
     "stereo": (lambda c: soundfile.write(c / "a1.flac", np.ones((8480, 2)) / 9, 16000), r"a1.flac.*2 channels"),
     "wrong rate": (lambda c: soundfile.write(c / "a1.flac", np.ones(8480) / 9, 22050), r"line 3: `sample_rate` says 16000"),
     "in-between rate": (
@@ -52,17 +52,28 @@ DAMAGES = {
         r"11025 Hz: neither",
     ),
     "wrong duration": (lambda c: replace_in_table(c, "0.530", "9.000"), r"`duration` says 9.000"),
-    "duplicate id": (lambda c: replace_in_table(c, "\na2\t", "\na1\t"), r"`a1` of corpus `tones` occurs twice"),
+    "duplicate id": (
+        lambda c: replace_in_table(c, "\na2\t", "\na1\t"),
+        r"line 4: utterance `a1` of corpus `tones` occurs twice",
+    ),
     "empty transcript": (
         lambda c: replace_in_table(c, "0.530\tone", "0.530\t"),
         r"utterance `a1` of corpus `tones` has no transcript, and task `transcribe` writes `en`",
     ),
     "missing column": (lambda c: replace_in_table(c, "transcript\tde", "transcript\tgerman"), r"no column `de`"),
     "stray tab": (lambda c: replace_in_table(c, "a1.flac\ttrain", "a1.flac\t\ttrain"), r"line 3 has 9 fields"),
-    "unknown split": (lambda c: replace_in_table(c, "a1.flac\ttrain", "a1.flac\tvalid"), r"split `valid`; known splits: train, dev, test"),
+    "unknown split": (
+        lambda c: replace_in_table(c, "a1.flac\ttrain", "a1.flac\tvalid"),
+        r"line 3: .*split `valid`; known: train, dev, test",
+    ),
     "latin-1 text": (
         lambda c: (c / "table.tsv").write_bytes((c / "table.tsv").read_bytes().replace(b"eins", b"f\xfcnf")),
         r"10 of 30 utterances .*line 2 is not UTF-8: byte 0xfc",
+    ),
+    "no audio named": (lambda c: replace_in_table(c, "a1.flac\ttrain", "\ttrain"), r"line 3: `path` is empty"),
+    "UTF-16": (
+        lambda c: (c / "table.tsv").write_text((c / "table.tsv").read_text(), encoding="utf-16"),
+        r"^`[^`]*table.tsv` is UTF-16\n\nhint: convert the table to UTF-8$",
     ),
     "missing table": (lambda c: (c / "table.tsv").unlink(), r"no table"),
 }
@@ -123,7 +134,7 @@ def test_a_few_unfit_utterances_may_be_left_out_by_name_and_number(corpus, confi
 
     with pytest.raises(DataError, match="3 of 30 utterances are not fit") as caught:
         pipeline.prepare(allowing(2))
-    assert "`data.corpora.tones.max_unfit` would leave that many out" in caught.value.hint
+    assert "`data.corpora.tones.max_unfit: 3` would leave them out" in caught.value.hint
     report = pipeline.prepare(allowing(3))
     (note,) = (note for note in report.notes if "unfit" in note)
     listed = Layout.of(config).unfit("tones")
@@ -219,7 +230,7 @@ def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not
     said: list[str] = []
     watcher = Mock(log=said.append)
     pipeline.prepare(config, watcher=watcher)
-    assert "8 recordings were found sound before" in said[0]
+    assert "8 recordings were found sound by an earlier call" in said[0]
     assert read.call_count == len(list(corpus.glob("*.flac"))) - 8 + 1
     assert {split: layout.cuts(split).read_bytes() for split in whole} == whole
     assert not layout.heard.exists()
@@ -327,6 +338,24 @@ def test_a_cut_id_that_two_corpora_would_share_is_refused(corpus, tmp_path):
     corpora = {"x": {**tsv, "path": "other.tsv"}, "x-b": {**tsv, "path": "table.tsv"}}
     with pytest.raises(DataError, match="two utterances would both give the cut `x-b-a1-"):
         pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(corpus), "corpora": corpora}))
+
+
+def with_spoken(corpus: Path, exp_dir: Path, spoken: str, **changes: object) -> Config:
+    """The recipe of a table whose column `spoken` names the language."""
+    header, *rows = (corpus / "table.tsv").read_text(encoding="utf-8").splitlines()
+    (corpus / "table.tsv").write_text("\n".join([f"{header}\tspoken", *(f"{row}\t{spoken}" for row in rows)]) + "\n", encoding="utf-8")
+    tones = {"type": "tsv", "path": "table.tsv", "translations": {"de": "de"}, "language_column": "spoken"} | changes
+    return tiny_config(exp_dir, data={"root": str(corpus), "corpora": {"tones": tones}})
+
+
+def test_a_language_of_another_name_is_renamed_where_the_recipe_says_so(corpus, tmp_path):
+    config = with_spoken(corpus, tmp_path / "exp", "en-US")
+    with pytest.raises(DataError, match=r"`data\.corpora\.\*\.languages: \{en-US: en\}` renames"):
+        pipeline.prepare(config)
+    tree = config.model_dump()
+    tree["data"]["corpora"]["tones"]["languages"] = {"en-US": "en"}
+    pipeline.prepare(Config.model_validate(tree))
+    assert {tags_of(cut).source_lang for cut in read_cuts(Layout.of(config).cuts("train"))} == {"en"}
 
 
 def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -75,9 +76,11 @@ def test_a_route_without_guiding_token_is_refused(tokenizer):
 
 
 def test_too_large_a_vocabulary_says_so(tmp_path):
-    with pytest.raises(ConfigError, match=r"5000 pieces"):
+    with pytest.raises(ConfigError, match=r"5,000 pieces .* at most (\d+)") as caught:
         ByteBPE.train(TEXTS, 5000, GUIDING, tmp_path)
     assert not list(tmp_path.iterdir())
+    most = int(re.findall(r"vocab_size: (\d+)", caught.value.hint)[0])
+    assert ByteBPE.train(TEXTS, most, GUIDING, tmp_path).vocab_size == most
 
 
 def test_no_text_is_an_error(tmp_path):

@@ -27,9 +27,10 @@ def read_corpus(settings: CorpusSettings, work: Work) -> Iterator[Utterance]:
         if split not in SPLITS:
             work.unfit(
                 DataError(
-                    f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known splits: {', '.join(SPLITS)}",
+                    f"utterance `{utterance.id}` of corpus `{work.name}` is in split `{split}`; known: {', '.join(SPLITS)}",
                     f"rename or leave it out: `data.corpora.{work.name}.splits: {{{split}: dev}}` (or train, test, null)",
-                )
+                ),
+                utterance.source,
             )
             continue
         yield utterance.placed(split, settings)

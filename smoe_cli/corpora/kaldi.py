@@ -19,9 +19,9 @@ from lhotse import Recording
 
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import recording_of
-from smoe_cli.corpora.lines import each_split, found, placed, text_lines, utterances
+from smoe_cli.corpora.lines import each_split, found, text_lines, utterances
 from smoe_cli.corpora.outside import COMMAND, URL, Named, Outside
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, placed
 from smoe_cli.corpus_settings import KaldiCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within, cure_of

@@ -10,9 +10,8 @@ from typing import Any
 from lhotse import MonoCut
 
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.lines import placed
 from smoe_cli.corpora.outside import Named, Outside
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, placed
 from smoe_cli.corpus_settings import LhotseCorpus, SharCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import Item, check_within, make_cut, read_lines, read_manifest, read_object

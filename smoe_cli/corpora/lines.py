@@ -19,7 +19,6 @@ from smoe_cli.manifests import check_within, read_lines, read_object
 
 T = TypeVar("T")
 P = TypeVar("P", Path, str)
-PLACE = re.compile(r"`[^`]*` line \d+")
 JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
@@ -83,15 +82,10 @@ def utterances(
         try:
             utterance = make(where, row)
         except DataError as error:
-            work.unfit(placed(error, where))
+            work.unfit(error, where)
             continue
         yield utterance
         work.progress(done, total, f"{work.name}: {what}")
-
-
-def placed(error: DataError, where: str) -> DataError:
-    """The same error with the place in its message, unless it names one."""
-    return error if PLACE.match(error.message) else DataError(f"{where}: {error.message}", error.hint)
 
 
 def text_lines(
@@ -104,11 +98,13 @@ def text_lines(
         cure: What to do about it.
 
     Raises:
-        DataError: If the file cannot be read.
+        DataError: If the file cannot be read, or is UTF-16.
     """
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
+                if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(f"`{path}` is UTF-16", cure)
                 line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
                 try:
                     yield number, line.decode(encoding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from smoe_cli.audio import TOLERANCE_S
 from smoe_cli.corpora.files import recording_of
-from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, placed, text_of, texts_of, utterances
+from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import NemoCorpus
 from smoe_cli.errors import DataError
@@ -78,7 +79,7 @@ def _merged(path: Path, many: Counter[bytes], settings: NemoCorpus, work: Work) 
         try:
             merged = row if merged is row else _together(merged, row)
         except DataError as error:
-            work.unfit(placed(error, where))
+            work.unfit(error, where)
         many[key] -= 1
         if many[key] > 0:
             waiting[key] = (first, merged)
@@ -91,7 +92,7 @@ def _rows(path: Path, settings: NemoCorpus, work: Work) -> Iterator[tuple[str, _
         try:
             yield where, _row(tree, path.parent, settings, work)
         except DataError as error:
-            work.unfit(placed(error, where))
+            work.unfit(error, where)
 
 
 def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus, work: Work) -> _Row:
@@ -150,7 +151,7 @@ def _seconds(tree: Mapping[str, Any], field: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-        raise DataError(f"`{field}` is `{value}`, which is no number of seconds", "correct the manifest")
+        raise DataError(f"`{field}` is `{json.dumps(value)}`, which is no number of seconds", "correct the manifest")
     return float(value)
 
 

@@ -12,7 +12,7 @@ from smoe_cli.audio import TOLERANCE_S
 from smoe_cli.corpora.archive import Archive, Unwritable, open_archive
 from smoe_cli.corpora.files import entries, is_dir, recording_of, refuse
 from smoe_cli.corpora.lhotse_cuts import utterance_of
-from smoe_cli.corpora.lines import each_split, placed
+from smoe_cli.corpora.lines import each_split
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import SharCorpus
 from smoe_cli.errors import DataError
@@ -93,7 +93,7 @@ def _read(cuts: Path, archive: Archive, split: str, settings: SharCorpus, work: 
         except Unwritable:
             raise
         except DataError as error:
-            work.unfit(placed(error, where))
+            work.unfit(error, where)
             yield None
     for name in sorted(unnamed):
         work.unfit(

@@ -12,7 +12,7 @@ import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, write_flac
 from smoe_cli.corpora.files import can_name_a_file, is_file, recording_of
-from smoe_cli.corpora.lines import found, placed, table_rows, text_lines
+from smoe_cli.corpora.lines import found, table_rows, text_lines
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
@@ -33,13 +33,13 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
         try:
             utterance = _utterance(row, settings, work, table.parent, where)
         except DataError as error:
-            work.unfit(placed(error, where))
+            work.unfit(error, where)
             continue
         yield utterance
 
 
 def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Path, where: str) -> Utterance:
-    for column in ("id", "split"):
+    for column in ("id", "split", settings.segments_column or "path"):
         if not row[column].strip():
             raise DataError(f"{where}: `{column}` is empty", "fill it in, or remove the line")
     paths = [folder / part for part in (row[settings.segments_column].split() if settings.segments_column else [row["path"]])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from smoe_cli.tags import Bandwidth
 
 ASSUMED_LANGUAGE = "en"
 """What is taken to be spoken where neither the corpus nor its settings say."""
+PLACE = re.compile(r"`[^`]*` line \d+")
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,24 @@ class Utterance:
 
     def placed(self, split: str, settings: CorpusSettings) -> Utterance:
         """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""
+        renamed = settings.languages
         return replace(
             self,
             split=split,
             subset=self.subset or settings.subset,
             bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else self.bandwidth,
-            language=self.language or settings.language or ASSUMED_LANGUAGE,
+            language=renamed.get(self.language, self.language) or settings.language or ASSUMED_LANGUAGE,
+            translations={renamed.get(lang, lang): texts for lang, texts in self.translations.items()},
             language_assumed=not (self.language or settings.language),
             tags=settings.tags | self.tags,
             labels=settings.labels | self.labels,
         )
+
+
+def placed(error: DataError, where: str) -> DataError:
+    """The same error with the place in its message, unless it names one."""
+    known = not where or where in error.message or PLACE.match(error.message)
+    return error if known else DataError(f"{where}: {error.message}", error.hint)
 
 
 @dataclass(frozen=True)
@@ -101,9 +111,13 @@ class Work:
     losses: list[DataError] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def unfit(self, problem: DataError) -> None:
-        """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing."""
-        self.problems.append(problem)
+    def unfit(self, problem: DataError, where: str = "") -> None:
+        """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing.
+
+        Args:
+            where: Where the corpus says what is wrong, as in `Utterance.source`.
+        """
+        self.problems.append(placed(problem, where))
 
     def lost(self, problem: DataError) -> None:
         """Go on without what would have given several utterances, or nobody knows how many: `max_unfit` never lets that go."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -24,6 +25,9 @@ from smoe_cli.tokenizer.base import CARD_FILE, Tokenizer, broken_characters
 MODEL_FILE = "bpe.model"
 PAD_ID, UNKNOWN_ID, END_ID = 0, 1, 2
 """Padding is also CTC's blank: neither is ever written. Unknown exists because SentencePiece wants one; bytes never need it."""
+
+_MOST = re.compile(r"Vocabulary size too high .* value <= (\d+)")
+"""In the message of SentencePiece's error."""
 
 
 def _printable_bytes() -> dict[int, str]:
@@ -132,9 +136,10 @@ class ByteBPE(Tokenizer):
         except RuntimeError as error:
             if broken:
                 raise broken[0] from None
+            most = _MOST.search(str(error))
             raise ConfigError(
-                f"cannot learn a vocabulary of {vocab_size} pieces from these texts: {error}",
-                "lower `tokenizer.vocab_size`, or train on more text",
+                f"cannot learn {vocab_size:,} pieces from these texts: " + (f"they give at most {int(most[1]):,}" if most else str(error)),
+                f"`tokenizer.vocab_size: {most[1]}`, or less; or train on more text" if most else "lower `tokenizer.vocab_size`",
             ) from error
         write_atomically(folder / MODEL_FILE, model.getvalue())
         card = {"kind": cls.kind, "vocab_size": vocab_size, "guiding_tokens": list(guiding_tokens)}
