@@ -97,6 +97,7 @@ class Variant:
         label: Its name in tables.
         dtype, matmul: As in `Precision`.
         fused: AdamW in one kernel; else as torch makes it by default.
+        recompute: Whether layers keep only their inputs (`train.activation_checkpointing`).
     """
 
     system: str
@@ -106,11 +107,13 @@ class Variant:
     fused: bool = True
     ctc: bool = True
     loss_chunk: int = 0
+    recompute: bool = False
 
 
 def ours(dims: Dimensions, variant: Variant) -> tuple[SpeechToText, Loss]:
     model, settings = SpeechToText(dims), TrainSettings(loss_chunk=variant.loss_chunk)
     precision = Precision(variant.dtype, variant.matmul, "given")
+    model.encoder.recompute = model.decoder.recompute = variant.recompute
 
     def loss(speech: Speech) -> Tensor:
         none = torch.zeros(len(speech.frames), dtype=torch.int64)
@@ -311,11 +314,30 @@ class Trained:
         Whoever waits for its turn hands its free memory back, as that of all would be too much; the first step takes it again.
         """
         self.step(shape)
-        found = self.step(shape)
+        found = self.step(shape) | {"kept_mb": self.kept_mb(shape)}
         self.optimiser.zero_grad(set_to_none=True)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         return found
+
+    def kept_mb(self, shape: Shape) -> float | None:
+        """What the forward pass keeps for the backward pass, beside the weights; None: layers are recomputed, which hides it."""
+        if self.variant.recompute:
+            return None
+        weights = {weight.untyped_storage().data_ptr() for weight in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            # Bound, so that what it keeps stays where it is until all is counted.
+            loss = self.forward(speak(shape, self.dims))
+        del loss
+        return sum(kept.values()) / 2**20
 
     def step(self, shape: Shape) -> dict[str, Any]:
         """One optimiser step; batches are made before it."""

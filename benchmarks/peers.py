@@ -54,6 +54,8 @@ UTTERANCES = 8
 STEP_BYTES = {"paper": 6 * 2**30, "tiny": 2**30}
 """What a step takes besides weights and state in the process whose turn it is, and some more for the rest of the machine."""
 PARTS = ("equal", "ragged", "defaults")
+ALONE = "S-MoE, no CTC head"
+RECOMPUTED = f"{ALONE}, layers recomputed"
 FASTER, FASTER_THAN_DEFAULTS, FASTER_RAGGED, GEMM_SHARE, MEMORY = 1.15, 2.5, 1.6, 0.7, 0.7
 """What is aimed at; beside the peers' defaults, where this machine's choice is bf16."""
 
@@ -100,6 +102,7 @@ class Row:
         wall_ratio: The same of wall seconds, beside the same peer.
         memory_mb: Most that a step took.
         memory_ratio: Of that of the peer which takes least.
+        kept_mb: Most that a forward pass kept for the backward pass, beside the weights.
         gemm_share: FLOP of the model per CPU second / those of the machine's fastest matrix product in the same round.
         losses: By round.
         moved: Least share of the weights that a step changed.
@@ -120,6 +123,7 @@ class Row:
     wall_ratio: float | None
     memory_mb: float
     memory_ratio: float | None
+    kept_mb: float | None
     gemm_share: float | None
     losses: list[float]
     moved: float
@@ -151,12 +155,14 @@ def shapes_of(part: str, rounds: int, durations_s: Sequence[float]) -> list[Shap
 
 def variants_of(part: str, precision: Precision, peers: Sequence[str]) -> list[Variant]:
     here = precision.dtype, precision.matmul
-    found = [Variant("ours", "S-MoE", *here), Variant("ours", "S-MoE, no CTC head", *here, ctc=False)]
+    found = [Variant("ours", "S-MoE", *here), Variant("ours", ALONE, *here, ctc=False)]
     if part == "defaults":
         found.append(Variant("ours", "S-MoE, loss_chunk 1024", *here, loss_chunk=1024))
         return found + [Variant(name, name, "fp32", "highest", PEERS[name].fused) for name in peers]
     found += [Variant(name, name, *here) for name in peers]
-    return [*found, Variant(GEMM, GEMM, *here)] if part == "equal" else found
+    if part == "equal":
+        found += [Variant("ours", RECOMPUTED, *here, ctc=False, recompute=True), Variant(GEMM, GEMM, *here)]
+    return found
 
 
 def measure(
@@ -216,7 +222,7 @@ def compare(part: str, workers: Sequence[Worker], shapes: Sequence[Shape], scale
         ratios = None if best is None else quotients(times(best, "cpu"), cpu)
         lowest, highest = (None, None) if ratios is None else interval(ratios)
         share = None
-        if rates is not None and variant.system == "ours":
+        if rates is not None and variant.system == "ours" and not variant.recompute:
             flops = training_flops(Dimensions(**SCALES[scale], ctc=variant.ctc))
             share = geometric_mean(flops / seconds / rate for seconds, rate in zip(cpu, rates, strict=True))
         rows.append(
@@ -236,6 +242,7 @@ def compare(part: str, workers: Sequence[Worker], shapes: Sequence[Shape], scale
                 wall_ratio=None if best is None else geometric_mean(quotients(times(best, "wall"), wall)),
                 memory_mb=memory_mb,
                 memory_ratio=None if least_mb is None else memory_mb / least_mb,
+                kept_mb=max((answer["kept_mb"] for answer in worker.answers if answer["kept_mb"] is not None), default=None),
                 gemm_share=share,
                 losses=times(worker, "loss"),
                 moved=min(times(worker, "moved")),
@@ -317,14 +324,15 @@ def verdicts(result: dict[str, Any]) -> list[str]:
         verdict = ("reached" if reached else "MISSED") + (", but the rounds are too unlike each other to tell" if noisy else "")
         said.append(f"{what}: {row[name]:.2f}; aim: at {'least' if above else 'most'} {bound:g}: {verdict}")
 
-    alone = "S-MoE, no CTC head"
-    judge("equal lengths and precision, without CTC head, speed / best peer's", rows.get(("equal", alone)), "ratio", FASTER)
+    judge("equal lengths and precision, without CTC head, speed / best peer's", rows.get(("equal", ALONE)), "ratio", FASTER)
     judge("share of the matrix product's rate", rows.get(("equal", "S-MoE")), "gemm_share", GEMM_SHARE)
-    judge("share of the matrix product's rate, without CTC head", rows.get(("equal", alone)), "gemm_share", GEMM_SHARE)
-    judge("ragged batches, equal precision, without CTC head, speed / best peer's", rows.get(("ragged", alone)), "ratio", FASTER_RAGGED)
+    judge("share of the matrix product's rate, without CTC head", rows.get(("equal", ALONE)), "gemm_share", GEMM_SHARE)
+    judge("ragged batches, equal precision, without CTC head, speed / best peer's", rows.get(("ragged", ALONE)), "ratio", FASTER_RAGGED)
     beside = FASTER_THAN_DEFAULTS if result["dtype"] == "bf16" else FASTER
-    judge("equal lengths, without CTC head, speed / best peer's by default", rows.get(("defaults", alone)), "ratio", beside)
-    for label in ("S-MoE", alone, "S-MoE, loss_chunk 1024"):
+    judge("equal lengths, without CTC head, speed / best peer's by default", rows.get(("defaults", ALONE)), "ratio", beside)
+    for label in (ALONE, RECOMPUTED):
+        judge(f"equal lengths, memory of {label} / leanest peer's", rows.get(("equal", label)), "memory_ratio", MEMORY, above=False)
+    for label in ("S-MoE", ALONE, "S-MoE, loss_chunk 1024"):
         row = rows.get(("defaults", label))
         judge(f"memory of {label} / leanest peer's by default", row, "memory_ratio", MEMORY, above=False)
     return said
@@ -337,7 +345,7 @@ HEADINGS = {
 }
 COLUMNS = (
     *("system", "CPU s", "frames / CPU s", "speed / best peer's", "95 % interval", "wall"),
-    *("memory, MB", "/ leanest peer's", "of matrix product's rate"),
+    *("memory, MB", "/ leanest peer's", "kept for backward", "of matrix product's rate"),
 )
 
 
@@ -376,8 +384,10 @@ def markdown(result: dict[str, Any]) -> str:
                 *beside[:3],
                 f"{row['memory_mb']:,.0f}",
                 beside[3],
+                "" if row["kept_mb"] is None else f"{row['kept_mb']:,.0f}",
+                "" if row["gemm_share"] is None else f"{row['gemm_share']:.0%}",
             ]
-            lines.append(f"| {' | '.join(cells)} | {'' if row['gemm_share'] is None else format(row['gemm_share'], '.0%')} |")
+            lines.append(f"| {' | '.join(cells)} |")
     notes = [*verdicts(result), *(f"{what} is left out: {why}" for what, why in result["left_out"].items())]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
 
