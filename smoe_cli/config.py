@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from smoe_cli.corpus_settings import Corpus, Settings, SynthCorpus
 from smoe_cli.errors import RouteError
 from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
-from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
+from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Choice, Route, TaskKind, experts_of
 from smoe_cli.text import TextPolicy
 from smoe_cli.train_settings import TrainSettings
 
@@ -301,9 +301,11 @@ class Config(Settings):
         if self.model.preset == SINGLE_TASK and len(self.targets()) > 1:
             named = ", ".join(f"{task}/{lang}" for task, lang in self.targets())
             raise ValueError(f"the preset `{SINGLE_TASK}` is for one task in one language, and there are {named}; leave out all but one")
-        unknown = [name for name in self.train.task_weights if name not in self.tasks]
-        if unknown:
-            raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
+        for key in self.train.route_weights:
+            try:
+                Choice.among(key, self.routes())
+            except RouteError as error:
+                raise ValueError(f"train.route_weights: {error.message}; {error.hint}") from None
         longest_s = self.data.max_duration_s / min(self.train.augment.speeds)
         if self.features.window_s is not None and min(self.train.augment.speeds) < 1 and longest_s > self.features.window_s:
             raise ValueError(

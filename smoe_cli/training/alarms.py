@@ -103,7 +103,7 @@ def starvation(expert: str, updates: int, even: float) -> str:
     """The warning of an expert that is hardly ever updated; ``even`` is what an even share would be."""
     return (
         f"warning: expert `{expert}` starves: {updates} updates since the last validation, where an even share would be {even:.0f}; give "
-        "it more data, or raise `train.temperature` or its task in `train.task_weights`"
+        "it more data, or raise `train.temperature` or its weight in `train.route_weights`"
     )
 
 

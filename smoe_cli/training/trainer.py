@@ -369,6 +369,7 @@ class Trainer:
             **self.accounts.shares.state(),
             "precision": asdict(self.precision),
             "batch_s": self.batch_s,
+            "epochs": self.batches.epochs,
             "validation": {str(step): loss for step, loss in self.history.items()},
         }
         needed = chosen_steps(self.settings.average, self.history)
@@ -432,6 +433,7 @@ class Trainer:
         self.accounts.shares.restore(position.state)
         if self.settings.batch_s == "auto":
             self._make_batches(position.state["batch_s"])
+        self.batches.epochs = position.state.get("epochs", {})
         self.history = {int(step): loss for step, loss in position.state.get("validation", {}).items()}
         self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
         return self.step
