@@ -402,6 +402,12 @@ class Config(Settings):
         combinations = [tuple(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
         return [Route(task, lang, band, extra) for task, lang in self.targets() for band in self.bands() for extra in combinations]
 
+    def asked_bands(self) -> dict[Bandwidth, str]:
+        """Bands that a setting asks for -> that setting; others are there if there is such audio."""
+        corpora = {corpus.bandwidth: f"data.corpora.{name}.bandwidth: {corpus.bandwidth}" for name, corpus in self.data.corpora.items()}
+        said = {band: corpora[band] for band in Bandwidth if band in corpora}
+        return said | (dict.fromkeys(Bandwidth, "data.nb_downsample: true") if self.data.nb_downsample else {})
+
     def bands(self) -> list[Bandwidth]:
         """The bands that there can be: at 8 kHz nothing is wideband."""
         return [Bandwidth.NB] if self.features.sample_rate_hz <= TELEPHONE_HZ else list(Bandwidth)

@@ -34,7 +34,7 @@ from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.accounts import Accounts
-from smoe_cli.training.alarms import check_served, check_start, check_tokenizer, check_validated, lone_labels
+from smoe_cli.training.alarms import check_lengths, check_served, check_start, check_tokenizer, check_validated, dropped, lone_labels
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints, check_same_run
@@ -78,8 +78,9 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a route of the recipe has no training cuts in any band.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes, or a weight does nothing.
         RouteError: If a cut's route is not in the recipe.
+        CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
     """
 
@@ -100,13 +101,14 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
-        check_tokenizer(tokenizer, self.groups)
+        check_lengths(config, self.groups, self.dev_groups)
+        check_tokenizer(tokenizer, config, self.groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
         self.collator = collator_of(config, tokenizer, self.plan)
-        for line in lone_labels(self.plan):
+        for line in (*lone_labels(self.plan), *dropped(config, self.plan)):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
         # Until memory is measured, `auto` is a batch of one cut.
