@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from smoe_cli.corpus_settings import Corpus, Settings, SynthCorpus
 from smoe_cli.errors import RouteError
@@ -279,6 +279,16 @@ class Config(Settings):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     decode: DecodeSettings = DecodeSettings()
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the recipe's file lies; None: the settings are from no file."""
+        return self._folder
+
+    def lies_in(self, folder: Path | None) -> None:
+        """Note where the recipe's file lies: no setting, so that it is neither compared nor saved with a model."""
+        self._folder = folder
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -199,8 +199,8 @@ class Trainer:
     def _loop(self, stop: threading.Event) -> None:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
-        for batches in feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size):
-            meter.came()
+        coming = feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size)
+        for batches in meter.waiting_for(coming):
             losses = self.train_step(*batches)
             meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
             self.step += 1
