@@ -221,14 +221,17 @@ def stop_at(step: int, batches: Sequence[Batch], loss: float, own_loss: float, f
     )
 
 
-def stop_without_memory(step: int, batches: Sequence[Batch]) -> NoReturn:
+def stop_without_memory(when: str, batches: Sequence[Batch]) -> NoReturn:
     """End at utterances of which not one fits into memory.
+
+    Args:
+        when: As in `at step 3`.
 
     Raises:
         SmoeError: Naming the longest.
     """
     longest = max((cut for batch in batches for cut in batch.cuts), key=lambda cut: cut.duration)
     raise SmoeError(
-        f"memory does not suffice for one utterance at step {step}; the longest is `{longest.id}` with {longest.duration:.1f} s",
+        f"memory does not suffice for one utterance {when}; the longest is `{longest.id}` with {longest.duration:.1f} s",
         "set `train.loss_chunk` and `train.activation_checkpointing`, leave out long cuts, or take a smaller model",
     )

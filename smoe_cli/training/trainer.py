@@ -43,7 +43,7 @@ from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.loading import batches_of, collator_of, feed
-from smoe_cli.training.memory import Memory, in_halves, is_out_of_memory, largest_batch_s
+from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import clip, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
@@ -289,7 +289,8 @@ class Trainer:
         clip(self.system.model, self.optimiser, self.settings.clip_norm)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
-        self.optimiser.step()
+        with enough_for_state(self.step):
+            self.optimiser.step()
         if self.moving is not None:
             self.moving.update(self.system.model)
         return losses
@@ -315,7 +316,7 @@ class Trainer:
             SmoeError: If each batch is of one utterance.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        parts = in_halves(batches, self.step, self.device)
+        parts = in_halves(batches, f"at step {self.step}", self.device)
         # Any process may have to; the others do not know.
         (self.watcher if self.ranks.leads else self.own_watcher).log(
             f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`"
