@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smoe_cli import pipeline
 from smoe_cli.config import FeatureSettings
+from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.tags import Bandwidth, Route
@@ -156,6 +157,15 @@ def test_whisper_translates_from_the_language_that_is_named(tmp_path):
     assert system.tokenizer.guiding_ids(Route("translate", "en", Bandwidth.WB))[1:3] == [ids["<|de|>"], ids["<|translate|>"]]
 
 
+def test_two_conversions_that_differ_in_a_prefix_alone_are_two_tokenizers(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", multilingual=True)
+    german, french = (converted(folder, tmp_path / lang, task="translate", source_lang=lang) for lang in ("de", "fr"))
+    assert german.digest == french.digest
+    assert not german.tokenizer.same_as(french.tokenizer) and not german.tokenizer.continues(french.tokenizer)
+    assert german.tokenizer.difference(french.tokenizer).startswith("`prefixes` in tokenizer.json: {'translate/en': [")
+    assert Decoder(german)._header([]) != Decoder(french)._header([])
+
+
 def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
     folder, _ = speech2text_folder(tmp_path / "theirs", langs=("de", "fr"))
     system = converted(folder, tmp_path / "ours", task="translate", langs=["fr"])
@@ -171,6 +181,7 @@ def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
         ("config.json", {"model_type": "wav2vec2"}, r"type `wav2vec2`; can be converted: whisper, speech_to_text"),
         ("config.json", {"activation_function": "relu"}, r"`activation_function` is 'relu', not 'gelu'"),
         ("config.json", {"decoder_attention_heads": 4}, "2 and 4 heads"),
+        ("config.json", {"encoder_ffn_dim": 0}, "`encoder_ffn_dim: 0`, where a number of at least 1 is needed"),
         ("config.json", {"decoder_layers": 1}, "weights that no part of the model takes"),
         ("config.json", {"decoder_layers": 3}, r"no weight `model\.decoder\.layers\.2"),
         ("preprocessor_config.json", {"hop_length": 200}, r"`hop_length` is 200, not 160"),
@@ -199,6 +210,10 @@ def test_only_an_earlier_conversion_is_replaced(tmp_path):
     with pytest.raises(CheckpointError, match="is a checkpoint of smoe already"):
         pipeline.convert(tmp_path / "ours", out=tmp_path / "again")
     assert pipeline.convert(folder, out=tmp_path / "ours").model == first.model
+    (tmp_path / "ours" / "notes.txt").write_text("what I heard")
+    with pytest.raises(ConfigError, match=r"holds `notes.txt`, which `smoe convert` did not write"):
+        pipeline.convert(folder, out=tmp_path / "ours")
+    assert (tmp_path / "ours" / "notes.txt").read_text() == "what I heard"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="is there already"):
