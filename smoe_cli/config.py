@@ -424,8 +424,12 @@ class Config(Settings):
         return [Route(task, lang, band, extra) for task, lang in self.targets() for band in self.bands() for extra in combinations]
 
     def asked_bands(self) -> dict[Bandwidth, str]:
-        """Bands that a setting asks for -> that setting; others are there if there is such audio."""
-        corpora = {corpus.bandwidth: f"data.corpora.{name}.bandwidth: {corpus.bandwidth}" for name, corpus in self.data.corpora.items()}
+        """Bands that a setting asks to train on -> that setting; others are there if there is such audio."""
+        corpora = {
+            corpus.bandwidth: f"data.corpora.{name}.bandwidth: {corpus.bandwidth}"
+            for name, corpus in self.data.corpora.items()
+            if corpus.splits.get("train", "train") is not None
+        }
         said = {band: corpora[band] for band in Bandwidth if band in corpora}
         return said | (dict.fromkeys(Bandwidth, "data.nb_downsample: true") if self.data.nb_downsample else {})
 

@@ -55,6 +55,8 @@ def test_a_band_that_the_recipe_asks_for_and_no_cut_has_is_refused(prepared, tmp
     corpora = {"tones": prepared.data.corpora["tones"].model_copy(update={"bandwidth": "nb"})}
     with pytest.raises(DataError, match=r"which `data.corpora.tones.bandwidth: nb` asks for"):
         begin(with_data(prepared, nb_downsample=False, corpora=corpora), tmp_path, at, wideband)
+    tested_only = {"tones": corpora["tones"].model_copy(update={"splits": {"train": None}})}
+    begin(with_data(prepared, nb_downsample=False, corpora=tested_only), tmp_path, at, wideband)
 
 
 def test_a_band_that_nothing_asks_for_may_be_missing_and_is_told(prepared, tmp_path):

@@ -154,6 +154,7 @@ def test_memory_for_not_even_one_utterance_ends_training_and_names_it(prepared, 
 
 def test_a_validation_that_is_too_large_for_memory_is_done_in_parts_with_the_same_loss(prepared, tmp_path, monkeypatch):
     run = trainer(prepared, tmp_path)
+    run.watcher = Listener()
     whole = run.validate()
     for utterances in (1, 0):
         real, tried = steps.losses_of, []
@@ -168,6 +169,7 @@ def test_a_validation_that_is_too_large_for_memory_is_done_in_parts_with_the_sam
         if utterances:
             assert run.validate() == pytest.approx(whole, rel=1e-5)
             assert max(tried) > 1
+            assert any("out of memory in validation: the utterances of a batch are taken in 2 parts" in line for line in run.watcher.lines)
         else:
             with pytest.raises(SmoeError, match="does not suffice for one utterance in validation; the longest is `tones-"):
                 run.validate()

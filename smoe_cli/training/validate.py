@@ -57,7 +57,7 @@ def validation_loss(
         some = list(cuts)[: settings.validation_utterances]
         every = chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances)
         for batch_cuts, counts in dealt(every, ranks, is_divided(model)):
-            for losses in _losses([collator(batch_cuts)], model, device, settings, precision, blank_id):
+            for losses in _losses([collator(batch_cuts)], model, device, settings, precision, blank_id, watcher):
                 total += float(losses.attention) * losses.tokens * counts
                 tokens += losses.tokens * counts
         total_of_all, tokens_of_all = ranks.total(total, tokens)
@@ -68,7 +68,13 @@ def validation_loss(
 
 
 def _losses(
-    batches: Sequence[Batch], model: SpeechToText, device: torch.device, settings: TrainSettings, precision: Precision, blank_id: int
+    batches: Sequence[Batch],
+    model: SpeechToText,
+    device: torch.device,
+    settings: TrainSettings,
+    precision: Precision,
+    blank_id: int,
+    watcher: Watcher,
 ) -> list[Losses]:
     """The losses of batches; where memory is used up, of all in halves."""
     while True:
@@ -80,6 +86,7 @@ def _losses(
             if not is_out_of_memory(error) or is_divided(model):
                 raise
         batches = in_halves(batches, "in validation", device)
+        watcher.log(f"out of memory in validation: the utterances of a batch are taken in {len(batches)} parts; lower `train.batch_s`")
 
 
 def dealt(batches: Iterable[T], ranks: Ranks, evenly: bool) -> Iterator[tuple[T, bool]]:
