@@ -45,9 +45,13 @@ class _Supervision(BaseModel):
     custom: dict[str, Any] | None = None
 
 
+class _Source(BaseModel):
+    channels: list[int]
+
+
 class _Recording(BaseModel):
     id: str
-    sources: list[Any] = Field(min_length=1)
+    sources: list[_Source] = Field(min_length=1)
     sampling_rate: Rate
     num_samples: int = Field(gt=0)
     duration: FiniteFloat = Field(gt=0)

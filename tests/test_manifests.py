@@ -288,6 +288,15 @@ def test_a_field_of_a_wrong_shape_is_refused_before_anything_is_computed_with_it
     assert f"is no sound cut: `{field}`" in item.problem.message
 
 
+@pytest.mark.parametrize("channels", [0, True, [0.5], "0", None])
+def test_channels_that_are_no_numbers_are_refused_before_anything_looks_at_them(folder, channels):
+    tree = entry(folder)
+    tree["recording"]["sources"][0]["channels"] = channels
+    (folder / "cuts.jsonl").write_text(json.dumps(tree), encoding="utf-8")
+    (item,) = read_manifest(folder / "cuts.jsonl")
+    assert "is no sound cut: `recording.sources.0.channels" in item.problem.message
+
+
 def test_manifests_of_other_formats_are_not_guessed_at(tmp_path):
     (tmp_path / "cuts.pkl").touch()
     with pytest.raises(DataError, match="is no manifest"):
