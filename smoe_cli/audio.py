@@ -24,9 +24,12 @@ TOLERANCE_S = 0.05
 LONGEST_S = 12 * 3600.0
 """No recording of speech is longer; a small file can claim to be, and would take hours to decode."""
 BLOCK = 2**20
-"""Samples that are decoded at once, whatever a header claims."""
+"""Samples, of all channels together, that are decoded at once, whatever a header claims."""
 FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
 """Share of samples at full scale above which a recording counts as clipped: one in a thousand is heard as a crackle."""
+SOUNDFILE_RAISES = (soundfile.LibsndfileError, OSError, TypeError, UnicodeError)
+"""What it raises on files that are no audio; a `TypeError` for any `.raw`, of which it wants to be told the rate, and a `UnicodeError`
+for names that are not UTF-8."""
 FAINT = 0.001
 """Half the way from the lowest to the highest sample (-60 dBFS), below which speech is lost in the noise of 16 bits."""
 
@@ -44,7 +47,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
     try:
         info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
+    except SOUNDFILE_RAISES as error:
         raise DataError(
             f"cannot open audio `{path}` (utterance `{recording_id}`): {error}", "convert it to FLAC or WAV, or remove it"
         ) from error
@@ -218,7 +221,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
         raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
     try:
         info = soundfile.info(source.source)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except SOUNDFILE_RAISES as error:
         raise DataError(f"{where} cannot be opened: {error}", "bring back the whole file, or remove it") from error
     check_rate(where, info.samplerate)
     lasts_s, chain = info.frames / info.samplerate, chain_of(recording)
@@ -244,13 +247,13 @@ def _listen(source: AudioSource, where: str) -> list[str]:
     lowest_C, highest_C = np.zeros(1, dtype=np.float32) + np.inf, np.zeros(1, dtype=np.float32) - np.inf
     try:
         with soundfile.SoundFile(source.source) as file:
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            while len(block := file.read(BLOCK // file.channels, dtype="float32", always_2d=True)):
                 frames += len(block)
                 clipped += int((np.abs(block) >= FULL_SCALE).any(axis=1).sum())
                 lowest_C, highest_C = np.minimum(lowest_C, block.min(axis=0)), np.maximum(highest_C, block.max(axis=0))
                 finite &= bool(np.isfinite(block).all())
             promised, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
+    except SOUNDFILE_RAISES as error:
         raise DataError(f"{where} cannot be read to its end: {error}", "bring back the whole file, or remove it") from error
     if frames != promised:
         raise DataError(

@@ -16,9 +16,9 @@ from smoe_cli.band_check import Bands, estimated
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.cuts import check_utterance, make_cuts, route_of, tags_of
-from smoe_cli.errors import DataError
+from smoe_cli.errors import DataError, writable
 from smoe_cli.listening import Listener
 from smoe_cli.records import name_digest
 from smoe_cli.validation.cut import check_span
@@ -185,7 +185,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         raise _refusal(work, read)
     if work.problems:
         gathered.unfit[work.name] = [problem.message for problem in work.problems]
-    gathered.left_out += [f"`{work.name}`: {count:,} {what} left out" for what, count in sorted(work.left_out.items())]
+    gathered.left_out += [f"`{work.name}`: {count:,} {writable(what)} left out" for what, count in sorted(work.left_out.items())]
 
 
 def _next(utterances: Iterator[Utterance], work: Work) -> list[Utterance]:
@@ -208,7 +208,8 @@ def _too_much(work: Work, config: Config) -> bool:
 def _passes(work: Work, utterance: Utterance, config: Config) -> bool:
     """Whether an utterance passes all checks; if not, the problem is remembered."""
     try:
-        _check(utterance, work.name, config)
+        with foreseen():
+            _check(utterance, work.name, config)
     except DataError as error:
         work.unfit(error, utterance.source)
         return False
@@ -248,7 +249,8 @@ def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gath
 def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config) -> list[MonoCut]:
     """The cuts of an utterance; none once too much is wrong with the corpus, for then nothing is written."""
     try:
-        made = gathered.serve(utterance, work.name, config)
+        with foreseen():
+            made = gathered.serve(utterance, work.name, config)
     except DataError as error:
         work.unfit(error, utterance.source)
         return []

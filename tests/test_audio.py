@@ -7,7 +7,8 @@ import pytest
 import soundfile
 from lhotse import AudioSource, Recording
 
-from smoe_cli.audio import describe, read_samples, write_flac
+from smoe_cli import audio
+from smoe_cli.audio import check_readable, describe, listen, read_samples, write_flac
 from smoe_cli.errors import DataError
 
 SAMPLES = np.arange(-800, 800, dtype=np.int16)
@@ -61,3 +62,31 @@ def test_a_wav_file_that_was_cut_off_is_refused_and_one_of_unknown_length_is_not
     # As a program leaves it that writes into a pipe.
     path.write_bytes(whole[:4] + b"\xff\xff\xff\xff" + whole[8:])
     assert describe(path, "call").num_samples == len(SAMPLES)
+
+
+def test_what_a_reader_cannot_open_is_said_whatever_it_raises(tmp_path):
+    """Of a `.raw` file libsndfile wants to be told the rate; a name that is not UTF-8 it cannot be given."""
+    soundfile.write(tmp_path / "a.wav", SAMPLES, 16000)
+    for name in ("a.raw", os.fsdecode(b"\xff.wav")):
+        path = tmp_path / name
+        path.write_bytes((tmp_path / "a.wav").read_bytes())
+        recording = Recording("r", [AudioSource("file", [0], str(path))], 16000, 1600, 0.1)
+        with pytest.raises(DataError, match="cannot open audio"):
+            describe(path, "r")
+        with pytest.raises(DataError, match="cannot be opened"):
+            check_readable(recording)
+
+
+def test_many_channels_are_not_decoded_at_once(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 50)), 16000)
+    recording, sizes, read = describe(tmp_path / "a.wav", "r", None), [], soundfile.SoundFile.read
+
+    def counted(file, *args, **kwargs):
+        block = read(file, *args, **kwargs)
+        sizes.append(block.size)
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    monkeypatch.setattr(audio, "BLOCK", 5000)
+    assert listen(recording) == audio.SOUND
+    assert max(sizes) == 5000 and sum(sizes) == 50_000

@@ -139,6 +139,14 @@ KALDI_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: ((f / "segments").unlink(), (f / "segments").symlink_to(f / "nowhere")),
         r"no file `.*segments`",
     ),
+    "a channel of thousands of digits": (
+        lambda f: write(f / "reco2file_and_channel", f"r2 r2 {'1' * 5000}\n"),
+        r"`.*reco2file_and_channel` line 1: `r2 1+` is no file and channel",
+    ),
+    "a time after all recordings": (
+        lambda f: write(f / "segments", "a-u1 r1 1e306 1.1e306\nb-u2 r1 0 1\nb-u3 r2 0 1\n"),
+        r"line 1: utterance `a-u1` ",
+    ),
     "a channel that is none": (
         lambda f: write(f / "reco2file_and_channel", "r2 r2 left\n"),
         r"`.*reco2file_and_channel` line 1: `r2 left` is no file and channel",
@@ -302,6 +310,9 @@ NEMO_DAMAGE = {
     "text that is none": (row(text={"en": 1}), r"line 2: `text` is `\{'en': 1\}`, which is no text"),
     "a duration that is none": (row(duration="long"), r"line 2: `duration` is `\"long\"`, which is no number of seconds"),
     "not a number": (row(offset=float("nan")), r"line 2: `offset` is `NaN`"),
+    "a number too large to count with": (row(duration=10**400), r"line 2: `duration` is `10+`, which is no number of seconds from 0 to"),
+    "an offset after all recordings": (row(offset=1e306), r"line 2: `offset` is `1e\+306`"),
+    "half a character": ('{"audio_filepath": "wav/a.wav", "text": "\\ud800"}', r"line 2 is not UTF-8: it has half a character"),
     "a wrong duration": (row(audio_filepath="wav/b.wav", duration=3.0), r"line 2: `duration` says 3, the audio has 2"),
     "an unknown task": (row(taskname="dance"), r"line 2: the row is of task `dance`; known: asr"),
     "languages against the task": (row(taskname="asr", source_lang="en", target_lang="de"), r"line 2: the row is of task `asr`, from `en`"),

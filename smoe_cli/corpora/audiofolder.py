@@ -8,7 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from smoe_cli.corpora.files import Named, recording_of
-from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, lacking, objects, row_of, text_of, texts_of, utterances
+from smoe_cli.corpora.lines import (
+    answers_of,
+    bounded,
+    each_split,
+    found,
+    id_of,
+    lacking,
+    objects,
+    refuse_utf16,
+    row_of,
+    text_of,
+    texts_of,
+    utterances,
+)
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
@@ -30,7 +43,7 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
         rows: Iterator[tuple[str, Mapping[str, Any]]]
         rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
         with table.open("rb") as file:
-            total = sum(1 for _ in file) - (table.suffix == ".csv")
+            total = sum(1 for _ in bounded(file, table)) - (table.suffix == ".csv")
 
         named = Named()
 
@@ -52,9 +65,11 @@ def _columns(settings: AudioFolderCorpus) -> list[str]:
 
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
     try:
+        with table.open("rb") as head:
+            refuse_utf16(head.read(2), table, "convert the table to UTF-8")
         # Bytes that are not UTF-8 are kept as they are, and refused in their row: the others can still be looked at.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file, strict=True)
+            rows = csv.reader(bounded(file, table), strict=True)
             header = next(rows, [])
             lacking(_columns(settings), header, table)
             start = rows.line_num + 1

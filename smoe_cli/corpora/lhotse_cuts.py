@@ -11,7 +11,7 @@ from lhotse import MonoCut
 
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.outside import Named, Outside
-from smoe_cli.corpora.utterance import Utterance, Work, placed
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen, placed
 from smoe_cli.corpus_settings import LhotseCorpus, SharCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import Item, check_within, make_cut, read_lines, read_manifest, read_object
@@ -40,7 +40,8 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
             try:
                 if item.cut is None:
                     raise item.problem or AssertionError
-                utterance = utterance_of(item.cut, split, settings, work, f"`{path}` line {item.number}")
+                with foreseen():
+                    utterance = utterance_of(item.cut, split, settings, work, f"`{path}` line {item.number}")
             except DataError as error:
                 work.unfit(error)
                 continue

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smoe_cli.audio import TOLERANCE_S
+from smoe_cli.audio import LONGEST_S, TOLERANCE_S
 from smoe_cli.corpora.files import recording_of
 from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
@@ -150,8 +149,9 @@ def _seconds(tree: Mapping[str, Any], field: str) -> float | None:
     value = tree.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-        raise DataError(f"`{field}` is `{json.dumps(value)}`, which is no number of seconds", "correct the manifest")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
+        most = f"from 0 to {LONGEST_S:g}"
+        raise DataError(f"`{field}` is `{json.dumps(value)}`, which is no number of seconds {most}", "correct the manifest")
     return float(value)
 
 

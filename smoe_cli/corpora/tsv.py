@@ -13,12 +13,14 @@ import soundfile
 from smoe_cli.audio import TOLERANCE_S, check_readable, write_flac
 from smoe_cli.corpora.files import can_name_a_file, is_file, recording_of
 from smoe_cli.corpora.lines import found, table_rows, text_lines
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 
 REFERENCE_SEPARATOR = " ||| "
+LONGEST_GAP_MS = 60_000
+"""Between joined recordings; more is a mistake, and could fill the memory."""
 
 
 def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
@@ -31,7 +33,8 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     table = found(work.root / settings.path, settings, work, "path", "table")
     for where, row in _rows(table, settings, work):
         try:
-            utterance = _utterance(row, settings, work, table.parent, where)
+            with foreseen():
+                utterance = _utterance(row, settings, work, table.parent, where)
         except DataError as error:
             work.unfit(error, where)
             continue
@@ -122,6 +125,13 @@ def _compare(row: dict[str, str], column: str, heard: float, tolerance: float, w
         raise DataError(f"{where}: `{column}` says {listed}, the audio has {heard:g}", "correct the table, or bring back the right file")
 
 
+def _gap_ms(text: str, where: str) -> int:
+    value = _number(text, where)
+    if not 0 <= value <= LONGEST_GAP_MS:
+        raise DataError(f"{where}: `{text}` is no gap of 0 to {LONGEST_GAP_MS:,} ms", "correct the table")
+    return round(value)
+
+
 def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Path) -> Path:
     """Join recordings with `gaps_ms` of faint noise (about -80 dBFS) before, between and after them.
 
@@ -139,7 +149,7 @@ def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Pa
     if is_file(target):
         return target
     paths = [folder / part for part in row[column].split()]
-    gaps_ms = [round(_number(gap, f"utterance `{row['id']}`: `gaps_ms`")) for gap in row["gaps_ms"].split()]
+    gaps_ms = [_gap_ms(gap, f"utterance `{row['id']}`: `gaps_ms`") for gap in row["gaps_ms"].split()]
     if len(gaps_ms) != len(paths) + 1:
         raise DataError(
             f"utterance `{row['id']}`: {len(paths)} segments need {len(paths) + 1} gaps, the table has {len(gaps_ms)}", "correct `gaps_ms`"
