@@ -237,9 +237,9 @@ def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gath
     """Yield those whose recording is sound; what is to be noted of a recording is noted once."""
     recordings = [utterance.recording for utterance in utterances]
     for utterance, heard in zip(utterances, listener.hear(recordings), strict=True):
-        if heard.problem is not None:
+        if (problem := heard.problem_of(utterance.recording, utterance.channel)) is not None:
             # What is wrong with a recording of several utterances is said once.
-            work.unfit(heard.problem, utterance.source if utterance.duration_s is None else "")
+            work.unfit(problem, utterance.source if utterance.duration_s is None else "")
             continue
         gathered.heard.update(dict.fromkeys(heard.notes))
         yield utterance

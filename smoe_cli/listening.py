@@ -55,7 +55,8 @@ class Listener:
             if isinstance(said, dict):
                 self._estimates[bytes.fromhex(key)] = Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"]))
             else:
-                self._known[bytes.fromhex(key)] = Heard(notes=tuple(said), whole=True) if said else SOUND
+                notes, dead = (tuple(one for one in said if isinstance(one, kind)) for kind in (str, int))
+                self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead) if said else SOUND
         except (ValueError, TypeError, KeyError):
             pass  # the line that was being written when the machine stopped
 
@@ -79,9 +80,10 @@ class Listener:
         new = {key: recording for key, recording in zip(keys, recordings, strict=True) if key not in self._known}
         parts = _in_parts(new)
         for part, heard in zip(parts, self._pool.map(_listen_to_all, [[one for _, one in part] for part in parts]), strict=True):
-            some = {key: one if one.problem or one.notes else SOUND for (key, _), one in zip(part, heard, strict=True)}
+            some = {key: SOUND if one == SOUND else one for (key, _), one in zip(part, heard, strict=True)}
             self._known |= some
-            self._remember((key, one.notes) for key, one in some.items() if one.problem is None)
+            # Numbers among the notes are channels.
+            self._remember((key, (*one.notes, *one.dead)) for key, one in some.items() if one.problem is None)
         return [self._known[key] for key in keys]
 
     def estimate(self, channels: Sequence[tuple[Recording, int]]) -> Iterator[Estimate | DataError]:

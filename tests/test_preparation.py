@@ -208,6 +208,38 @@ def test_a_long_recording_is_read_once_for_all_its_cuts(corpus, tmp_path, monkey
     assert caught.value.message.count("\n") == 1, "one line for one damaged file"
 
 
+def call(corpus: Path, dead: int | None) -> Recording:
+    """A call of two seconds, one speaker on each channel, of which one may be dead."""
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(32000, 2))
+    if dead is not None:
+        samples[:, dead] = 0
+    soundfile.write(corpus / "call.wav", samples, 16000)
+    return Recording.from_file(corpus / "call.wav", recording_id="call")
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_channel_is_an_error_for_the_utterances_that_use_it_alone(corpus, tmp_path, monkeypatch, dead):
+    cuts = [spoken(f"c{n}", call(corpus, None), n / 10, 0.4, channel=n % 2) for n in range(4)]
+    config = lhotse_config(tmp_path, cuts)
+    assert pipeline.prepare(config).findings == []
+    call(corpus, dead)
+    report = pipeline.validate(config)
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    assert [re.sub(r"`[^`]*/", "`", finding.message) for finding in errors] == [
+        f"channel {dead} of audio `call.wav` (recording `call`) is nothing but silence (all zeros)"
+    ]
+    assert errors[0].cuts == 4, "two tasks of two utterances"
+    said = rf"2 of 4 utterances are not fit for use:\n.*channel {dead} of audio `.*call.wav` \(recording `call`\) is nothing but silence"
+    with pytest.raises(DataError, match=said) as caught:
+        pipeline.prepare(config)
+    assert caught.value.message.count("\n") == 1
+    # What was heard outlives an interruption.
+    monkeypatch.setattr("smoe_cli.listening.listen", Mock(side_effect=AssertionError("read again")))
+    with pytest.raises(DataError, match=said):
+        pipeline.prepare(config)
+    pipeline.prepare(lhotse_config(tmp_path, [cut for cut in cuts if cut.channel != dead]))
+
+
 def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not_stopped(corpus, config, tmp_path, monkeypatch):
     pipeline.prepare(config)
     whole = {split: Layout.of(config).cuts(split).read_bytes() for split in ("train", "dev")}
