@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smoe_cli.corpora.files import Named, recording_of
-from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, lacking, objects, row_of, text_of, texts_of, utterances
+from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, lacking, objects, row_of, said_band, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
@@ -45,9 +45,9 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
 
 def _columns(settings: AudioFolderCorpus) -> list[str]:
     """Every column that the settings name."""
-    single = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column)
+    whose = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column, settings.bandwidth_column)
     several = (settings.translations, settings.tag_columns, settings.label_columns)
-    return [FILE, settings.transcript_column, *(name for name in single if name), *(name for some in several for name in some.values())]
+    return [FILE, settings.transcript_column, *(name for name in whose if name), *(name for some in several for name in some.values())]
 
 
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
@@ -97,5 +97,6 @@ def _utterance(
         subset=said(settings.subset_column),
         tags=texts_of(row, settings.tag_columns),
         labels=texts_of(row, settings.label_columns),
+        bandwidth=said_band(row, settings.bandwidth_column),
         source=where,
     )
