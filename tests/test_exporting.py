@@ -198,7 +198,7 @@ def test_an_earlier_export_with_somebody_elses_file_in_it_is_not_replaced(export
     shutil.copytree(folder, tmp_path / "phone")
     assert pipeline.check_export(whole, out=tmp_path / "phone", choice=Choice("transcribe", bandwidth="nb"))
     (tmp_path / "phone" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="holds `letter.txt`, which `smoe export` did not write"):
+    with pytest.raises(ConfigError, match=r"holds `letter\.txt`, which `smoe export` did not write"):
         pipeline.check_export(whole, out=tmp_path / "phone", choice=Choice("transcribe", bandwidth="nb"))
 
 

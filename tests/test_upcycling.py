@@ -358,7 +358,7 @@ def test_slim_replaces_nothing_but_an_earlier_slim_model(tokenizer, tmp_path):
     assert again.model == earlier.model and (tmp_path / "phone.link").is_symlink()
     assert not list(tmp_path.glob(".*"))
     (tmp_path / "phone" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="holds `letter.txt`, which `smoe slim` did not write"):
+    with pytest.raises(ConfigError, match=r"holds `letter\.txt`, which `smoe slim` did not write"):
         pipeline.slim(folder, out=tmp_path / "phone", choice=Choice("translate", "de", "wb"))
     assert (tmp_path / "phone" / "letter.txt").read_text() == "dear"
     for bandwidth in ("nb", "wb"):

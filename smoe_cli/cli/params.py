@@ -28,8 +28,8 @@ def params(
 
     Checks that the model can be built; needs no data. To count the recipe's model as another preset, `--set model.preset=NAME`.
 
-    Multiply-adds are those of encoder and decoder for an utterance of 10 s and 4 tokens per second of audio, decoded greedily; the
-    auxiliary CTC head is not part of them, nor of the total.
+    Multiply-adds are those of encoder and decoder for an utterance of 10 s (extended with silence where the model extends all, as Whisper
+    does) and 4 tokens per second of audio, decoded greedily; the auxiliary CTC head is not part of them, nor of the total.
 
     Example: smoe params --preset encdec-smoe
     """
