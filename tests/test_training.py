@@ -107,7 +107,7 @@ def test_a_run_of_another_plan_or_tokenizer_is_not_continued(prepared, tmp_path)
     english = read_cuts(layout.cuts("train")).filter(lambda cut: tags_of(cut).bandwidth == "wb").to_eager()
     asks_for_one = prepared.model_copy(update={"data": prepared.data.model_copy(update={"nb_downsample": False})})
     one_band = Trainer(asks_for_one, tmp_path / "parts", english, read_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer))
-    with pytest.raises(CheckpointError, match="has another routing plan: .*encoder experts: nb, wb -> wb"):
+    with pytest.raises(CheckpointError, match=r"has another routing plan: .*encoder experts: nb, wb -> wb"):
         one_band.run()
     guiding = list(open_tokenizer(layout.tokenizer).guiding_tokens)
     texts = [f"{number} {chr(97 + number % 26) * 3}" for number in range(200)]
