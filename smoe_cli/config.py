@@ -67,7 +67,11 @@ class DataSettings(Settings):
         description="Where the band of recordings is taken from: their sampling rate, or an estimate from the spectrum; what a corpus "
         "says stays its tag, and with `auto` is compared with the estimate.",
     )
-    nb_downsample: bool = Field(False, description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says.")
+    nb_downsample: bool = Field(
+        False,
+        description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says; where the model "
+        "hears at 8 kHz (`features.sample_rate_hz`), it takes the utterance's place.",
+    )
     nb_simulation: NarrowbandSettings = NarrowbandSettings()
     lowercase: bool = Field(
         False, description="Lower-case all text: what is trained on, the references, and hypotheses before they are scored."
@@ -341,14 +345,21 @@ class Config(Settings):
     def _check_bands(self) -> Config:
         if Bandwidth.WB in self.bands():
             return self
+        if self.data.nb_downsample:
+            if self.data.nb_simulation.pairing == "one":
+                raise ValueError(
+                    f"features.sample_rate_hz is {self.features.sample_rate_hz}, where there is one band, and "
+                    "`data.nb_simulation.pairing: one` draws between two; leave it out: all goes through a line"
+                )
+            return self
         corpora = {f"data.corpora.{name}.bandwidth": corpus.bandwidth for name, corpus in self.data.corpora.items()}
         asked = [f"{key}: {value}" for key, value in corpora.items() if value in (Bandwidth.WB, "auto")]
         asked += ["data.bandwidth: auto"] if self.data.bandwidth == "auto" else []
-        asked += ["data.nb_downsample: true"] if self.data.nb_downsample else []
         if asked:
             raise ValueError(
                 f"features.sample_rate_hz is {self.features.sample_rate_hz}, where all audio is narrowband, and `{asked[0]}` is for "
-                "wideband audio; leave that out, or set features.sample_rate_hz to 16000"
+                "wideband audio; leave that out, send such audio through a line (data.nb_downsample: true), or set "
+                "features.sample_rate_hz to 16000"
             )
         return self
 

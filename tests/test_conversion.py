@@ -90,14 +90,15 @@ def test_a_converted_speech2text_has_the_logits_of_transformers(size, tmp_path):
     assert (found - together).abs().max() < TOLERANCE
 
 
-def test_whisper_features_are_those_of_transformers():
-    extractor = transformers.WhisperFeatureExtractor()
-    settings = FeatureSettings(kind="whisper", window_s=30.0, pad_to_window=True)
+@pytest.mark.parametrize("bins", [80, 128])
+def test_whisper_features_are_those_of_transformers(bins):
+    extractor = transformers.WhisperFeatureExtractor(feature_size=bins)
+    settings = FeatureSettings(kind="whisper", window_s=30.0, pad_to_window=True, mel_bins=bins)
     for seconds in (0.3, 7.77, 30.0):
         samples = (np.random.default_rng(0).standard_normal(round(16000 * seconds)) * 0.1).astype(np.float32)
         expected = extractor(samples, sampling_rate=16000, return_tensors="pt").input_features[0].T
         found = FrontEnd(settings).of_samples(torch.from_numpy(samples))
-        assert found.shape == expected.shape == (3000, 80)
+        assert found.shape == expected.shape == (3000, bins)
         assert (found - expected).abs().max() < TOLERANCE
 
 
@@ -194,6 +195,26 @@ def test_a_model_without_counterpart_is_refused_by_name(file, change, error, tmp
     with pytest.raises(CheckpointError, match=error):
         pipeline.convert(folder, out=tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_weights_in_several_files_are_those_of_one(tmp_path):
+    folder, model = whisper_folder(tmp_path / "theirs")
+    whole = converted(folder, tmp_path / "whole")
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert converted(folder, tmp_path / "parts").digest == whole.digest
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(CheckpointError, match="names no files"):
+        converted(folder, tmp_path / "none")
+
+
+def test_pieces_that_the_model_suppresses_are_never_written(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    free = converted(folder, tmp_path / "free")
+    assert not {5, 6} & set(free.tokenizer.silent_ids)
+    (folder / "generation_config.json").write_text(json.dumps({"is_multilingual": False, "suppress_tokens": [5, 6]}))
+    assert {5, 6} <= set(converted(folder, tmp_path / "ours").tokenizer.silent_ids)
 
 
 def test_pickled_weights_are_refused(tmp_path):

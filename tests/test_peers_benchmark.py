@@ -137,3 +137,12 @@ def test_what_is_aimed_at_is_judged_by_ratio_and_memory(peers):
 def test_what_cannot_be_measured_is_named_and_left_out():
     said = run_script("--peers", "--parts", "ragged")
     assert "- ragged is left out: no table with durations: name one with --durations, or set SMOE_DATA" in said.splitlines()
+
+
+def test_the_profile_of_a_step_accounts_for_all_of_it():
+    script = SCRIPT.with_name("step_profile.py")
+    command = [sys.executable, script, "--scale", "tiny", "--json"]
+    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert sum(found["shares"].values()) == pytest.approx(1.0)
+    assert {"matrix products", "attention", "convolutions", "loss over the vocabulary", "AdamW and clipping"} <= found["shares"].keys()
+    assert all(share > 0 for share in found["shares"].values())
