@@ -9,14 +9,16 @@ class SmoeError(Exception):
     Args:
         message: What is wrong, where, and what is allowed.
         hint: What to do about it.
+        own: Of many processes that train, whether it is this one's own, which no other one says.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", own: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.own = own
 
     def __str__(self) -> str:
         return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
