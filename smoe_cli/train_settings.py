@@ -162,6 +162,12 @@ class TrainSettings(Settings):
         description="`last K` or `best K`: the model is the mean of the weights of K checkpoints, those of the last validations or those "
         "with the lowest mean validation loss; `best 1` is the best checkpoint; null: the last weights.",
     )
+    explosions: int = Field(
+        10,
+        ge=0,
+        description="Training stops after so many batches in a row of one route whose loss is more than ten times its recent mean; 0: they "
+        "are only told.",
+    )
     patience: int = Field(
         0, ge=0, description="Training ends after so many validations without a lower mean validation loss; 0: at `max_steps`."
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import NoReturn
 
 from lhotse import CutSet
 
 from smoe_cli.batching import Batch
-from smoe_cli.config import Config
+from smoe_cli.config import CHECKPOINTS, Config
 from smoe_cli.cut_table import whole as whole_cut
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.records import write_text_atomically
@@ -23,6 +24,8 @@ from smoe_cli.training.ranks import Ranks
 
 EXPLODING = 10.0
 """A loss so many times the route's recent mean is no noise."""
+QUIET = 0.1
+"""A mean below this is taken for this: the losses of what is known by heart jump by more than ten times, and mean nothing."""
 TOO_SHORT = (
     "some utterances have fewer encoder frames than tokens, and CTC skips them; a larger `tokenizer.vocab_size` makes fewer tokens, a "
     "smaller `model.subsampling` more frames"
@@ -175,6 +178,26 @@ def check_start(settings: TrainSettings, folder: Path) -> None:
         raise ConfigError(f"the checkpoint to start from, `{source}`, lies where this run writes its own", "set another exp_dir")
 
 
+def check_finite(validation: Mapping[str, float], step: int, settings: TrainSettings, folder: Path) -> None:
+    """Refuse to keep a model whose validation loss is no number.
+
+    Args:
+        validation: Route -> loss.
+        step: After which it was found.
+        folder: Of the run.
+
+    Raises:
+        SmoeError: Naming the routes.
+    """
+    bad = {route: loss for route, loss in validation.items() if not math.isfinite(loss)}
+    if bad:
+        said = ", ".join(f"{loss} on `{route}`" for route, loss in bad.items())
+        raise SmoeError(
+            f"after step {step} the validation loss is {said}; neither checkpoint nor model is written",
+            f"look at the dev cuts of {'this route' if len(bad) == 1 else 'these routes'}; {other_rate(settings, folder, step - 1)}",
+        )
+
+
 def lone_labels(plan: RoutingPlan) -> Iterator[str]:
     """A line for every task that can answer with one label only."""
     for task, labels in plan.labels.items():
@@ -199,25 +222,46 @@ def starvation(expert: str, updates: int, even: float) -> str:
     )
 
 
-def stop_at(step: int, batches: Sequence[Batch], loss: float, own_loss: float, folder: Path, ranks: Ranks) -> NoReturn:
-    """End at a loss that is no number, on all processes.
+def stop_at(step: int, batches: Sequence[Batch], what: str, sound: bool, cure: str, folder: Path, ranks: Ranks) -> NoReturn:
+    """End at a step that must not be taken, on all processes.
 
     Args:
-        loss: Of the step.
-        own_loss: This process's part of it.
+        what: Is wrong.
+        sound: Whether this process's own part of the step is all right.
+        cure: What to do if the cuts are all right, as `other_rate` says.
 
     Raises:
-        SmoeError: Naming the file with the batch's cuts: those of the processes whose own part is no number.
+        SmoeError: Naming the file with the batch's cuts: those of the processes whose own part is not sound; if all are, of all.
     """
     report = folder / "failed-batch.txt"
-    found = ranks.collect((math.isfinite(own_loss), [cut.id for batch in batches for cut in batch.cuts]))
-    failed = [ids for finite, ids in found if not finite] or [ids for _, ids in found]
+    found = ranks.collect((sound, [cut.id for batch in batches for cut in batch.cuts]))
+    failed = [ids for fine, ids in found if not fine] or [ids for _, ids in found]
     if ranks.leads:
         write_text_atomically(report, "".join(f"{cut}\n" for ids in failed for cut in ids))
     ranks.wait()
     raise SmoeError(
-        f"the loss became {loss} at step {step} on route {' + '.join(batches[0].routes_served)}; the batch's cuts are listed in `{report}`",
-        "look at these cuts, or lower `train.learning_rate`; checkpoints before this step are kept",
+        f"{what} at step {step} on route {' + '.join(batches[0].routes_served)}; the batch's cuts are listed in `{report}`",
+        f"look at these cuts; {cure}",
+    )
+
+
+def other_rate(settings: TrainSettings, folder: Path, step: int) -> str:
+    """How to train with a lower learning rate what stopped: a run goes on with its own only, so another one starts from its weights.
+
+    Args:
+        folder: Of the run.
+        step: The last one after which the weights were good.
+    """
+    lower = f"train.learning_rate={settings.learning_rate / 2:g}"
+    good = [path.name for path in sorted((folder / CHECKPOINTS).glob("step-*")) if path.name <= f"step-{step:08d}"]
+    if not good:
+        return f"with a lower learning rate, from the beginning: `smoe train --resume never --set {lower}`"
+    aside = next(path for number in count(1) if not (path := folder.with_name(f"{folder.name}.{number}")).exists())
+    # Those of the recipe may be about experts that were new once.
+    init = " --set train.init_experts={} --set train.init_noise=0" if settings.init_from is not None else ""
+    return (
+        f"with a lower learning rate, from the last good checkpoint: `mv {shlex.quote(str(folder))} {shlex.quote(str(aside))}`, then "
+        f"`smoe train --init-from {shlex.quote(str(aside / CHECKPOINTS / good[-1]))}{init} --set {lower}`"
     )
 
 
@@ -234,4 +278,5 @@ def stop_without_memory(when: str, batches: Sequence[Batch]) -> NoReturn:
     raise SmoeError(
         f"memory does not suffice for one utterance {when}; the longest is `{longest.id}` with {longest.duration:.1f} s",
         "set `train.loss_chunk` and `train.activation_checkpointing`, leave out long cuts, or take a smaller model",
+        own=True,
     )
