@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -42,7 +42,7 @@ def feed(
     rank: int = 0,
     size: int = 1,
     stop: threading.Event | None = None,
-) -> Iterator[tuple[Batch, ...]]:
+) -> Generator[tuple[Batch, ...], None, None]:
     """The batches of each step from ``step`` on, ``per_step`` of one route each.
 
     Args:

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from functools import reduce
 from itertools import count
@@ -219,19 +219,21 @@ class Trainer:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
         coming = feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size, stop)
-        for batches in meter.waiting_for(coming):
-            losses = self.train_step(*batches)
-            meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
-            self.step += 1
-            shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
-            self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
-            if ranks.any(stop.is_set()):
-                break
-            if self._due():
-                self._review(meter)
-                meter.reset()
-            if self._ended():
-                return
+        # Closed at once, whatever ends the loop: processes that load hold the lock of the folder as long as they live.
+        with closing(coming):
+            for batches in meter.waiting_for(coming):
+                losses = self.train_step(*batches)
+                meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
+                self.step += 1
+                shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
+                self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
+                if ranks.any(stop.is_set()):
+                    break
+                if self._due():
+                    self._review(meter)
+                    meter.reset()
+                if self._ended():
+                    return
         self._save_checkpoint()
         raise Interrupted(
             f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
