@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from smoe_cli.corpus_settings import Corpus, Settings, SynthCorpus
 from smoe_cli.errors import RouteError
 from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
-from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
+from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Choice, Route, TaskKind, experts_of
 from smoe_cli.text import TextPolicy
 from smoe_cli.train_settings import TrainSettings
 
@@ -67,7 +67,11 @@ class DataSettings(Settings):
         description="Where the band of recordings is taken from: their sampling rate, or an estimate from the spectrum; what a corpus "
         "says stays its tag, and with `auto` is compared with the estimate.",
     )
-    nb_downsample: bool = Field(False, description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says.")
+    nb_downsample: bool = Field(
+        False,
+        description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says; where the model "
+        "hears at 8 kHz (`features.sample_rate_hz`), it takes the utterance's place.",
+    )
     nb_simulation: NarrowbandSettings = NarrowbandSettings()
     lowercase: bool = Field(
         False, description="Lower-case all text: what is trained on, the references, and hypotheses before they are scored."
@@ -290,6 +294,16 @@ class Config(Settings):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     decode: DecodeSettings = DecodeSettings()
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the recipe's file lies; None: the settings are from no file."""
+        return self._folder
+
+    def lies_in(self, folder: Path | None) -> None:
+        """Note where the recipe's file lies: no setting, so that it is neither compared nor saved with a model."""
+        self._folder = folder
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -312,9 +326,11 @@ class Config(Settings):
         if self.model.preset == SINGLE_TASK and len(self.targets()) > 1:
             named = ", ".join(f"{task}/{lang}" for task, lang in self.targets())
             raise ValueError(f"the preset `{SINGLE_TASK}` is for one task in one language, and there are {named}; leave out all but one")
-        unknown = [name for name in self.train.task_weights if name not in self.tasks]
-        if unknown:
-            raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
+        for key in self.train.route_weights:
+            try:
+                Choice.among(key, self.routes())
+            except RouteError as error:
+                raise ValueError(f"train.route_weights: {error.message}; {error.hint}") from None
         longest_s = self.data.max_duration_s / min(self.train.augment.speeds)
         if self.features.window_s is not None and min(self.train.augment.speeds) < 1 and longest_s > self.features.window_s:
             raise ValueError(
@@ -329,14 +345,21 @@ class Config(Settings):
     def _check_bands(self) -> Config:
         if Bandwidth.WB in self.bands():
             return self
+        if self.data.nb_downsample:
+            if self.data.nb_simulation.pairing == "one":
+                raise ValueError(
+                    f"features.sample_rate_hz is {self.features.sample_rate_hz}, where there is one band, and "
+                    "`data.nb_simulation.pairing: one` draws between two; leave it out: all goes through a line"
+                )
+            return self
         corpora = {f"data.corpora.{name}.bandwidth": corpus.bandwidth for name, corpus in self.data.corpora.items()}
         asked = [f"{key}: {value}" for key, value in corpora.items() if value in (Bandwidth.WB, "auto")]
         asked += ["data.bandwidth: auto"] if self.data.bandwidth == "auto" else []
-        asked += ["data.nb_downsample: true"] if self.data.nb_downsample else []
         if asked:
             raise ValueError(
                 f"features.sample_rate_hz is {self.features.sample_rate_hz}, where all audio is narrowband, and `{asked[0]}` is for "
-                "wideband audio; leave that out, or set features.sample_rate_hz to 16000"
+                "wideband audio; leave that out, send such audio through a line (data.nb_downsample: true), or set "
+                "features.sample_rate_hz to 16000"
             )
         return self
 
@@ -410,6 +433,16 @@ class Config(Settings):
         """Every route of the recipe, in a stable order."""
         combinations = [tuple(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
         return [Route(task, lang, band, extra) for task, lang in self.targets() for band in self.bands() for extra in combinations]
+
+    def asked_bands(self) -> dict[Bandwidth, str]:
+        """Bands that a setting asks to train on -> that setting; others are there if there is such audio."""
+        corpora = {
+            corpus.bandwidth: f"data.corpora.{name}.bandwidth: {corpus.bandwidth}"
+            for name, corpus in self.data.corpora.items()
+            if corpus.splits.get("train", "train") is not None
+        }
+        said = {band: corpora[band] for band in Bandwidth if band in corpora}
+        return said | (dict.fromkeys(Bandwidth, "data.nb_downsample: true") if self.data.nb_downsample else {})
 
     def bands(self) -> list[Bandwidth]:
         """The bands that there can be: at 8 kHz nothing is wideband."""

@@ -14,12 +14,13 @@ class SmoeError(Exception):
     Args:
         message: What is wrong, where, and what is allowed.
         hint: What to do about it.
+        own: Of many processes that train, whether it is this one's own, which no other one says.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        self.message, self.hint = writable(message), writable(hint)
+    def __init__(self, message: str, hint: str = "", own: bool = False) -> None:
+        self.message, self.hint, self.own = writable(message), writable(hint), own
         super().__init__(self.message)
 
     def __str__(self) -> str:

@@ -110,8 +110,11 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     return report
 
 
-def check_start(config: Config) -> None:
+def check_start(config: Config, own_tokenizer: bool = True) -> None:
     """Refuse a checkpoint to start from that does not fit the recipe, as far as that can be said before there is a tokenizer.
+
+    Args:
+        own_tokenizer: Whether to look at the recipe's tokenizer, if there is one.
 
     Raises:
         CheckpointError: If `train.init_from` is no checkpoint, or one of another model or tokenizer.
@@ -122,7 +125,7 @@ def check_start(config: Config) -> None:
     source, tokenizer = config.train.init_from, Layout.of(config).tokenizer
     if source is not None:
         parts = checkpoint.read_start(source)
-        upcycling.check_fits(source, parts, config, open_tokenizer(tokenizer) if tokenizer.is_dir() else parts.tokenizer)
+        upcycling.check_fits(source, parts, config, open_tokenizer(tokenizer) if own_tokenizer and tokenizer.is_dir() else parts.tokenizer)
 
 
 def decode(
@@ -284,8 +287,15 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
     Args:
         force: Do all of them.
         dry_run: Only say which would run.
+
+    Raises:
+        CheckpointError: If `train.init_from` is no checkpoint, or one of another model; before anything is done.
     """
     watcher = watcher or Silent()
+    source = config.train.init_from
+    # A run that goes on does not need it any more. Its tokenizer is the recipe's, once `tokenize` has run.
+    if not dry_run and source is not None and (force or source.exists()):
+        check_start(config, own_tokenizer=False)
     functions: dict[str, Callable[[], object]] = {
         "prepare": lambda: prepare(config, watcher=watcher),
         "tokenize": lambda: tokenize(config, watcher=watcher),

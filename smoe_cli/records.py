@@ -18,6 +18,9 @@ from smoe_cli.config import FeatureSettings
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Route, parse_bandwidth
 
+REPLACED = ".old"
+"""Ends the name of a folder that another one takes the place of."""
+
 
 class Record(BaseModel):
     """A strict, immutable record: an unknown field is an error."""
@@ -392,14 +395,34 @@ def put_folder(filled: Path, folder: Path) -> None:
     """
     for path in filled.iterdir():
         flush(path)
+    flush(filled)
     if folder.exists():
-        discarded = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        discarded = folder.with_name(f".{folder.name}.{os.getpid()}{REPLACED}")
         folder.rename(discarded)
-        filled.rename(folder)
+        try:
+            filled.rename(folder)
+        except OSError:
+            discarded.rename(folder)
+            raise
+        flush(folder.parent)
         shutil.rmtree(discarded)
     else:
         filled.rename(folder)
-    flush(folder.parent)
+        flush(folder.parent)
+
+
+def bring_back(parent: Path) -> None:
+    """Put what a killed process was about to replace in a folder where it was; what it had replaced already is removed.
+
+    Raises:
+        OSError: If that cannot be done.
+    """
+    for old in parent.glob(f".*{REPLACED}"):
+        folder = old.with_name(old.name.removesuffix(REPLACED).rpartition(".")[0].removeprefix("."))
+        if folder.exists():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            old.rename(folder)
 
 
 def file_digest(path: Path) -> str:

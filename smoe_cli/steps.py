@@ -70,7 +70,7 @@ def _train_settings(config: Config) -> dict[str, Any]:
     unset = {"corpus_temperature"} if config.train.corpus_temperature == 1.0 else set()
     weights = {"corpus_weights": config.corpus_weights()} if config.corpus_weights() else {}
     return (
-        config.train.model_dump(exclude={"workers", "threads", "shard", "sample_utterances", "tensorboard", *init, *unset})
+        config.train.model_dump(exclude={"workers", "threads", "shard", "sample_utterances", "tensorboard", "explosions", *init, *unset})
         | weights
         | ({"init": True} if _given(config) else {})
     )

@@ -124,6 +124,34 @@ def nan(config: Config, folder: Path) -> Any:
     return None
 
 
+def gradients(config: Config, folder: Path) -> Any:
+    """A gradient of the last process is no number, its loss is one; with whole weights, and with weights in shards."""
+    found: dict[str, Any] = {}
+    for shard in (False, True):
+        run = trainer(config, folder / f"gradients-{shard}", shard=shard)
+        last, seen, kept = run.ranks.rank == run.ranks.size - 1, [], []
+
+        def hook(module: object, inputs: object, output: torch.Tensor, run: Trainer = run, last: bool = last) -> None:
+            if last and run.step == 1 and output.requires_grad:
+                output.register_hook(lambda gradient: gradient * float("nan"))
+
+        run.system.model.decoder.norm.register_forward_hook(hook)
+        step = run.train_step
+
+        def watch(*batches: Any, run: Trainer = run, step: Any = step, seen: list[str] = seen, kept: list[int] = kept) -> Any:
+            seen[:] = [cut.id for batch in batches for cut in batch.cuts]
+            kept[:] = [weights_digest(run.system.model)]
+            return step(*batches)
+
+        run.train_step = watch  # type: ignore[method-assign]
+        try:
+            run.run()
+        except SmoeError as error:
+            untouched = kept == [weights_digest(run.system.model)]
+            found[str(shard)] = {"said": error.message, "own": error.own, "cuts": seen, "untouched": untouched}
+    return found
+
+
 def uneven(config: Config, folder: Path) -> Any:
     """A route with fewer cuts than there are processes, and `auto` batches."""
     run = trainer(config, folder / "uneven", few=True, average="last 2", sample_utterances=1, batch_s="auto", max_utterances=3)
@@ -196,7 +224,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "accumulate": 2,
         "loss_chunk": 16,
     },
-    "mean": {"average": "last 2", "few": True, "task_weights": {"translate": 9.0}, "seed": 1, "max_steps": 4, "validate_every": 2},
+    "mean": {"average": "last 2", "few": True, "route_weights": {"translate": 9.0}, "seed": 1, "max_steps": 4, "validate_every": 2},
     "bf16": {"precision": "bf16", "max_steps": 4},
     "output": {"freeze": ["encoder", "decoder.embedding.*", "decoder.layers.*", "decoder.norm.*"], "max_steps": 2},
     "mute": {"mute": True, "max_steps": 4},
@@ -271,7 +299,7 @@ def sharded_death(config: Config, folder: Path) -> Any:
 
 
 IN_SHARDS = (sharded, kinds, sharded_parts, sharded_memory, sharded_death)
-SCENARIOS = {function.__name__: function for function in (whole, stopped, memory, nan, uneven, death, other, *IN_SHARDS)}
+SCENARIOS = {function.__name__: function for function in (whole, stopped, memory, nan, gradients, uneven, death, other, *IN_SHARDS)}
 
 
 def tell_threads(file: Path) -> None:

@@ -81,7 +81,7 @@ def together(config: Config, folder: Path, processes: int, *scenarios: str) -> l
 def two(prepared, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     """Two processes, and all that happens to them."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, together(prepared, folder, 2, "whole", "stopped", "memory", "nan", "uneven", "other")
+    return folder, together(prepared, folder, 2, "whole", "stopped", "memory", "nan", "gradients", "uneven", "other")
 
 
 def learned(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -135,6 +135,19 @@ def test_a_loss_that_is_no_number_on_one_process_stops_all_and_names_its_cuts(tw
     folder, said = two
     assert all("the loss became nan at step 1" in one["nan"]["said"] for one in said)
     assert (folder / "nan" / "failed-batch.txt").read_text().split() == said[1]["nan"]["cuts"]
+
+
+@pytest.mark.parametrize("shard", ["False", "True"])
+def test_a_gradient_that_is_no_number_on_one_process_stops_all_before_it_reaches_any_weight(two, shard):
+    folder, said = two
+    for one in said:
+        found = one["gradients"][shard]
+        assert "the gradients became nan under a loss of" in found["said"] and "at step 1" in found["said"]
+        assert found["untouched"] and not found["own"], "all say the same, so that one is enough"
+    # In shards nobody can tell whose it was: the cuts of all are named.
+    guilty = said if shard == "True" else said[1:]
+    wanted = [cut for one in guilty for cut in one["gradients"][shard]["cuts"]]
+    assert (folder / f"gradients-{shard}" / "failed-batch.txt").read_text().split() == wanted
 
 
 def test_a_route_with_fewer_cuts_than_processes_hangs_none(prepared, two):

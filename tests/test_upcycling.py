@@ -86,7 +86,7 @@ def assert_equal_output(one: System, other: System, route: Route) -> None:
 
 
 OPTIONS = {
-    "task_weights": {"translate": 0.5, "transcribe": 2.0},
+    "route_weights": {"translate": 0.5, "transcribe": 2.0, "nb/de": "1 to 3 over 9 steps", "lang=en": 2.0},
     "freeze": ["encoder.nb"],
     "lr_factors": {"experts": 0.5},
     "ema_decay": 0.9,
@@ -108,7 +108,7 @@ def test_whatever_a_model_was_trained_with_its_slim_model_can_be_read(tokenizer,
         pipeline.slim(folder, out=tmp_path / "slim", choice=Choice("translate", "de", "nb"))
     slim = checkpoint.load(tmp_path / "slim")
     assert_equal_output(whole, slim, route)
-    assert slim.config.train.task_weights == ({"translate": 0.5} if option == "task_weights" else {})
+    assert slim.config.train.route_weights == ({"translate": 0.5, "nb/de": "1 to 3 over 9 steps"} if option == "route_weights" else {})
 
 
 @pytest.mark.parametrize("preset", ["base", "enc-smoe", "dec-smoe", "encdec-smoe"])

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from smoe_cli.cli.console import print_error, say
+from smoe_cli.cli.watcher import complains
 from smoe_cli.errors import Interrupted, SmoeError
 
 FAULT = 70
@@ -90,14 +91,16 @@ def reported(debug: bool = False) -> Iterator[None]:
         raise
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
-        print_error(error.format_message(), f"`{context.command_path if context else 'smoe'} --help` lists what is allowed")
+        if complains(error):
+            print_error(error.format_message(), f"`{context.command_path if context else 'smoe'} --help` lists what is allowed")
         raise typer.Exit(2) from None
     except (KeyboardInterrupt, Interrupted) as error:
         said = (error.message, error.hint) if isinstance(error, Interrupted) else INTERRUPTED
         say("interrupted: " + "; ".join(part for part in said if part), stderr=True)
         raise typer.Exit(Interrupted.exit_code) from None
     except SmoeError as error:
-        print_error(error.message, error.hint)
+        if complains(error):
+            print_error(error.message, error.hint)
         raise typer.Exit(error.exit_code) from None
     except Exception as error:
         # Ctrl-C while a library is loading can come out as an error of its own: half-loaded modules lack names.

@@ -95,6 +95,10 @@ def train(
         say("note: `train.patience` ended it, as the validation loss fell no more")
     if report.averaged:
         say(f"note: the model is the mean of the checkpoints of steps {', '.join(map(str, report.averaged))}")
+    if report.left_out:
+        left_out = ", ".join(map(str, report.left_out))
+        rest = "" if report.averaged else "; none is left, so that the model has the last weights"
+        say(f"warning: checkpoints that cannot be read are not in the average: those of steps {left_out}{rest}")
     if report.ctc_skipped:
         say(f"note: CTC skipped {report.ctc_skipped:,} utterances in all, as they have fewer encoder frames than tokens")
     say(report.checkpoint)

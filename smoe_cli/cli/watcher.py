@@ -27,6 +27,11 @@ def speaks() -> bool:
     return int(os.environ.get("WORLD_SIZE") or 1) == 1 or os.environ.get("RANK") == "0"
 
 
+def complains(error: Exception) -> bool:
+    """Whether this process prints an error. Most are those of all: of many processes on one machine, the first one says them."""
+    return speaks() or os.environ.get("LOCAL_RANK", "0") == "0" or getattr(error, "own", False)
+
+
 @contextmanager
 def open_watcher() -> Iterator[Watcher]:
     """Show progress on stderr as long as the block runs."""

@@ -18,6 +18,7 @@ from smoe_cli.corpora.lines import (
     objects,
     refuse_utf16,
     row_of,
+    said_band,
     text_of,
     texts_of,
     utterances,
@@ -58,9 +59,9 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
 
 def _columns(settings: AudioFolderCorpus) -> list[str]:
     """Every column that the settings name."""
-    single = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column)
+    whose = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column, settings.bandwidth_column)
     several = (settings.translations, settings.tag_columns, settings.label_columns)
-    return [FILE, settings.transcript_column, *(name for name in single if name), *(name for some in several for name in some.values())]
+    return [FILE, settings.transcript_column, *(name for name in whose if name), *(name for some in several for name in some.values())]
 
 
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
@@ -112,5 +113,6 @@ def _utterance(
         subset=said(settings.subset_column),
         tags=texts_of(row, settings.tag_columns),
         labels=texts_of(row, settings.label_columns),
+        bandwidth=said_band(row, settings.bandwidth_column),
         source=where,
     )

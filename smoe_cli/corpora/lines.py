@@ -17,6 +17,7 @@ from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object
+from smoe_cli.tags import Bandwidth
 
 T = TypeVar("T")
 P = TypeVar("P", Path, str)
@@ -225,6 +226,18 @@ def texts_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, str
     """
     said = {name: text_of(row, field) for name, field in fields.items()}
     return {name: text for name, text in said.items() if text}
+
+
+def said_band(row: Mapping[str, Any], field: str | None) -> Bandwidth | None:
+    """What a row says that its recording carries; None: it says nothing.
+
+    Raises:
+        DataError: If that is no bandwidth.
+    """
+    said = text_of(row, field) if field else ""
+    if said and said not in list(Bandwidth):
+        raise DataError(f"`{field}` is `{said}`, which is no bandwidth; known: {', '.join(Bandwidth)}", "correct it, or leave it empty")
+    return Bandwidth(said) if said else None
 
 
 def answers_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, list[str]]:

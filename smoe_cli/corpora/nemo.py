@@ -11,12 +11,13 @@ from typing import Any
 
 from smoe_cli.audio import LONGEST_S, TOLERANCE_S
 from smoe_cli.corpora.files import recording_of
-from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, text_of, texts_of, utterances
+from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, said_band, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import NemoCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 from smoe_cli.records import name_digest
+from smoe_cli.tags import Bandwidth
 
 TRANSCRIBES, TRANSLATES = ("asr", "transcribe"), ("ast", "translate", "s2t_translation")
 NO_ANSWER = "na"
@@ -37,6 +38,7 @@ class _Row:
     translations: dict[str, list[str]]
     tags: dict[str, str]
     labels: dict[str, str]
+    bandwidth: Bandwidth | None
 
     def key(self) -> bytes:
         """The same for rows about the same audio."""
@@ -127,6 +129,7 @@ def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus, work: Work
         translations=translations,
         tags=texts_of(tree, settings.tag_fields),
         labels=texts_of(tree, settings.label_fields),
+        bandwidth=said_band(tree, settings.bandwidth_field),
     )
 
 
@@ -161,7 +164,7 @@ def _together(one: _Row, other: _Row) -> _Row:
     Raises:
         DataError: If they contradict each other.
     """
-    for name in ("transcript", "language", "speaker"):
+    for name in ("transcript", "language", "speaker", "bandwidth"):
         said, also = getattr(one, name), getattr(other, name)
         if said and also and said != also:
             raise DataError(
@@ -182,6 +185,7 @@ def _together(one: _Row, other: _Row) -> _Row:
         translations=one.translations | other.translations,
         tags=one.tags | other.tags,
         labels=one.labels | other.labels,
+        bandwidth=one.bandwidth or other.bandwidth,
     )
 
 
@@ -211,5 +215,6 @@ def _utterance(where: str, row: _Row, folder: Path, split: str, settings: NemoCo
         duration_s=duration_s,
         tags=row.tags,
         labels=row.labels,
+        bandwidth=row.bandwidth,
         source=where,
     )

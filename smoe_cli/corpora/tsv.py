@@ -12,7 +12,7 @@ import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, write_flac
 from smoe_cli.corpora.files import can_name_a_file, is_file, recording_of
-from smoe_cli.corpora.lines import found, table_rows, text_lines
+from smoe_cli.corpora.lines import found, said_band, table_rows, text_lines
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
@@ -64,6 +64,7 @@ def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Pat
         subset=row[settings.subset_column] if settings.subset_column else "",
         tags=_filled(row, settings.tag_columns),
         labels=_filled(row, settings.label_columns),
+        bandwidth=said_band(row, settings.bandwidth_column),
         source=where,
     )
 
@@ -91,7 +92,12 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
     """(place, row) of each row that `splits`, `where` and `minimum` keep."""
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
     texts = (settings.translations, settings.tag_columns, settings.label_columns)
-    named = (settings.language_column, settings.subset_column, *(column for some in texts for column in some.values()))
+    named = (
+        settings.language_column,
+        settings.subset_column,
+        settings.bandwidth_column,
+        *(column for some in texts for column in some.values()),
+    )
     needed = ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
     total = sum(1 for _ in _lines(table, lambda _: None)) - 1
     for done, (where, row) in enumerate(table_rows(table, _lines(table, work.unfit), needed, work), start=1):

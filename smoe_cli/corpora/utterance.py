@@ -41,6 +41,7 @@ class Utterance:
         start_s, duration_s: The part of the recording; None: to its end.
         channel: Channel of the recording.
         bandwidth: What the recording carries, where its sampling rate does not tell.
+        bandwidth_by: Who says so: `recipe` or `corpus`.
         estimate: What its spectrum says, where that was asked for.
         tags: Axis of the recipe's own -> value.
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
@@ -62,6 +63,7 @@ class Utterance:
     duration_s: float | None = None
     channel: int = 0
     bandwidth: Bandwidth | None = None
+    bandwidth_by: str = ""
     estimate: Estimate | None = None
     tags: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -71,12 +73,13 @@ class Utterance:
 
     def placed(self, split: str, settings: CorpusSettings) -> Utterance:
         """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""
-        renamed = settings.languages
+        renamed, said = settings.languages, settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else None
         return replace(
             self,
             split=split,
             subset=self.subset or settings.subset,
-            bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else self.bandwidth,
+            bandwidth=self.bandwidth or said,
+            bandwidth_by="corpus" if self.bandwidth else "recipe" if said else "",
             language=renamed.get(self.language, self.language) or settings.language or ASSUMED_LANGUAGE,
             translations={renamed.get(lang, lang): texts for lang, texts in self.translations.items()},
             language_assumed=not (self.language or settings.language),

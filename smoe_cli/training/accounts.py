@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from smoe_cli.batching import IGNORE_ID, Batch
 from smoe_cli.loss import Losses
-from smoe_cli.training.alarms import EXPLODING, TOO_SHORT, explosion, starvation, stop_at
+from smoe_cli.train_settings import TrainSettings
+from smoe_cli.training.alarms import EXPLODING, QUIET, TOO_SHORT, explosion, other_rate, starvation, stop_at
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.shares import Shares
 from smoe_cli.watch import Watcher
@@ -21,19 +22,21 @@ class Accounts:
 
     Args:
         shares: What every expert was given.
-        warmup_steps: Before so many, a loss may jump.
+        settings: Of training.
         folder: Of the run, for the cuts of a batch that fails.
         ranks: The processes.
 
     Attributes:
         recent: Route -> recent mean of the loss of its batches, which other routes may be part of.
-        ctc_skipped: Utterances so far.
+        rows: Route whose last batch exploded -> the step at which that began, and how many batches of it in a row.
+        ctc_skipped: Utterances so far, in this call.
         exploded: Steps so far.
     """
 
-    def __init__(self, shares: Shares, warmup_steps: int, folder: Path, ranks: Ranks) -> None:
-        self.shares, self.warmup_steps, self.folder, self.ranks = shares, warmup_steps, folder, ranks
+    def __init__(self, shares: Shares, settings: TrainSettings, folder: Path, ranks: Ranks) -> None:
+        self.shares, self.settings, self.folder, self.ranks = shares, settings, folder, ranks
         self.recent: dict[str, float] = {}
+        self.rows: dict[str, tuple[int, int]] = {}
         self.starving: set[str] = set()
         self.ctc_skipped = self.exploded = 0
 
@@ -49,7 +52,7 @@ class Accounts:
             Feature frames of all processes.
 
         Raises:
-            SmoeError: If the loss is no number, or a process has gone.
+            SmoeError: If the loss is no number or has exploded for good, or a process has gone.
         """
         own_loss = losses.total.item()
         plan_routes = self.shares.plan.routes
@@ -63,21 +66,82 @@ class Accounts:
         loss, *counts = self.ranks.total(own_loss, losses.too_short, *own_counts)
         too_short, *of_routes = map(int, counts)
         if not math.isfinite(loss):
-            stop_at(step, batches, loss, own_loss, self.folder, self.ranks)
+            self.stop(step, batches, f"the loss became {loss}", math.isfinite(own_loss))
         if too_short and not self.ctc_skipped:
             watcher.log(TOO_SHORT)
         self.ctc_skipped += too_short
         served = batches[0].routes_served
-        usual = max(self.recent.get(route, math.inf) for route in served)
-        if step >= self.warmup_steps and loss > EXPLODING * usual:
-            self.exploded += 1
-            watcher.log(explosion(step, batches, loss, usual))
-        for route in served:
-            self.recent[route] = 0.9 * self.recent.get(route, loss) + 0.1 * loss
+        self._judge(step, batches, loss, watcher)
         frames_of = dict(zip(plan_routes, of_routes, strict=False))
         tokens_of = dict(zip(plan_routes, of_routes[len(plan_routes) :], strict=True))
         self.shares.note({route: frames_of[route] for route in served}, {route: tokens_of[route] for route in served})
         return sum(frames_of.values())
+
+    def _judge(self, step: int, batches: Sequence[Batch], loss: float, watcher: Watcher) -> None:
+        """Compare a loss with the recent ones of its routes; one that explodes is told, and too many in a row end training."""
+        served = batches[0].routes_served
+        usual = max(self.recent.get(route, math.inf) for route in served)
+        exploded = step >= self.settings.warmup_steps and loss > EXPLODING * max(usual, QUIET)
+        for route in served:
+            mean = self.recent.get(route, loss)
+            # At its full size one such loss would make those after it look usual.
+            self.recent[route] = 0.9 * mean + 0.1 * (min(loss, 2 * max(mean, QUIET)) if exploded else loss)
+            began, row = self.rows.pop(route, (step, 0))
+            if exploded:
+                self.rows[route] = began, row + 1
+        if not exploded:
+            return
+        self.exploded += 1
+        watcher.log(explosion(step, batches, loss, usual))
+        began, row = max((self.rows[route] for route in served), key=lambda found: found[1])
+        if row >= self.settings.explosions > 0:
+            self.stop(step, batches, f"the loss has exploded: {row} times in a row, it was {loss:.3g}", True, began - 1)
+
+    def refuse(self, step: int, batches: Sequence[Batch], losses: Losses, norm: float, own_norm: Callable[[], float | None]) -> NoReturn:
+        """End before gradients that are no numbers reach the weights, on all processes.
+
+        Args:
+            batches, losses: Of this process.
+            norm: Of the gradients of all.
+            own_norm: Gives that of this process's own; None: nobody can tell.
+
+        Raises:
+            SmoeError: Naming the file with the batch's cuts.
+        """
+        own_loss = losses.total.item()
+        (loss,) = self.ranks.total(own_loss)
+        if not math.isfinite(loss):
+            self.stop(step, batches, f"the loss became {loss}", math.isfinite(own_loss))
+        # Those of all processes were added up: whose it was is found out without the others.
+        own = own_norm()
+        self.stop(step, batches, f"the gradients became {norm} under a loss of {loss:.3g}", own is None or math.isfinite(own))
+
+    def stop(self, step: int, batches: Sequence[Batch], what: str, sound: bool, good: int | None = None) -> NoReturn:
+        """End at a step, as `alarms.stop_at` does.
+
+        Args:
+            what: Is wrong.
+            sound: Whether this process's own part of the step is all right.
+            good: The last step after which the weights were good; None: this one.
+
+        Raises:
+            SmoeError: Naming the file with the batch's cuts.
+        """
+        cure = other_rate(self.settings, self.folder, step if good is None else good)
+        stop_at(step, batches, what, sound, cure, self.folder, self.ranks)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a run that goes on counts and judges as one that never stopped."""
+        alarms = {"recent": self.recent, "rows": self.rows, "exploded": self.exploded, "starving": sorted(self.starving)}
+        return {**self.shares.state(), "alarms": alarms}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave; what a checkpoint of an older version does not have begins anew."""
+        self.shares.restore(state)
+        alarms = state.get("alarms", {})
+        self.recent = dict(alarms.get("recent", {}))
+        self.rows = {route: (began, row) for route, (began, row) in alarms.get("rows", {}).items()}
+        self.exploded, self.starving = alarms.get("exploded", 0), set(alarms.get("starving", ()))
 
     def result(self) -> dict[str, Any]:
         """What training says of them when it ends."""

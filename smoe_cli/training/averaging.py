@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smoe_cli import checkpoint
+from smoe_cli.errors import CheckpointError
+from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.shard import is_divided, like, own
+from smoe_cli.watch import Watcher
 
 AVERAGE = "average"
 """Key of a weight's moving average among the training tensors of a checkpoint, beside the optimiser's."""
@@ -88,19 +91,37 @@ def in_place_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Non
             parameters[name].data = data
 
 
-def mean_weights(folders: Sequence[Path], model: nn.Module) -> dict[str, Tensor]:
+def mean_weights(folders: Sequence[Path], model: nn.Module, ranks: Ranks, watcher: Watcher) -> tuple[dict[str, Tensor], list[Path]]:
     """The mean of every weight over checkpoints, where those of a model are and in shards if they are.
 
+    Args:
+        ranks: The processes that all compute it; what one of them cannot read, none takes.
+        watcher: Told of a checkpoint that cannot be read.
+
+    Returns:
+        The mean, and the checkpoints that it is of, which are all that can be read.
+
     Raises:
-        CheckpointError: If one is gone or damaged.
+        SmoeError: If a process has gone.
     """
     sums: dict[str, Tensor] = {}
+    taken = []
     for folder in folders:
-        for name, weight in checkpoint.load(folder).model.named_parameters():
+        found, wrong = None, ""
+        try:
+            found = checkpoint.load(folder)
+        except CheckpointError as error:
+            wrong = error.message
+        wrongs = [said for said in ranks.collect(wrong) if said]
+        if wrongs or found is None:
+            watcher.log(f"warning: left out of the average: {wrongs[0]}")
+            continue
+        taken.append(folder)
+        for name, weight in found.model.named_parameters():
             # A sum of equal float32 values is exact in float64: what never moved comes out as it was.
             sums[name] = sums.get(name, torch.zeros_like(weight, dtype=torch.float64)) + weight.detach()
     weights = dict(model.named_parameters())
-    return {name: like(weights[name], (total / len(folders)).float()) for name, total in sums.items()}
+    return {name: like(weights[name], (total / len(taken)).float()) for name, total in sums.items()}, taken
 
 
 def chosen_steps(rule: str | None, losses: Mapping[int, float]) -> list[int]:

@@ -13,9 +13,10 @@ from lhotse import CutSet
 
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.checkpoint import Position, System
-from smoe_cli.config import CHECKPOINTS, Config
+from smoe_cli.config import CHECKPOINTS, FINAL, Config
 from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
+from smoe_cli.records import bring_back
 from smoe_cli.tags import Route
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.watch import Watcher
@@ -34,6 +35,7 @@ FREE = {
         "threads",
         "loss_chunk",
         "patience",
+        "explosions",
         "activation_checkpointing",
         "compile",
         "shard",
@@ -68,6 +70,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, groups: dict[Route, CutSet], corpus_weights: dict[str, float], processes: int = 1) -> None:
         self.folder, self.groups, self.corpus_weights, self.processes = folder / CHECKPOINTS, groups, corpus_weights, processes
+        self.damaged: set[Path] = set()
 
     def all(self) -> list[Path]:
         """Checkpoints, newest first."""
@@ -78,17 +81,22 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, system: System, position: Position, needed: Collection[int] = ()) -> None:
-        """Write the checkpoint of a step, and remove all but the newest two and those of steps that are needed still.
+        """Write the checkpoint of a step, and remove all older ones but the one before and those of steps that are needed still.
+
+        A damaged one is no checkpoint before; one of a later step stays until training comes there.
 
         Raises:
             DataError: If it cannot be written.
         """
         position.state.update({"step": step, "data": self.fingerprint, "processes": self.processes})
         checkpoint.save(self.at(step), system, position)
-        kept = {self.at(other) for other in needed}
-        for old in self.all()[KEPT_CHECKPOINTS:]:
-            if old not in kept:
-                shutil.rmtree(old)
+        self.damaged.discard(self.at(step))
+        old = [folder for folder in self.all() if folder.name <= self.at(step).name]
+        sound = [folder for folder in old if folder not in self.damaged]
+        kept = {*sound[:KEPT_CHECKPOINTS], *(self.at(other) for other in needed)}
+        for folder in old:
+            if folder not in kept:
+                shutil.rmtree(folder)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -105,13 +113,17 @@ class Checkpoints:
             watcher: Told of damaged ones.
 
         Raises:
-            CheckpointError: If it is of another configuration, plan, tokenizer or of other data, or has had more steps than wanted.
+            CheckpointError: If it is of another configuration, plan, tokenizer or of other data, or has had more steps than wanted; or if
+                there are checkpoints, and none is whole.
         """
+        wrong = []
         for folder in self.all():
             try:
                 saved = checkpoint.load(folder)
             except CheckpointError as error:
                 watcher.log(f"passing over a damaged checkpoint: {error.message}")
+                self.damaged.add(folder)
+                wrong.append(error.message)
                 continue
             position = checkpoint.load_position(folder)
             wanted = self._check_processes(saved, position.state.get("processes", 1), wanted, folder, watcher)
@@ -126,6 +138,10 @@ class Checkpoints:
                     f"`{folder}` has had {steps:,} steps, more than `train.max_steps` ({most:,})", f"raise `train.max_steps`, {START_ANEW}"
                 )
             return Found(folder, saved, position)
+        if wrong:
+            raise CheckpointError(
+                f"no checkpoint in `{self.folder}` can be read: {'; '.join(wrong)}", f"bring one back from a copy, or {START_ANEW}"
+            )
         return None
 
     def _check_processes(self, saved: System, before: int, wanted: System, folder: Path, watcher: Watcher) -> System:
@@ -148,10 +164,21 @@ class Checkpoints:
         train = wanted.config.train.model_copy(update={"accumulate": saved.config.train.accumulate})
         return replace(wanted, config=wanted.config.model_copy(update={"train": train}))
 
+    def forget(self) -> None:
+        """Discard the checkpoints and the model of an earlier run.
+
+        Raises:
+            OSError: If that cannot be done: what is left would be taken for this run's.
+        """
+        for folder in (self.folder, self.folder.parent / FINAL):
+            if folder.exists():
+                shutil.rmtree(folder)
+
     def clean_up(self) -> None:
-        """Remove what a killed process left half-written."""
-        for pattern in (".*.tmp", ".*.old"):
-            for left in [*self.folder.parent.glob(pattern), *self.folder.glob(pattern)]:
+        """Remove what a killed process left half-written, and bring back what it had put aside and not yet replaced."""
+        for place in (self.folder.parent, self.folder):
+            bring_back(place)
+            for left in place.glob(".*.tmp"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

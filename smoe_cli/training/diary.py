@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smoe_cli.errors import ConfigError
+from smoe_cli.records import write_atomically
 from smoe_cli.training.environment import ENVIRONMENT
 from smoe_cli.training.samples import Sample
 
@@ -61,6 +62,20 @@ class Diary:
         """Add what the model writes after a step."""
         self._append(SAMPLES, [{"step": step, **sample.model_dump()} for sample in found])
 
+    def cut(self, step: int) -> None:
+        """Forget what was written of later steps than this one, which come again, and a last line that a killed process left torn.
+
+        Raises:
+            DataError: If a file cannot be written.
+        """
+        for name in (METRICS, SAMPLES):
+            path = self.folder / name
+            if path.exists():
+                *lines, torn = path.read_bytes().split(b"\n")
+                kept = [line for line in lines if not _is_later(line, step)]
+                if torn or len(kept) < len(lines):
+                    write_atomically(path, b"".join(line + b"\n" for line in kept))
+
     def close(self) -> None:
         """Finish the files."""
         if self._writer is not None:
@@ -76,6 +91,15 @@ class Diary:
     def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _is_later(line: bytes, step: int) -> bool:
+    """Whether a line is of a later step, or of what comes after the checkpoint of this one: the average at the end."""
+    try:
+        values = json.loads(line)
+        return bool(values["step"] > step or (values["step"] == step and "averaged" in values))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _scalars(group: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

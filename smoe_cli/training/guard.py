@@ -37,10 +37,19 @@ def stop_flag() -> Iterator[threading.Event]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process per folder; the lock ends with the process, however that ends."""
+    """One process per folder; the lock ends with the process, however that ends.
+
+    Raises:
+        SmoeError: If another process has it, or the file system has no locks.
+    """
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise SmoeError(f"another process is training in `{path.parent}`", "wait for it, stop it, or set another exp_dir") from None
+        except OSError as error:
+            raise SmoeError(
+                f"`{path}` cannot be locked, so that no second process trains in its folder: {error.strerror or error}",
+                "set exp_dir to a folder on a file system that has locks, or mount this one with them",
+            ) from error
         yield

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -23,18 +28,30 @@ from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.train_settings import AugmentSettings
 from smoe_cli.watch import Watcher
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+LOST = re.compile(r"DataLoader worker \(pid")
+"""In the message of torch's error when a loader process has ended by itself."""
+
 
 def feed(
-    collator: Collator, batches: RouteBatches, step: int, per_step: int, workers: int, rank: int = 0, size: int = 1
+    collator: Collator,
+    batches: RouteBatches,
+    step: int,
+    per_step: int,
+    workers: int,
+    rank: int = 0,
+    size: int = 1,
+    stop: threading.Event | None = None,
 ) -> Iterator[tuple[Batch, ...]]:
     """The batches of each step from ``step`` on, ``per_step`` of one route each.
 
     Args:
         workers: Processes that read and collate; 0: this one.
         rank, size: This is one of ``size`` training processes: of ``size * per_step`` batches it has every ``size``-th.
+        stop: Whether training is to stop; the batches of a single process then end, should a worker end.
 
     Raises:
-        SmoeError: If a batch cannot be made.
+        SmoeError: If a batch cannot be made, or a worker has ended.
     """
     loader = DataLoader(
         CutBatches(collator, table_of(batches)),
@@ -42,9 +59,64 @@ def feed(
         batch_size=None,
         num_workers=workers,
         persistent_workers=False,
+        worker_init_fn=obey_the_trainer_alone,
     )
-    made = map(_sound, loader)
-    return zip(*[made] * per_step, strict=True)
+    with _unheard():
+        made = map(_sound, iter(loader))
+    with workers_noticed():
+        try:
+            yield from zip(*[made] * per_step, strict=True)
+        except RuntimeError as error:
+            # Other processes would wait for this one's step.
+            if size > 1 or stop is None or not stop.is_set() or not LOST.search(str(error)):
+                raise
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Within it, no signal asks this thread to stop, nor the processes that it starts, until they let themselves be asked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_the_trainer_alone(worker: int) -> None:
+    """In a loader process: only the training process may end it.
+
+    Who stops a run often tells all of its processes (Ctrl-C, `timeout`, torchrun, Slurm): a loader that obeyed would take the batches away
+    that the trainer needs to finish its step. That it ends after the trainer, however that ends, is torch's own doing: it looks every 5 s.
+    """
+    del worker
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # for processes that do not begin as a copy of the trainer
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def workers_noticed() -> Iterator[None]:
+    """Within it, the error of a loader process that has ended says what to do; torch may raise it at any moment.
+
+    Raises:
+        SmoeError: If one has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise SmoeError(
+            f"a process that loads data has ended: {str(error).splitlines()[0].strip()}",
+            "most often memory is used up, or `/dev/shm` is too small: lower `train.workers` or `train.batch_s`; the same command goes on "
+            "from the last checkpoint",
+            own=True,
+        ) from error
 
 
 def collator_of(config: Config, tokenizer: Tokenizer, plan: RoutingPlan) -> Collator:
@@ -73,7 +145,7 @@ def batches_of(config: Config, groups: dict[Route, CutSet], batch_s: float, watc
         settings.max_utterances,
         settings.seed,
         settings.temperature,
-        settings.task_weights,
+        settings.route_weights,
         config.corpus_weights(),
         settings.corpus_temperature,
         settings.turns_per_batch,
@@ -85,6 +157,7 @@ def batches_of(config: Config, groups: dict[Route, CutSet], batch_s: float, watc
 
 def _sound(batch: Batch | SmoeError) -> Batch:
     if isinstance(batch, SmoeError):
+        batch.own = True
         raise batch
     return batch
 

@@ -34,13 +34,22 @@ def make_optimiser(model: SpeechToText, settings: TrainSettings) -> torch.optim.
     )
 
 
-def clip(model: nn.Module, optimiser: torch.optim.AdamW, norm: float) -> None:
+def clip(model: nn.Module, optimiser: torch.optim.AdamW, norm: float) -> Tensor:
     """Let the optimiser's next step take the gradients scaled down to this norm, which is that of all processes' shards.
 
     The step divides by the factor as it reads them: to scale them beforehand would read and write all of them once more.
+
+    Returns:
+        The norm that they have, the same on all processes.
     """
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    optimiser.grad_scale = (whole(torch.nn.utils.get_total_norm(gradients)) / norm).clamp(min=1.0)  # type: ignore[attr-defined]
+    found = gradient_norm(model)
+    optimiser.grad_scale = (found / norm).clamp(min=1.0)  # type: ignore[attr-defined]
+    return found
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of all gradients together; one that is no number makes it none."""
+    return whole(torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]))
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:

@@ -215,6 +215,7 @@ class Ranks:
                 f"process {self.rank} of {self.size} lost another one, which has ended or did not answer within "
                 f"{PATIENCE.total_seconds() / 60:.0f} min: {str(error).splitlines()[0]}",
                 "look for the message of the process that ended first; the same command goes on from the last checkpoint",
+                own=self.rank == 1,  # the first one may be what is lost
             ) from error
 
 

@@ -22,6 +22,10 @@ class TrainReport(Record):
     precision: str
     stopped_early: bool = Field(default=False, description="Whether `train.patience` ended it before `train.max_steps`.")
     averaged: list[int] = Field(default=[], description="Steps whose checkpoints the model is the mean of.")
+    left_out: list[int] = Field(
+        default=[],
+        description="Steps whose checkpoints `train.average` asked for and could not be read; without any, the model has the last weights.",
+    )
     validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
     steps_by_route: dict[str, int]
     experts: dict[str, ExpertShare] = Field(default={}, description="Stack and expert -> what it was given to learn from.")

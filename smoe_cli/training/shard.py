@@ -143,4 +143,5 @@ def out_of_memory(step: int) -> SmoeError:
         "wait for the whole of it",
         "set `train.loss_chunk` or `train.activation_checkpointing` and run the same command again, or start anew with a lower "
         "`train.batch_s`",
+        own=True,
     )

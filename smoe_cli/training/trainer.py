@@ -9,7 +9,6 @@ Of many processes (`ranks.py`) all do the same, each on its own batches; the fir
 from __future__ import annotations
 
 import math
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -34,7 +33,16 @@ from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.accounts import Accounts
-from smoe_cli.training.alarms import check_served, check_start, check_tokenizer, check_validated, lone_labels
+from smoe_cli.training.alarms import (
+    check_finite,
+    check_lengths,
+    check_served,
+    check_start,
+    check_tokenizer,
+    check_validated,
+    dropped,
+    lone_labels,
+)
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints, check_same_run
@@ -42,10 +50,10 @@ from smoe_cli.training.compiling import compile_parts
 from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.guard import locked, stop_flag
-from smoe_cli.training.loading import batches_of, collator_of, feed
-from smoe_cli.training.memory import Memory, in_halves, is_out_of_memory, largest_batch_s
+from smoe_cli.training.loading import batches_of, collator_of, feed, workers_noticed
+from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
-from smoe_cli.training.optimiser import clip, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
+from smoe_cli.training.optimiser import clip, gradient_norm, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.ranks import join, weights_digest
@@ -78,8 +86,9 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a route of the recipe has no training cuts in any band.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes, or a weight does nothing.
         RouteError: If a cut's route is not in the recipe.
+        CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
     """
 
@@ -100,13 +109,14 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
-        check_tokenizer(tokenizer, self.groups)
+        check_lengths(config, self.groups, self.dev_groups)
+        check_tokenizer(tokenizer, config, self.groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
         self.collator = collator_of(config, tokenizer, self.plan)
-        for line in lone_labels(self.plan):
+        for line in (*lone_labels(self.plan), *dropped(config, self.plan)):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
         # Until memory is measured, `auto` is a batch of one cut.
@@ -126,9 +136,11 @@ class Trainer:
         self._own_weights(in_shards=False)
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
-        self.accounts = Accounts(Shares(self.plan), self.settings.warmup_steps, folder, self.ranks)
+        self.accounts = Accounts(Shares(self.plan), self.settings, folder, self.ranks)
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
+        self.averaged: list[int] = []
+        self.left_out: list[int] = []
         check_validated(self.settings, self.dev_groups)
 
     def _make_batches(self, batch_s: float) -> None:
@@ -151,13 +163,16 @@ class Trainer:
         started = time.monotonic()
         check_start(self.settings, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(), stop_flag() as stop, self.ranks.noticing():
+        with (
+            locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(),
+            stop_flag() as stop,
+            self.ranks.noticing(),
+            workers_noticed(),
+        ):
             if self.ranks.leads:
                 self.checkpoints.clean_up()
-                if resume == "never":
-                    self._forget()
             check_same_run(self.ranks, self.config, self.checkpoints)
-            resumed_from = self._resume()
+            resumed_from = self._resume() if resume == "auto" else None
             if resumed_from is None:
                 self._start()
                 self.precision = self.ranks.from_first(lambda: choose_precision(self.settings.precision, self.device))
@@ -169,6 +184,11 @@ class Trainer:
                     self._make_batches(min(largest for (largest,) in self.ranks.gather(self._largest_batch_s())))
                 self.watcher.log(f"batches of {self.batch_s:.1f} s")
             if self.ranks.leads:
+                if resume == "never":
+                    # Not before all that can be refused has been.
+                    self.checkpoints.forget()
+                    self.diary.forget()
+                self.diary.cut(self.step)
                 note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step, self.ranks.size)
             if self.step and self._due() and self.step not in self.history:
                 # It was stopped between the step and its validation: what that decides is decided as if it had not been.
@@ -189,7 +209,8 @@ class Trainer:
             parameters=count_parameters(self.system.model),
             precision=str(self.precision),
             stopped_early=self.step < self.settings.max_steps,
-            averaged=chosen_steps(self.settings.average, self.history),
+            averaged=self.averaged,
+            left_out=self.left_out,
             validation=self.validation,
             **self.accounts.result(),
         )
@@ -197,24 +218,25 @@ class Trainer:
     def _loop(self, stop: threading.Event) -> None:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
-        for batches in feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size):
-            meter.came()
+        coming = feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size, stop)
+        for batches in meter.waiting_for(coming):
             losses = self.train_step(*batches)
             meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
             self.step += 1
             shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
             self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
             if ranks.any(stop.is_set()):
-                self._save_checkpoint()
-                raise Interrupted(
-                    f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
-                    "run `smoe train` again to continue exactly there",
-                )
+                break
             if self._due():
                 self._review(meter)
                 meter.reset()
             if self._ended():
                 return
+        self._save_checkpoint()
+        raise Interrupted(
+            f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
+            "run `smoe train` again to continue exactly there",
+        )
 
     def _review(self, meter: Meter) -> None:
         """Validate, write down how things are going, and save."""
@@ -268,7 +290,7 @@ class Trainer:
         that of all halves together. The losses that come back are of this process's batches, averaged over the tokens of all.
 
         Raises:
-            SmoeError: If the memory does not suffice for one utterance, or a process has gone.
+            SmoeError: If the memory does not suffice for one utterance, a gradient is no number, or a process has gone.
         """
         # Before anything can fail on one process alone: all then send the same number of messages.
         whole = counts_of_all(self.ranks, self.system.model, batches)
@@ -284,13 +306,23 @@ class Trainer:
                 batches = self._halved(batches)
         if not self.divides:
             self.ranks.sum_gradients(list(self.system.model.parameters()))
-        clip(self.system.model, self.optimiser, self.settings.clip_norm)
+        norm = clip(self.system.model, self.optimiser, self.settings.clip_norm).item()
+        if not math.isfinite(norm):
+            self.accounts.refuse(self.step, batches, losses, norm, lambda: self._own_norm(batches, whole))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
-        self.optimiser.step()
+        with enough_for_state(self.step):
+            self.optimiser.step()
         if self.moving is not None:
             self.moving.update(self.system.model)
         return losses
+
+    def _own_norm(self, batches: Sequence[Batch], whole: Counts | None) -> float | None:
+        """The norm of the gradients of this process alone, computed once more; None in shards, where no process has its own."""
+        if self.divides:
+            return None
+        self._gradients(batches, whole)
+        return gradient_norm(self.system.model).item()
 
     def _gradients(self, batches: Sequence[Batch], whole: Counts | None = None) -> Losses:
         """The gradients of this process's part of a step, and its losses, averaged over ``whole`` or else over its own tokens."""
@@ -313,7 +345,7 @@ class Trainer:
             SmoeError: If each batch is of one utterance.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        parts = in_halves(batches, self.step, self.device)
+        parts = in_halves(batches, f"at step {self.step}", self.device)
         # Any process may have to; the others do not know.
         (self.watcher if self.ranks.leads else self.own_watcher).log(
             f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`"
@@ -341,13 +373,14 @@ class Trainer:
         With `train.ema_decay`, of the averaged weights. Every process does a part of it, and has the result.
 
         Raises:
-            SmoeError: If a process has gone.
+            SmoeError: If a loss is no number, or a process has gone.
         """
         how = self.settings, self.batch_s, self.precision, self.tokenizer.blank_id, self.ranks, self.watcher
         with self._averaged():
             self.validation = validation_loss(self.system.model, self.dev_groups, self.collator, *how)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())
         self.watcher.log(f"step {self.step}: validation loss per token  {shown}")
+        check_finite(self.validation, self.step, self.settings, self.folder)
         return self.validation
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -366,9 +399,10 @@ class Trainer:
 
     def _write_checkpoint(self, system: System, tensors: dict[str, torch.Tensor]) -> None:
         state = {
-            **self.accounts.shares.state(),
+            **self.accounts.state(),
             "precision": asdict(self.precision),
             "batch_s": self.batch_s,
+            "epochs": self.batches.epochs,
             "validation": {str(step): loss for step, loss in self.history.items()},
         }
         needed = chosen_steps(self.settings.average, self.history)
@@ -376,15 +410,19 @@ class Trainer:
 
     def _save_final(self) -> None:
         """Write the model."""
-        steps = chosen_steps(self.settings.average, self.history)
-        if not steps:
+        steps = {self.checkpoints.at(step): step for step in chosen_steps(self.settings.average, self.history)}
+        mean, taken = mean_weights(list(steps), self.system.model, self.ranks, self.watcher)
+        self.averaged, self.left_out = ([step for folder, step in steps.items() if (folder in taken) == wanted] for wanted in (True, False))
+        if not taken:
+            if steps:
+                self.watcher.log("warning: no checkpoint is left to average: the model has the last weights")
+                self.validate()
             with self._averaged():
                 self._write_final()
             return
-        self.watcher.log(f"the model is the mean of the checkpoints of steps {', '.join(map(str, steps))}")
-        mean = mean_weights([self.checkpoints.at(step) for step in steps], self.system.model)
+        self.watcher.log(f"the model is the mean of the checkpoints of steps {', '.join(map(str, self.averaged))}")
         with in_place_of(self.system.model, mean):
-            values = {"averaged": steps, "validation_loss": self.validate()}
+            values = {"averaged": self.averaged, "validation_loss": self.validate()}
             if self.ranks.leads:
                 self.diary.write(self.step, values)
             self._write_final()
@@ -429,15 +467,10 @@ class Trainer:
         # The same arithmetic as before, or the weights would not be the same.
         self.precision = Precision(**position.state["precision"])
         self.step = int(position.state["step"])
-        self.accounts.shares.restore(position.state)
+        self.accounts.restore(position.state)
         if self.settings.batch_s == "auto":
             self._make_batches(position.state["batch_s"])
+        self.batches.epochs = position.state.get("epochs", {})
         self.history = {int(step): loss for step, loss in position.state.get("validation", {}).items()}
         self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
         return self.step
-
-    def _forget(self) -> None:
-        """Discard all that an earlier run left."""
-        for folder in (self.folder / CHECKPOINTS, self.folder / FINAL):
-            shutil.rmtree(folder, ignore_errors=True)
-        self.diary.forget()

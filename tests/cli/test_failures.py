@@ -19,6 +19,26 @@ def test_our_errors_exit_with_2_and_a_hint_and_no_traceback(smoe, replace, error
 
 
 @pytest.mark.parametrize(
+    ("ranks", "own", "says"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, False, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False, False),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, True, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False, True),
+        ({}, False, True),
+    ],
+)
+def test_of_many_processes_on_a_machine_one_says_what_all_have_to_say(smoe, replace, monkeypatch, ranks, own, says):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"WORLD_SIZE": "16"} | ranks).items():
+        monkeypatch.setenv(name, value)
+    replace("params", DataError("nothing there", "bring it", own=own))
+    result = smoe("params")
+    assert (result.exit_code, result.stderr) == (2, "error: nothing there\n\nhint: bring it\n" if says else "")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("params", "--no-such"),
