@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import soundfile
 
 from smoe_cli import pipeline
 from smoe_cli.corpora import tsv
+from smoe_cli.corpora.segments import Source
+from smoe_cli.corpora.utterance import Work
+from smoe_cli.corpus_settings import CovostCorpus
 from smoe_cli.errors import SmoeError
 from smoe_cli.manifests import LONGEST_LINE
 from tests.conftest import tiny_config
@@ -105,3 +109,19 @@ def test_a_column_that_occurs_twice_in_an_audio_folder_is_refused(tmp_path):
     table, splits = "file_name,transcription,transcription\na.wav,yes,no\n", {"dev": None, "test": None}
     with pytest.raises(SmoeError, match=r"has several columns named `transcription`"):
         prepare(tmp_path, table, "train/metadata.csv", type="audiofolder", path=".", splits=splits)
+
+
+def test_a_table_of_a_published_corpus_is_not_held_in_memory(tmp_path):
+    """CoVoST 2 needs a few rows of Common Voice's table of all clips."""
+    (tmp_path / "validated.tsv").write_text(
+        "path\tsentence\n" + "".join(f"{n}.mp3\t{'word ' * 20}\n" for n in range(20_000)), encoding="utf-8"
+    )
+    source = Source(
+        CovostCorpus(type="covost", path=Path(), language="en", translations={"de": "de.tsv"}), Work("covost", tmp_path, tmp_path)
+    )
+    tracemalloc.start()
+    rows = sum(1 for _ in source.table(tmp_path / "validated.tsv", ("path", "sentence")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows == 20_000
+    assert peak < 500_000 < (tmp_path / "validated.tsv").stat().st_size / 4
