@@ -292,8 +292,9 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         CheckpointError: If `train.init_from` is no checkpoint, or one of another model; before anything is done.
     """
     watcher = watcher or Silent()
-    if not dry_run:
-        # Its tokenizer is the recipe's, once `tokenize` has run.
+    source = config.train.init_from
+    # A run that goes on does not need it any more. Its tokenizer is the recipe's, once `tokenize` has run.
+    if not dry_run and source is not None and (force or source.exists()):
         check_start(config, own_tokenizer=False)
     functions: dict[str, Callable[[], object]] = {
         "prepare": lambda: prepare(config, watcher=watcher),
