@@ -13,20 +13,23 @@ from lhotse import AudioSource, MonoCut, Recording
 from lhotse.audio.backend import set_current_audio_backend
 from numpy.typing import NDArray
 
+from smoe_cli.containers import cut_off
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import cure_of
 from smoe_cli.records import write_atomically
 from smoe_cli.transforms import chain_of, check_rate
 
-LONGEST_RIFF = 0x7FFFFFFF
 TOLERANCE_S = 0.05
 """A table or a manifest may round; more than this and the audio is not the one that was listed."""
 LONGEST_S = 12 * 3600.0
 """No recording of speech is longer; a small file can claim to be, and would take hours to decode."""
 BLOCK = 2**20
-"""Samples that are decoded at once, whatever a header claims."""
+"""Samples, of all channels together, that are decoded at once, whatever a header claims."""
 FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
 """Share of samples at full scale above which a recording counts as clipped: one in a thousand is heard as a crackle."""
+SOUNDFILE_RAISES = (soundfile.LibsndfileError, OSError, TypeError, UnicodeError)
+"""What it raises on files that are no audio; a `TypeError` for any `.raw`, of which it wants to be told the rate, and a `UnicodeError`
+for names that are not UTF-8."""
 FAINT = 0.001
 """Half the way from the lowest to the highest sample (-60 dBFS), below which speech is lost in the noise of 16 bits."""
 
@@ -44,7 +47,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
     try:
         info = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
+    except SOUNDFILE_RAISES as error:
         raise DataError(
             f"cannot open audio `{path}` (utterance `{recording_id}`): {error}", "convert it to FLAC or WAV, or remove it"
         ) from error
@@ -59,7 +62,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
             if channels == 1
             else "bring back the whole call, one speaker on each channel",
         )
-    _check_wav_length(path, recording_id)
+    _check_whole(path, f"audio `{path}` (utterance `{recording_id}`)")
     source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
 
@@ -126,26 +129,16 @@ def state_of(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _check_wav_length(path: Path, recording_id: str) -> None:
-    """Libsndfile takes a WAV file that was cut off for a short one; its header tells.
+def _check_whole(path: Path, where: str) -> None:
+    """Libsndfile takes a file that was cut off for a short one; its container tells.
 
     Raises:
-        DataError: If the file is shorter than its header says.
+        DataError: If the file ends before it should.
     """
     with path.open("rb") as file:
-        promised = wav_promise(file.read(8))
-    if path.stat().st_size < promised:
-        raise DataError(
-            f"audio `{path}` (utterance `{recording_id}`) breaks off: {path.stat().st_size:,} bytes where its header promises {promised:,}",
-            "bring back the whole file, or remove it",
-        )
-
-
-def wav_promise(head: bytes) -> int:
-    """How many bytes a WAV file has, as its first eight say; 0: it is none, or does not say."""
-    promised = int.from_bytes(head[4:8], "little") + len(head)
-    # A program that writes into a pipe does not know the length: its header says 0, or as much as can be said.
-    return promised if head[:4] == b"RIFF" and len(head) < promised < LONGEST_RIFF else 0
+        how = cut_off(file)
+    if how:
+        raise DataError(f"{where} breaks off: {how}", "bring back the whole file, or remove it")
 
 
 @dataclass(frozen=True)
@@ -156,11 +149,20 @@ class Heard:
         problem: Why it cannot be used; None: it can.
         notes: What to know of it all the same.
         whole: Whether it was read; what is not as promised is not.
+        dead: Channels that are nothing but zeros, where others are not.
     """
 
     problem: DataError | None = None
     notes: tuple[str, ...] = ()
     whole: bool = False
+    dead: tuple[int, ...] = ()
+
+    def problem_of(self, recording: Recording, channel: int) -> DataError | None:
+        """Why a channel of the recording cannot be used; None: it can."""
+        if self.problem is None and channel in self.dead:
+            audio = next(source.source for source in recording.sources if channel in source.channels)
+            return _silent(f"channel {channel} of audio `{audio}` (recording `{recording.id}`)")
+        return self.problem
 
 
 SOUND = Heard(whole=True)
@@ -171,7 +173,7 @@ def listen(recording: Recording, before: Heard | None = None) -> Heard:
     """Read a recording to its end, in blocks; nothing is raised, so that others can be read too.
 
     What is found: a file that is missing, unreadable, broken off or not as promised; values that are not finite, or nothing
-    but zeros. To be noted: clipping, another constant, and a swing below -60 dBFS.
+    but zeros. To be noted of each channel: clipping, another constant, and a swing below -60 dBFS.
 
     Args:
         before: What was heard of the same files; they are then not read again, but only compared with what is promised.
@@ -185,12 +187,16 @@ def listen(recording: Recording, before: Heard | None = None) -> Heard:
     if before is not None:
         return before
     notes: list[str] = []
+    dead: list[int] = []
     try:
         for where, source in named.items():
-            notes += _listen(source, where)
+            more, silent = _listen(source, where)
+            notes, dead = notes + more, dead + silent
+        if len(dead) == sum(len(source.channels) for source in recording.sources):
+            raise _silent(next(iter(named)))
     except DataError as error:
         return Heard(error, whole=True)
-    return Heard(notes=tuple(notes), whole=True)
+    return Heard(notes=tuple(notes), whole=True, dead=tuple(dead))
 
 
 def check_readable(recording: Recording) -> None:
@@ -218,7 +224,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
         raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
     try:
         info = soundfile.info(source.source)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except SOUNDFILE_RAISES as error:
         raise DataError(f"{where} cannot be opened: {error}", "bring back the whole file, or remove it") from error
     check_rate(where, info.samplerate)
     lasts_s, chain = info.frames / info.samplerate, chain_of(recording)
@@ -237,20 +243,23 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
             f"{info.samplerate} Hz where {promised[0]} at {promised[1]} Hz are promised",
             "bring back the right file, whole, or remove it",
         )
+    # Last: a manifest that was made of a whole file says better what is missing.
+    _check_whole(Path(source.source), where)
 
 
-def _listen(source: AudioSource, where: str) -> list[str]:
-    frames, clipped, finite = 0, 0, True
-    lowest_C, highest_C = np.zeros(1, dtype=np.float32) + np.inf, np.zeros(1, dtype=np.float32) - np.inf
+def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int]]:
+    """What to note of a file's channels, and which of them are nothing but zeros."""
+    frames, finite = 0, True
+    clipped_C, lowest_C, highest_C = np.zeros(1, dtype=int), np.full(1, np.inf, np.float32), np.full(1, -np.inf, np.float32)
     try:
         with soundfile.SoundFile(source.source) as file:
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            while len(block := file.read(BLOCK // file.channels, dtype="float32", always_2d=True)):
                 frames += len(block)
-                clipped += int((np.abs(block) >= FULL_SCALE).any(axis=1).sum())
+                clipped_C = clipped_C + (np.abs(block) >= FULL_SCALE).sum(axis=0)
                 lowest_C, highest_C = np.minimum(lowest_C, block.min(axis=0)), np.maximum(highest_C, block.max(axis=0))
                 finite &= bool(np.isfinite(block).all())
             promised, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
+    except SOUNDFILE_RAISES as error:
         raise DataError(f"{where} cannot be read to its end: {error}", "bring back the whole file, or remove it") from error
     if frames != promised:
         raise DataError(
@@ -259,17 +268,24 @@ def _listen(source: AudioSource, where: str) -> list[str]:
         )
     if not finite:
         raise DataError(f"{where} holds values that are not numbers", "convert it again from the original")
-    swing = float(np.max(np.subtract(highest_C, lowest_C))) / 2
-    if swing == 0 and not np.any(highest_C):
-        raise DataError(f"{where} is nothing but silence (all zeros)", "remove it, or bring back the right file")
-    notes = []
-    if clipped > max(MOST_CLIPPED * frames, 1):
-        notes.append(f"{where} is clipped: {100 * clipped / frames:.1f} % of its samples are at full scale")
-    if swing == 0:
-        notes.append(f"{where} is the same value from its beginning to its end: nothing was recorded")
-    elif swing < FAINT:
-        notes.append(f"{where} is nearly silent: its peak is {20 * np.log10(swing):.0f} dBFS")
-    return notes
+    notes: list[str] = []
+    dead: list[int] = []
+    for channel, clipped, lowest, highest in zip(source.channels, clipped_C, lowest_C, highest_C, strict=False):
+        what, swing = where if len(clipped_C) == 1 else f"channel {channel} of {where}", float(highest - lowest) / 2
+        if swing == 0 and highest == 0:
+            dead.append(channel)
+            continue
+        if clipped > max(MOST_CLIPPED * frames, 1):
+            notes.append(f"{what} is clipped: {100 * clipped / frames:.1f} % of its samples are at full scale")
+        if swing == 0:
+            notes.append(f"{what} is the same value from its beginning to its end: nothing was recorded")
+        elif swing < FAINT:
+            notes.append(f"{what} is nearly silent: its peak is {20 * np.log10(swing):.0f} dBFS")
+    return notes, dead
+
+
+def _silent(what: str) -> DataError:
+    return DataError(f"{what} is nothing but silence (all zeros)", "remove it, or bring back the right file")
 
 
 def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:

@@ -22,6 +22,8 @@ from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 from smoe_cli.train_settings import AugmentSettings
 from smoe_cli.transforms import check_rate, resampled_too_finely
 
+EXACT = (".wav", ".flac")
+"""What can be read from the middle with the samples that it has there; lossy formats depend on what comes before."""
 Samples = NDArray[np.float32]
 # (1,N): one channel, N samples
 
@@ -88,12 +90,21 @@ class Augmentation:
 
     def _mixed(self, samples: Samples, noise: Recording, snr_db: float, generator: np.random.Generator) -> Samples:
         """Speech with noise from a random place on, repeated if it is too short."""
-        loud = read_samples(noise.resample(self.rate_hz), f"noise `{noise.sources[0].source}`", cure="mend it, or take it away")
-        start = generator.integers(loud.shape[1])
-        length = samples.shape[1]
         mixer = AudioMixer(samples, self.rate_hz)
-        mixer.add_to_mix(np.take(loud, np.arange(start, start + length), axis=1, mode="wrap"), snr=snr_db)
-        return np.asarray(mixer.mixed_audio)[:, :length]
+        mixer.add_to_mix(self._some_of(noise, samples.shape[1], generator), snr=snr_db)
+        return np.asarray(mixer.mixed_audio)[:, : samples.shape[1]]
+
+    def _some_of(self, noise: Recording, length: int, generator: np.random.Generator) -> Samples:
+        """Noise from a random place on; only as much is read as gives the samples that reading all of it would give."""
+        what, cure = f"noise `{noise.sources[0].source}`", "mend it, or take it away"
+        start = None
+        if noise.sampling_rate == self.rate_hz and noise.sources[0].source.lower().endswith(EXACT):
+            start = int(generator.integers(noise.num_samples))
+            if start + length <= noise.num_samples:
+                return read_samples(noise, what, part_s=(start / self.rate_hz, length / self.rate_hz), cure=cure)
+        loud = read_samples(noise.resample(self.rate_hz), what, cure=cure)
+        start = int(generator.integers(loud.shape[1])) if start is None else start
+        return np.take(loud, np.arange(start, start + length), axis=1, mode="wrap")
 
 
 def sounds(folder: Path | None, setting: str) -> list[Recording]:

@@ -12,21 +12,26 @@ from pydantic import Field
 
 from smoe_cli.bandwidth import Estimate
 from smoe_cli.corpora.utterance import Utterance, Work
-from smoe_cli.cuts import native_bandwidth
+from smoe_cli.cuts import native_bandwidth, rate_of
 from smoe_cli.errors import DataError
 from smoe_cli.listening import Listener, spectrum_of
 from smoe_cli.records import Record
+from smoe_cli.tags import Bandwidth
 from smoe_cli.validation.validate import promise_of
 
 MOST_LISTED = 1000
 """Files that a report names of each kind."""
 
 
+SAYING = ("recipe", "corpus")
+"""Who can say what a recording carries, besides its rate."""
+
+
 class BandwidthRow(Record):
     """Utterances of a corpus whose band is known in one way, beside what their spectrum says."""
 
     corpus: str
-    known_by: str = Field(description="`recipe`, or the sampling rate.")
+    known_by: str = Field(description="`recipe`, `corpus` (of each recording), or the sampling rate.")
     known: str = Field(description="`nb`, `wb`, or `neither`.")
     estimated: str = Field(description="`nb`, `wb`, or `unsure`.")
     tagged: str
@@ -76,11 +81,16 @@ class Bands:
         self._example: dict[tuple[str, str, str, str, str], str] = {}
         self._disagreeing: defaultdict[tuple[str, str, str, str, str], dict[str, None]] = defaultdict(dict)
 
-    def add(self, utterances: Iterable[Utterance], corpus: str) -> Iterator[Utterance]:
-        """Count utterances with estimates, and hand them on; one that gets no tag is not counted."""
+    def add(self, utterances: Iterable[Utterance], corpus: str, bands: Sequence[Bandwidth]) -> Iterator[Utterance]:
+        """Count utterances with estimates, and hand them on; one that gets no tag is not counted.
+
+        Args:
+            bands: Those that the recipe has: a model at 8 kHz hears wideband recordings through a line alone.
+        """
         for item in utterances:
             with suppress(DataError):
-                tagged = native_bandwidth(item.recording, item.bandwidth, item.estimate)
+                native = native_bandwidth(item.recording, item.bandwidth, item.estimate)
+                tagged = native if native in bands else Bandwidth.NB
                 key = corpus, *_known(item), _said(item.estimate), str(tagged)
                 self._count[key] += 1
                 self._example.setdefault(key, item.id)
@@ -108,7 +118,7 @@ def _known(item: Utterance) -> tuple[str, str]:
         band = str(native_bandwidth(item.recording, item.bandwidth))
     except DataError:
         band = "neither"
-    return "recipe" if item.bandwidth else f"{item.recording.sampling_rate} Hz", band
+    return item.bandwidth_by or f"{rate_of(item.recording)} Hz", band
 
 
 def _said(estimate: Estimate | None) -> str:
@@ -122,10 +132,11 @@ def contradictions(rows: Sequence[BandwidthRow]) -> list[str]:
         if row.estimated == "unsure":
             notes.append(
                 f"the spectrum of {row.utterances} utterances of `{row.corpus}` does not tell their band: "
-                f"tagged {row.tagged} as the {'recipe' if row.known_by == 'recipe' else 'sampling rate'} says"
+                f"tagged {row.tagged} as the {row.known_by if row.known_by in SAYING else 'sampling rate'} says"
             )
         elif row.estimated != row.known:
-            says = f"`data.corpora.{row.corpus}.bandwidth`" if row.known_by == "recipe" else f"a sampling rate of {row.known_by}"
+            rate = f"a sampling rate of {row.known_by}"
+            says = {"recipe": f"`data.corpora.{row.corpus}.bandwidth`", "corpus": "the corpus's own word"}.get(row.known_by, rate)
             notes.append(
                 f"{row.utterances} utterances of `{row.corpus}` are {row.known} by {says}, but {row.estimated} by their spectrum, "
                 f"e.g. `{row.example}`: tagged {row.tagged}"

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -24,11 +24,12 @@ from torch import Tensor
 from smoe_cli.augmentation import Augmentation
 from smoe_cli.cut_table import corpus_of, letters_of, route_of, whole
 from smoe_cli.cuts import tags_of
-from smoe_cli.errors import DataError
+from smoe_cli.errors import DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.routing import RoutingPlan
-from smoe_cli.tags import Route
+from smoe_cli.tags import Choice, Route
 from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.train_settings import moves_until, value_at
 
 K = TypeVar("K", bound=Hashable)
 IGNORE_ID = -100
@@ -162,8 +163,9 @@ class RouteBatches:
     """An endless, exactly resumable stream of batches of cuts.
 
     Each route has its own shuffled epochs, bucketed by duration and text (Lhotse's sampler); routes take turns in proportion
-    to ``share ** (1 / temperature)`` of their audio, times the weight of their task. Turns are dealt evenly rather than
-    drawn, so that even a short run keeps the proportions. A batch is of one turn, or made of equal parts from several consecutive ones.
+    to ``share ** (1 / temperature)`` of their audio, times the weights of their tags, which may change from step to step. Turns are
+    dealt evenly rather than drawn, so that even a short run keeps the proportions. A batch is of one turn, or made of equal parts from
+    several consecutive ones.
 
     Where corpora are blended, each corpus of a route has epochs of its own, and the route's turns are dealt among them likewise: a
     batch holds one corpus, buckets stay as tight as without blending, and to resume is still to count. Where they are not, a route's
@@ -174,14 +176,18 @@ class RouteBatches:
         batch_s: Seconds of audio per batch, padding included.
         max_utterances: Utterances per batch at most.
         seed: Of all shuffling.
-        temperature: 1 keeps the data's proportions, larger evens them out.
-        task_weights: Task -> factor on the share of its routes.
+        temperature: 1 keeps the data's proportions, larger evens them out; as text, it moves: `1 to 5 over 20000 steps`.
+        route_weights: Part of a route's name -> factor on the share of such routes; as text, it moves likewise.
         corpus_weights: Corpus -> factor on how often its cuts are drawn, within each route.
         corpus_temperature: 1 keeps the proportions of a route's corpora, larger evens them out.
         turns_per_batch: Turns that share a batch.
 
+    Attributes:
+        epochs: Name of a stream of epochs -> batches in each that it has been through. Who knows them gets beyond them without sampling:
+            what is in an epoch depends on its number, not on those before.
+
     Raises:
-        DataError: If a cut alone is longer than its part of a batch, or a corpus with a weight has no cut.
+        DataError: If a cut alone is longer than its part of a batch, or a weight is of a route or a corpus without cuts.
     """
 
     def __init__(
@@ -190,8 +196,8 @@ class RouteBatches:
         batch_s: float,
         max_utterances: int,
         seed: int,
-        temperature: float = 1.0,
-        task_weights: Mapping[str, float] | None = None,
+        temperature: float | str = 1.0,
+        route_weights: Mapping[str, float | str] | None = None,
         corpus_weights: Mapping[str, float] | None = None,
         corpus_temperature: float = 1.0,
         turns_per_batch: int = 1,
@@ -206,10 +212,10 @@ class RouteBatches:
                         f"cut `{whole(cut).id}` lasts {cut.duration:.1f} s, longer than {part} of {batch_s:g} s",
                         "raise `train.batch_s`, or leave the cut out",
                     )
-        seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
-        factors = task_weights or {}
-        weights = {route: value ** (1.0 / temperature) * factors.get(route.task, 1.0) for route, value in seconds.items()}
-        self.shares = {route: weight / sum(weights.values()) for route, weight in weights.items()}
+        self.epochs: dict[str, list[int]] = {}
+        self._seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
+        self._temperature, self._weights = temperature, chosen_weights(route_weights or {}, groups)
+        self._moves_until = max(map(moves_until, (temperature, *(weight for _, weight in self._weights))))
         self.corpora: dict[Route, dict[str, CutSet]] = {}
         self.corpus_shares: dict[Route, dict[str, float]] = {}
         if blends(corpus_weights or {}, corpus_temperature):
@@ -225,55 +231,81 @@ class RouteBatches:
         weights = {name: size ** (1.0 / temperature) * factors.get(name, 1.0) for name, size in sizes.items()}
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
+    def shares_at(self, step: int) -> dict[Route, float]:
+        """Route -> its share of the turns of a step."""
+        temperature = value_at(self._temperature, step)
+        factors = [(choice, value_at(weight, step)) for choice, weight in self._weights]
+        weights = {
+            route: seconds ** (1.0 / temperature) * math.prod((factor for choice, factor in factors if choice.has(route)), start=1.0)
+            for route, seconds in self._seconds.items()
+        }
+        return {route: weight / sum(weights.values()) for route, weight in weights.items()}
+
     def turns(self) -> Iterator[Route]:
         """Whose turn is first, second, third, ..."""
-        return deal(self.shares)
+        moving = (self.shares_at(step) for step in range(self._moves_until) for _ in range(self.turns_per_batch))
+        return deal(chain(moving, repeat(self.shares_at(self._moves_until))))
 
     def stream(self, start_step: int = 0, per_step: int = 1) -> Iterator[list[MonoCut]]:
         """Batches from ``start_step`` on, ``per_step`` of the same turns for each step; only metadata is read for those before it."""
-        routes, turns = {route: self._batches(route) for route in self.groups}, self.turns()
-        for step in count():
+        turns = self.turns()
+        before = Counter(islice(turns, start_step * self.turns_per_batch))
+        routes = {route: self._batches(route, before[route] * per_step) for route in self.groups}
+        while True:
             served = list(islice(turns, self.turns_per_batch))
             for _ in range(per_step):
-                cuts = [cut for route in served for cut in next(routes[route])]
-                if step >= start_step:
-                    yield cuts
+                yield [cut for route in served for cut in next(routes[route])]
 
-    def _batches(self, route: Route) -> Iterator[list[MonoCut]]:
+    def _batches(self, route: Route, skipped: int = 0) -> Iterator[list[MonoCut]]:
+        """Those of a route, but for the first ones."""
         if route not in self.corpora:
-            yield from self._epochs(self.groups[route])
+            yield from self._epochs(str(route), self.groups[route], skipped)
             return
-        streams = {name: self._epochs(cuts) for name, cuts in self.corpora[route].items()}
-        for name in deal(self.corpus_shares[route]):
+        names = deal(repeat(self.corpus_shares[route]))
+        before = Counter(islice(names, skipped))
+        streams = {name: self._epochs(f"{route} {name}", cuts, before[name]) for name, cuts in self.corpora[route].items()}
+        for name in names:
             yield next(streams[name])
 
-    def _epochs(self, cuts: CutSet) -> Iterator[list[MonoCut]]:
-        whole_cuts = list(cuts)
+    def _epochs(self, name: str, cuts: CutSet, skipped: int) -> Iterator[list[MonoCut]]:
+        whole_cuts, known = list(cuts), self.epochs.setdefault(name, [])
         limits = Limits.of(whole_cuts, self.batch_s, self.max_utterances)
         for epoch in count():
-            # A new sampler per epoch: its order then depends on nothing but seed and epoch. All cuts are in its buckets at once, so that
-            # they are shuffled however they are sorted.
-            sampler = DynamicBucketingSampler(
-                whole_cuts,
-                constraint=limits,
-                duration_bins=list(range(limits.buckets - 1)),
-                buffer_size=len(whole_cuts),
-                drop_last=True,
-                shuffle=True,
-                seed=self.seed,
-                rank=0,
-                world_size=1,
-            )
-            sampler.set_epoch(epoch)
-            served: set[str] = set()
-            for batch in sampler:
-                served.update(cut.id for cut in batch)
-                yield list(batch)
-            # What does not fill a batch of its bucket is put together: a step of one utterance would count as much as one of thirty.
-            left = sorted((cut for cut in whole_cuts if cut.id not in served), key=lambda cut: cut.duration)
-            batches = list(chunk(left, self.batch_s, self.max_utterances))
-            random.Random(f"{self.seed} {epoch}").shuffle(batches)
-            yield from batches
+            if epoch < len(known) and known[epoch] <= skipped:
+                skipped -= known[epoch]
+                continue
+            number = 0
+            for number, batch in enumerate(self._epoch(whole_cuts, limits, epoch), start=1):
+                if number > skipped:
+                    yield batch
+            skipped = max(0, skipped - number)
+            if epoch == len(known):
+                known.append(number)
+
+    def _epoch(self, whole_cuts: list[MonoCut], limits: Limits, epoch: int) -> Iterator[list[MonoCut]]:
+        # A new sampler per epoch: its order then depends on nothing but seed and epoch. All cuts are in its buckets at once, so that
+        # they are shuffled however they are sorted.
+        sampler = DynamicBucketingSampler(
+            whole_cuts,
+            constraint=limits,
+            duration_bins=list(range(limits.buckets - 1)),
+            buffer_size=len(whole_cuts),
+            drop_last=True,
+            shuffle=True,
+            seed=self.seed,
+            rank=0,
+            world_size=1,
+        )
+        sampler.set_epoch(epoch)
+        served: set[str] = set()
+        for batch in sampler:
+            served.update(cut.id for cut in batch)
+            yield list(batch)
+        # What does not fill a batch of its bucket is put together: a step of one utterance would count as much as one of thirty.
+        left = sorted((cut for cut in whole_cuts if cut.id not in served), key=lambda cut: cut.duration)
+        batches = list(chunk(left, self.batch_s, self.max_utterances))
+        random.Random(f"{self.seed} {epoch}").shuffle(batches)
+        yield from batches
 
 
 @dataclass
@@ -350,6 +382,24 @@ def by_corpus(cuts: Iterable[MonoCut]) -> dict[str, CutSet]:
     return {name: CutSet.from_cuts(groups[name]) for name in sorted(groups)}
 
 
+def chosen_weights(weights: Mapping[str, float | str], routes: Collection[Route]) -> list[tuple[Choice, float | str]]:
+    """What each weight of routes chooses, and the weight.
+
+    Raises:
+        DataError: If one would do nothing: no training cut is of such a route.
+    """
+    found = []
+    for name, weight in weights.items():
+        try:
+            found.append((Choice.among(name, routes), weight))
+        except RouteError as error:
+            raise DataError(
+                f"`train.route_weights` has `{name}: {weight}`, and of the routes with training cuts {error.message}",
+                "take the weight away, or give the train split such cuts",
+            ) from error
+    return found
+
+
 def blends(corpus_weights: Mapping[str, float], corpus_temperature: float) -> bool:
     """Whether corpora are drawn otherwise than the data has them."""
     return corpus_temperature != 1.0 or any(weight != 1.0 for weight in corpus_weights.values())
@@ -369,12 +419,12 @@ def check_weights(corpus_weights: Mapping[str, float], there: Collection[str]) -
         )
 
 
-def deal(shares: Mapping[K, float]) -> Iterator[K]:
-    """Endless turns in proportion to shares that add up to 1: smooth weighted round robin."""
-    credit = dict.fromkeys(shares, 0.0)
-    while True:
-        for key, share in shares.items():
-            credit[key] += share
+def deal(shares: Iterable[Mapping[K, float]]) -> Iterator[K]:
+    """Turns in proportion to shares that add up to 1, given for each turn: smooth weighted round robin."""
+    credit: dict[K, float] = {}
+    for of_turn in shares:
+        for key, share in of_turn.items():
+            credit[key] = credit.get(key, 0.0) + share
         chosen = max(credit, key=lambda key: credit[key])
         credit[chosen] -= 1.0
         yield chosen

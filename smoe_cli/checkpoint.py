@@ -10,7 +10,9 @@ Nothing in it is ever unpickled.
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +59,7 @@ def build_model(settings: ModelSettings, features: FeatureSettings, plan: Routin
             subsampling=settings.subsampling,
             subsampling_channels=settings.subsampling_channels,
             family=settings.family,
-            encoder_positions=round((features.window_s or 0.0) * FRAMES_PER_S) // settings.subsampling,
+            encoder_positions=math.ceil(round((features.window_s or 0.0) * FRAMES_PER_S) / settings.subsampling),
             decoder_positions=settings.max_tokens or 0,
             encoder=settings.encoder,
             encoder_routed_layers=plan.encoder.layers,
@@ -149,7 +151,7 @@ def check_free(out: Path, how: Literal["slim", "convert"]) -> None:
     """Refuse to replace anything but what the same command wrote earlier.
 
     Raises:
-        ConfigError: If something else lies there.
+        ConfigError: If something else lies there, or in there.
     """
     if is_free(out):
         return
@@ -159,6 +161,24 @@ def check_free(out: Path, how: Literal["slim", "convert"]) -> None:
         raise ConfigError(f"`{out}` is there already, and `smoe {how}` did not write it", "name a new folder with --out") from error
     if earlier is None or earlier.how != how:
         raise ConfigError(f"`{out}` is a model that `smoe {how}` did not write", "name a new folder with --out")
+    check_all_own(out, {DIGESTS, *json.loads((out / DIGESTS).read_text(encoding="utf-8"))}, how)
+
+
+def check_all_own(out: Path, own: Collection[str], how: str) -> None:
+    """Refuse to replace a folder into which somebody has put files.
+
+    Args:
+        own: Names of those that the command writes.
+
+    Raises:
+        ConfigError: If there is another.
+    """
+    others = sorted(path.name for path in out.iterdir() if path.name not in own)
+    if others:
+        raise ConfigError(
+            f"`{out}` holds `{others[0]}`, which `smoe {how}` did not write and would remove with the folder",
+            "move it elsewhere, or name a new folder with --out",
+        )
 
 
 def portable(config: Config) -> Config:
@@ -291,6 +311,8 @@ def _verify(folder: Path, tensors: bool) -> None:
     except (OSError, ValueError) as error:
         why = f"it has no `{DIGESTS}`" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(f"`{folder}` is no checkpoint or an incomplete one: {why}", _what_else(folder)) from error
+    if not isinstance(digests, dict):
+        raise CheckpointError(f"`{folder}` is no checkpoint: `{DIGESTS}` names no files", _what_else(folder))
     for name, digest in digests.items():
         path = folder / name
         if name in (WEIGHTS, TRAINING_TENSORS) and not tensors:

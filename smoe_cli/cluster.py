@@ -6,14 +6,22 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from importlib import import_module
+from typing import NamedTuple
 
 from smoe_cli.errors import ConfigError, SmoeError
 
 TIMEOUT_S = 20
 
 
+class Cluster(NamedTuple):
+    """A cluster that answers, and how many recordings its workers read at once."""
+
+    executor: Executor
+    readers: int
+
+
 @contextmanager
-def connect(address: str) -> Iterator[Executor]:
+def connect(address: str) -> Iterator[Cluster]:
     """Connect to a running scheduler; its workers need smoe installed, and the same paths to the audio.
 
     Args:
@@ -34,7 +42,8 @@ def connect(address: str) -> Iterator[Executor]:
             f"no Dask scheduler answers at `{address}`: {error}", "start one with `dask scheduler`, or correct --cluster"
         ) from error
     try:
-        yield client.get_executor()
+        # Workers may come later.
+        yield Cluster(client.get_executor(), sum(client.nthreads().values()) or 1)
     except (dask.KilledWorker, dask.CancelledError) as error:
         raise SmoeError(f"the cluster at `{address}` was lost: {error}", "run the command again; it goes on where it was") from error
     finally:

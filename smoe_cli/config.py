@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from smoe_cli.corpus_settings import Corpus, Settings, SynthCorpus
 from smoe_cli.errors import RouteError
 from smoe_cli.presets import PRESETS, SINGLE_TASK, apply_preset
-from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Route, TaskKind, experts_of
+from smoe_cli.tags import ANY, AXES, TAG_PATTERN, TASK_KINDS, TELEPHONE_HZ, VALUE_PATTERN, Bandwidth, Choice, Route, TaskKind, experts_of
 from smoe_cli.text import TextPolicy
 from smoe_cli.train_settings import TrainSettings
 
@@ -67,7 +67,11 @@ class DataSettings(Settings):
         description="Where the band of recordings is taken from: their sampling rate, or an estimate from the spectrum; what a corpus "
         "says stays its tag, and with `auto` is compared with the estimate.",
     )
-    nb_downsample: bool = Field(False, description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says.")
+    nb_downsample: bool = Field(
+        False,
+        description="Add a narrowband twin of every wideband utterance, made as `nb_simulation` says; where the model "
+        "hears at 8 kHz (`features.sample_rate_hz`), it takes the utterance's place.",
+    )
     nb_simulation: NarrowbandSettings = NarrowbandSettings()
     lowercase: bool = Field(
         False, description="Lower-case all text: what is trained on, the references, and hypotheses before they are scored."
@@ -95,11 +99,16 @@ class TaskSettings(Settings):
     strip_punctuation: bool | None = Field(None, description="Whether its texts lose punctuation; null: as `data.strip_punctuation` says.")
 
 
+MAX_SIZE, MAX_LAYERS = 2**20, 1000
+"""Of what a number can say of a model: more is a slip of the keyboard, and no machine could hold it."""
+MOST_HEADS_NAMED = 64
+
+
 class TokenizerSettings(Settings):
     """Byte-level BPE."""
 
     vocab_size: int = Field(
-        1000, ge=260, description="Pieces, the 256 byte symbols and the special tokens included; 40,000 at paper scale."
+        1000, ge=260, le=MAX_SIZE, description="Pieces, the 256 byte symbols and the special tokens included; 40,000 at paper scale."
     )
 
 
@@ -109,10 +118,10 @@ class FeatureSettings(Settings):
     kind: Literal["kaldi", "speech2text", "whisper"] = Field(
         "kaldi", description="How they are computed; the others are those of converted models."
     )
-    window_s: float | None = Field(None, gt=0, description="Longest audio that the model takes; null: any.")
+    window_s: float | None = Field(None, gt=0, le=3600, description="Longest audio that the model takes; null: any.")
     pad_to_window: bool = Field(False, description="Extend all audio with silence to `window_s`, as Whisper does.")
     sample_rate_hz: int = Field(16000, ge=LOWEST_HZ, le=HIGHEST_HZ, description="Rate to which all audio is brought.")
-    mel_bins: int = Field(80, gt=0, description="Number of mel filters.")
+    mel_bins: int = Field(80, gt=0, le=MAX_SIZE, description="Number of mel filters.")
     cache_mb: int = Field(0, ge=0, description="Memory for computed features (float16), kept between epochs; 0 computes anew.")
     stored: bool = Field(
         False, description="Keep features of training (float16) in `exp_dir/features`; `smoe features` computes them ahead, in parallel."
@@ -150,19 +159,20 @@ class ModelSettings(Settings):
     family: Literal["smoe", "speech2text", "whisper"] = Field(
         "smoe", description="Whose subsampling, positions and activations the model has; the others are those of converted models."
     )
-    d_model: int = Field(512, gt=0, description="Width of the residual stream.")
-    heads: int = Field(8, gt=0, description="Attention heads.")
-    encoder_layers: int = Field(12, gt=0, description="Encoder layers.")
-    decoder_layers: int = Field(6, gt=0, description="Decoder layers.")
-    ffn_dim: int = Field(2048, gt=0, description="Hidden width of a feed-forward network, and of each expert.")
+    d_model: int = Field(512, ge=4, le=MAX_SIZE, description="Width of the residual stream.")
+    heads: int = Field(8, gt=0, le=MAX_SIZE, description="Attention heads.")
+    encoder_layers: int = Field(12, gt=0, le=MAX_LAYERS, description="Encoder layers.")
+    decoder_layers: int = Field(6, gt=0, le=MAX_LAYERS, description="Decoder layers.")
+    ffn_dim: int = Field(2048, gt=0, le=MAX_SIZE, description="Hidden width of a feed-forward network, and of each expert.")
     decoder_ffn_scale: int = Field(
         1,
         gt=0,
+        le=MAX_LAYERS,
         description="Widen the decoder's feed-forward networks by this factor (the width-matched control): a second one runs beside each, "
         "so that the parameters are those of as many experts.",
     )
     subsampling: Literal[2, 4, 8] = Field(4, description="Feature frames per encoder frame.")
-    subsampling_channels: int = Field(1024, gt=0, description="Inner channels of the convolutional subsampler.")
+    subsampling_channels: int = Field(1024, gt=0, le=MAX_SIZE, description="Inner channels of the convolutional subsampler.")
     encoder: Literal["transformer", "conformer"] = Field(
         "transformer",
         description="Kind of encoder layer; the paper's is the Transformer's, and a Conformer's has two routed half-step FFNs.",
@@ -170,12 +180,16 @@ class ModelSettings(Settings):
     conv_kernel: int | None = Field(
         None,
         gt=0,
+        le=MAX_SIZE,
         description="Odd width of a depthwise convolution in every encoder layer, in frames; null: none, as in the paper, "
         "and 31 in a Conformer (the paper has 32; an odd width keeps frames in place).",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout on residual branches.")
     max_tokens: int | None = Field(
-        None, gt=0, description="Most tokens of one text, guiding tokens included, in a family whose decoder has a table of positions."
+        None,
+        gt=0,
+        le=MAX_SIZE,
+        description="Most tokens of one text, guiding tokens included, in a family whose decoder has a table of positions.",
     )
     tie_embeddings: bool = Field(False, description="Share the decoder's input embedding with its output projection.")
     ctc: bool = Field(True, description="Auxiliary CTC head on the encoder, over the transcript.")
@@ -185,8 +199,8 @@ class ModelSettings(Settings):
     decoder_expert_groups: dict[Tag, Annotated[list[str], Field(min_length=1)]] = Field({}, description=GROUPS_MEANING)
     encoder_routed_layers: list[int] | str | None = Field(None, description=LAYERS_MEANING.format(stack="encoder"))
     decoder_routed_layers: list[int] | str | None = Field(None, description=LAYERS_MEANING.format(stack="decoder"))
-    encoder_shared_ffn_dim: int | None = Field(None, gt=0, description=SHARED_MEANING.format(stack="encoder"))
-    decoder_shared_ffn_dim: int | None = Field(None, gt=0, description=SHARED_MEANING.format(stack="decoder"))
+    encoder_shared_ffn_dim: int | None = Field(None, gt=0, le=MAX_SIZE, description=SHARED_MEANING.format(stack="encoder"))
+    decoder_shared_ffn_dim: int | None = Field(None, gt=0, le=MAX_SIZE, description=SHARED_MEANING.format(stack="decoder"))
 
     @model_validator(mode="before")
     @classmethod
@@ -226,7 +240,8 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
         if self.d_model % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide d_model ({self.d_model})")
+            fitting = [str(count) for count in range(1, MOST_HEADS_NAMED + 1) if self.d_model % count == 0]
+            raise ValueError(f"heads ({self.heads}) must divide d_model ({self.d_model}), as {', '.join(fitting)} do")
         if self.conv_kernel is not None and self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that frames keep their place")
         if (self.family == "whisper") != (self.max_tokens is not None):
@@ -279,6 +294,16 @@ class Config(Settings):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     decode: DecodeSettings = DecodeSettings()
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the recipe's file lies; None: the settings are from no file."""
+        return self._folder
+
+    def lies_in(self, folder: Path | None) -> None:
+        """Note where the recipe's file lies: no setting, so that it is neither compared nor saved with a model."""
+        self._folder = folder
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -301,9 +326,11 @@ class Config(Settings):
         if self.model.preset == SINGLE_TASK and len(self.targets()) > 1:
             named = ", ".join(f"{task}/{lang}" for task, lang in self.targets())
             raise ValueError(f"the preset `{SINGLE_TASK}` is for one task in one language, and there are {named}; leave out all but one")
-        unknown = [name for name in self.train.task_weights if name not in self.tasks]
-        if unknown:
-            raise ValueError(f"train.task_weights names `{unknown[0]}`, no task of the recipe; tasks: {', '.join(self.tasks)}")
+        for key in self.train.route_weights:
+            try:
+                Choice.among(key, self.routes())
+            except RouteError as error:
+                raise ValueError(f"train.route_weights: {error.message}; {error.hint}") from None
         longest_s = self.data.max_duration_s / min(self.train.augment.speeds)
         if self.features.window_s is not None and min(self.train.augment.speeds) < 1 and longest_s > self.features.window_s:
             raise ValueError(
@@ -318,14 +345,21 @@ class Config(Settings):
     def _check_bands(self) -> Config:
         if Bandwidth.WB in self.bands():
             return self
+        if self.data.nb_downsample:
+            if self.data.nb_simulation.pairing == "one":
+                raise ValueError(
+                    f"features.sample_rate_hz is {self.features.sample_rate_hz}, where there is one band, and "
+                    "`data.nb_simulation.pairing: one` draws between two; leave it out: all goes through a line"
+                )
+            return self
         corpora = {f"data.corpora.{name}.bandwidth": corpus.bandwidth for name, corpus in self.data.corpora.items()}
         asked = [f"{key}: {value}" for key, value in corpora.items() if value in (Bandwidth.WB, "auto")]
         asked += ["data.bandwidth: auto"] if self.data.bandwidth == "auto" else []
-        asked += ["data.nb_downsample: true"] if self.data.nb_downsample else []
         if asked:
             raise ValueError(
                 f"features.sample_rate_hz is {self.features.sample_rate_hz}, where all audio is narrowband, and `{asked[0]}` is for "
-                "wideband audio; leave that out, or set features.sample_rate_hz to 16000"
+                "wideband audio; leave that out, send such audio through a line (data.nb_downsample: true), or set "
+                "features.sample_rate_hz to 16000"
             )
         return self
 
@@ -399,6 +433,16 @@ class Config(Settings):
         """Every route of the recipe, in a stable order."""
         combinations = [tuple(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())]
         return [Route(task, lang, band, extra) for task, lang in self.targets() for band in self.bands() for extra in combinations]
+
+    def asked_bands(self) -> dict[Bandwidth, str]:
+        """Bands that a setting asks to train on -> that setting; others are there if there is such audio."""
+        corpora = {
+            corpus.bandwidth: f"data.corpora.{name}.bandwidth: {corpus.bandwidth}"
+            for name, corpus in self.data.corpora.items()
+            if corpus.splits.get("train", "train") is not None
+        }
+        said = {band: corpora[band] for band in Bandwidth if band in corpora}
+        return said | (dict.fromkeys(Bandwidth, "data.nb_downsample: true") if self.data.nb_downsample else {})
 
     def bands(self) -> list[Bandwidth]:
         """The bands that there can be: at 8 kHz nothing is wideband."""

@@ -34,7 +34,8 @@ class CorpusSettings(Settings):
     )
     bandwidth: Bandwidth | Literal["auto"] | None = Field(
         None,
-        description="What the recordings carry where their sampling rate does not tell, e.g. `nb` for telephone speech at 16 kHz; "
+        description="What the recordings carry where neither their sampling rate nor the corpus tells, e.g. `nb` for telephone speech at "
+        "16 kHz; "
         "`auto`: estimated from each one's spectrum; null: as `data.bandwidth` says.",
     )
     subset: str = Field("", description="Name under which this corpus is scored apart; empty: with the others.")
@@ -93,6 +94,7 @@ class TsvCorpus(CorpusSettings):
     subset_column: str | None = Field(None, description="Column whose value names the subset scored apart.")
     tag_columns: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> column with its value.")
     label_columns: dict[str, str] = Field({}, description="Label, e.g. `intent` -> column with its value; empty: the utterance has none.")
+    bandwidth_column: str | None = Field(None, description="Column with what each recording carries, `nb` or `wb`; empty: it does not say.")
     segments_column: str | None = Field(None, description="Column with several audio paths, joined with `gaps_ms` between them.")
     where: dict[str, list[str]] = Field({}, description="Keep rows whose column has one of these values.")
     minimum: dict[str, float] = Field({}, description="Keep rows whose column is a number of at least this, e.g. `{age: 18}`.")
@@ -110,6 +112,9 @@ class LhotseCorpus(OutsideCorpus):
     translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
     tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
     label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
+    bandwidth_field: str | None = Field(
+        None, description="Custom field of the supervision with what the recording carries, `nb` or `wb`, where it says so."
+    )
 
     def sources(self) -> list[Path]:
         return list(self.cuts.values())
@@ -183,6 +188,7 @@ class NemoCorpus(CorpusSettings):
     translations: dict[str, str] = Field({}, description="Target language -> field with its text, for rows that hold several.")
     tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> field with its value.")
     label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> field with its value.")
+    bandwidth_field: str | None = Field(None, description="Field with what the recording carries, `nb` or `wb`, where it says so.")
 
     def sources(self) -> list[Path]:
         return list(self.manifests.values())
@@ -204,6 +210,7 @@ class AudioFolderCorpus(FolderCorpus):
     translations: dict[str, str] = Field({}, description="Target language -> column.")
     tag_columns: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> column with its value.")
     label_columns: dict[str, str] = Field({}, description="Label, e.g. `intent` -> column with its value; empty: the utterance has none.")
+    bandwidth_column: str | None = Field(None, description="Column with what each recording carries, `nb` or `wb`; empty: it does not say.")
 
     def sources(self) -> list[Path]:
         return self.inside(self.metadata)
@@ -217,6 +224,9 @@ class SharCorpus(FolderCorpus):
     translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
     tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
     label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
+    bandwidth_field: str | None = Field(
+        None, description="Custom field of the supervision with what the recording carries, `nb` or `wb`, where it says so."
+    )
 
     def sources(self) -> list[Path]:
         return self.inside("cuts.*jsonl*")

@@ -17,7 +17,7 @@ from smoe_cli.errors import DataError, RouteError
 from smoe_cli.manifests import manifest_writer, read_manifest
 from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import TELEPHONE_HZ, Bandwidth, Route, parse_bandwidth
-from smoe_cli.telephone import bands_of, send
+from smoe_cli.telephone import ToWrite, bands_of, send, to_write
 from smoe_cli.transforms import chain_of, check_rate
 
 NARROWBAND_HZ = TELEPHONE_HZ
@@ -49,23 +49,29 @@ class Tags(BaseModel):
     bandwidth_confidence: float | None = None
 
 
+def rate_of(recording: Recording) -> int:
+    """The lowest sampling rate between a recording's file and its end: what comes after it brings nothing back."""
+    return chain_of(recording).lowest_hz
+
+
 def native_bandwidth(recording: Recording, said: Bandwidth | None, estimate: Estimate | None = None) -> Bandwidth:
-    """What a recording carries: the user's word, else a reliable estimate, else what its sampling rate allows.
+    """What a recording carries: the user's word, else a reliable estimate, else what the lowest rate that it passes through allows.
 
     Raises:
         DataError: If it is called wideband below 16 kHz, or nothing is said and its rate is between telephone and wideband.
     """
-    rate, where = recording.sampling_rate, f"audio `{recording.sources[0].source}`"
+    rate, where = rate_of(recording), f"audio `{recording.sources[0].source}`"
+    comes = "is sampled at" if rate == recording.sampling_rate else "passes through"
     cure = "call it narrowband: `bandwidth: nb` of its corpus, `--bandwidth nb` for a bare file"
     if said is Bandwidth.WB and rate < WIDEBAND_HZ:
-        raise DataError(f"{where} is called wideband, but is sampled at {rate} Hz, below {WIDEBAND_HZ} Hz", cure)
+        raise DataError(f"{where} is called wideband, but {comes} {rate} Hz, below {WIDEBAND_HZ} Hz", cure)
     if said is not None:
         return said
     if estimate is not None and estimate.reliable and (estimate.band is Bandwidth.NB or rate >= WIDEBAND_HZ):
         return estimate.band
     if NARROWBAND_HZ < rate < WIDEBAND_HZ:
         raise DataError(
-            f"{where} is sampled at {rate} Hz: neither telephone ({NARROWBAND_HZ} Hz or less) nor wideband ({WIDEBAND_HZ} Hz or more)",
+            f"{where} {comes} {rate} Hz: neither telephone ({NARROWBAND_HZ} Hz or less) nor wideband ({WIDEBAND_HZ} Hz or more)",
             f"resample it to {NARROWBAND_HZ} Hz, or {cure}",
         )
     return Bandwidth.NB if rate <= NARROWBAND_HZ else Bandwidth.WB
@@ -91,7 +97,7 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
     """One cut per task and band that the utterance can serve; audio stays where it is, all resampling is lazy.
 
     A narrowband twin goes to 8 kHz and back, as in arXiv:2508.10009, section 3.1, and there through the line that
-    `data.nb_simulation` has for it.
+    `data.nb_simulation` has for it. A model at 8 kHz hears it where the line ends, and nothing else of a wideband recording.
 
     Raises:
         DataError: As `check_utterance`, and if simulated audio is to be written and cannot.
@@ -103,17 +109,38 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
             check_rate(f"cut `{cut.id}`", cut.sampling_rate, rate)
         yield cut if cut.sampling_rate == rate else cut.resample(rate)
         return
-    native = band_of(utterance.recording, utterance.bandwidth, utterance.estimate, config.features.sample_rate_hz)
-    bands = [native]
-    if native is Bandwidth.WB and config.data.nb_downsample:
-        bands = bands_of(config.data.nb_simulation, f"{corpus}/{utterance.id}", utterance.split)
-    # Of the recording as it is: on the way to 8 kHz and back, an odd length is rounded.
-    rest_s = resampled(utterance.recording, config.features.sample_rate_hz).duration - utterance.start_s
-    duration_s = rest_s if utterance.duration_s is None else min(utterance.duration_s, rest_s)
+    native, bands, duration_s = _uses(utterance, corpus, config)
     for band in bands:
         heard, line = (utterance, None) if band is native else send(utterance, corpus, duration_s, config)
         for route, target, references in _targets(heard, band, config):
             yield _cut(heard, corpus, route, target, references, duration_s, line, config)
+
+
+def lines_to_write(utterance: Utterance, corpus: str, config: Config) -> list[ToWrite]:
+    """The simulated audio that the cuts of an utterance will name, if it is to be written and was not yet.
+
+    Raises:
+        DataError: If nobody knows what the recording carries.
+    """
+    if utterance.prepared is not None:
+        return []
+    native, bands, duration_s = _uses(utterance, corpus, config)
+    sent = native is Bandwidth.WB and Bandwidth.NB in bands
+    return to_write(utterance, corpus, duration_s, config) if sent else []
+
+
+def _uses(utterance: Utterance, corpus: str, config: Config) -> tuple[Bandwidth, list[Bandwidth], float]:
+    """What a recording carries, the bands in which the utterance is used, and how long it is at the model's rate."""
+    rate_hz, of = config.features.sample_rate_hz, (utterance.recording, utterance.bandwidth, utterance.estimate)
+    # What the model hears at 8 kHz comes out of a line too, if it was wideband.
+    native = native_bandwidth(*of) if config.data.nb_downsample else band_of(*of, rate_hz)
+    bands = [native]
+    if native is Bandwidth.WB and config.data.nb_downsample:
+        both = Bandwidth.WB in config.bands()
+        bands = bands_of(config.data.nb_simulation, f"{corpus}/{utterance.id}", utterance.split) if both else [Bandwidth.NB]
+    # Of the recording as it is: on the way to 8 kHz and back, an odd length is rounded.
+    rest_s = resampled(utterance.recording, rate_hz).duration - utterance.start_s
+    return native, bands, rest_s if utterance.duration_s is None else min(utterance.duration_s, rest_s)
 
 
 def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def writable(text: str) -> str:
+    """A text without halves of characters, which no report can hold: Python puts them into names of files that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class SmoeError(Exception):
     """A problem that the user can mend.
 
@@ -15,10 +20,8 @@ class SmoeError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "", own: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.own = own
+        self.message, self.hint, self.own = writable(message), writable(hint), own
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message

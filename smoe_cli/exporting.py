@@ -23,6 +23,8 @@ from smoe_cli.model.graphs import export_encoder, export_step, one_expert_only, 
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.records import Export, ExportCheck, Graph, GraphTensor, file_digest, whole_folder, write_json
 from smoe_cli.tags import Choice, Route
+from smoe_cli.tokenizer import open_tokenizer
+from smoe_cli.tokenizer.base import CARD_FILE
 from smoe_cli.watch import Silent, Watcher
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -55,8 +57,10 @@ def check(folder: Path, out: Path, choice: Choice) -> Route:
     if not checkpoint.is_free(out):
         try:
             read_card(out)
+            written = open_tokenizer(out).files
         except CheckpointError as error:
             raise ConfigError(f"`{out}` is there already, and is no exported model", "name a new folder with --out") from error
+        checkpoint.check_all_own(out, {EXPORT_CARD, ENCODER, DECODER, CARD_FILE, *written}, "export")
     return route
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 
 from lhotse import MonoCut
 
@@ -16,15 +16,17 @@ from smoe_cli.band_check import Bands, estimated
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.utterance import Utterance, Work
-from smoe_cli.cuts import check_utterance, make_cuts, route_of, tags_of
-from smoe_cli.errors import DataError
-from smoe_cli.listening import Listener
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
+from smoe_cli.cuts import check_utterance, lines_to_write, make_cuts, route_of, tags_of
+from smoe_cli.errors import DataError, writable
+from smoe_cli.listening import PARTS_EACH, Listener
 from smoe_cli.records import name_digest
+from smoe_cli.telephone import ToWrite, write_lines_of
 from smoe_cli.validation.cut import check_span
 
-CHUNK = 512
-"""Utterances in memory at once: enough recordings to keep every reader busy."""
+CHUNK, BUSY, MOST_CHUNKS = 512, 16, 16
+"""Utterances in memory at once, for every 16 who read: enough recordings to keep them busy. Where many utterances have one recording, or
+many read, so many times as much at most."""
 SHOWN_PROBLEMS, SHOWN_CURES = 20, 3
 
 
@@ -61,6 +63,7 @@ class Gathered:
         bands: What is known of bands beside what was estimated.
         tags: (axis, value) pairs that the train split has.
         labels: Split -> task that answers with a label -> right answers.
+        places: What is wrong with a recording -> where it is named first.
     """
 
     utterances: Counter[str] = field(default_factory=Counter)
@@ -78,6 +81,7 @@ class Gathered:
     bands: Bands = field(default_factory=Bands)
     tags: set[tuple[str, str]] = field(default_factory=set)
     labels: dict[str, dict[str, set[str]]] = field(default_factory=lambda: {split: defaultdict(set) for split in SPLITS})
+    places: dict[str, str] = field(default_factory=dict)
     _split_of: dict[bytes, int] = field(default_factory=dict)
     _cut_ids: set[bytes] = field(default_factory=set)
     _prepared: set[bytes] = field(default_factory=set)
@@ -105,6 +109,10 @@ class Gathered:
         self.assumed[corpus] += utterance.language_assumed
         self._count(utterance, made, config)
         return made
+
+    def has(self, utterance: Utterance, corpus: str) -> bool:
+        """Whether an utterance of this id was served."""
+        return name_digest(f"{corpus}/{utterance.id}") in self._split_of
 
     def forget_ids(self) -> None:
         """Make room: no more utterances will come."""
@@ -166,7 +174,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
     utterances, read = read_corpus(config.data.corpora[work.name], work), 0
     while True:
         before = len(work.problems)
-        some = _next(utterances, work)
+        some = _next(utterances, work, listener.readers)
         # What the corpus itself found unfit, it did not yield.
         read += len(some) + len(work.problems) - before
         if not some:
@@ -174,7 +182,9 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         checked = [utterance for utterance in some if _passes(work, utterance, config)]
         sound: Iterable[Utterance] = _heard(checked, work, listener, gathered)
         if auto:
-            sound = gathered.bands.add(estimated(list(sound), work, listener), work.name)
+            sound = gathered.bands.add(estimated(list(sound), work, listener), work.name, config.bands())
+        sound = list(sound)
+        _write_ahead(sound, gathered, work, listener, config)
         for utterance in sound:
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)
@@ -185,14 +195,23 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         raise _refusal(work, read)
     if work.problems:
         gathered.unfit[work.name] = [problem.message for problem in work.problems]
-    gathered.left_out += [f"`{work.name}`: {count:,} {what} left out" for what, count in sorted(work.left_out.items())]
+    gathered.left_out += [f"`{work.name}`: {count:,} {writable(what)} left out" for what, count in sorted(work.left_out.items())]
 
 
-def _next(utterances: Iterator[Utterance], work: Work) -> list[Utterance]:
-    """The next utterances of a corpus; what ends it before its time is remembered with all else that is wrong."""
+def _next(utterances: Iterator[Utterance], work: Work, readers: int) -> list[Utterance]:
+    """The next utterances of a corpus, enough for all who read.
+
+    What ends it before its time is remembered with all else that is wrong.
+    """
     some: list[Utterance] = []
+    files: set[str] = set()
+    least, most = min(-(-readers // BUSY), MOST_CHUNKS) * CHUNK, MOST_CHUNKS * CHUNK
     try:
-        some.extend(islice(utterances, CHUNK))
+        for utterance in utterances:
+            some.append(utterance)
+            files.add(str(utterance.recording.sources[0].source))
+            if len(some) == most or (len(some) >= least and len(files) >= PARTS_EACH * readers):
+                break
     except Unwritable:
         raise
     except DataError as error:
@@ -208,7 +227,8 @@ def _too_much(work: Work, config: Config) -> bool:
 def _passes(work: Work, utterance: Utterance, config: Config) -> bool:
     """Whether an utterance passes all checks; if not, the problem is remembered."""
     try:
-        _check(utterance, work.name, config)
+        with foreseen():
+            _check(utterance, work.name, config)
     except DataError as error:
         work.unfit(error, utterance.source)
         return False
@@ -237,18 +257,33 @@ def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gath
     """Yield those whose recording is sound; what is to be noted of a recording is noted once."""
     recordings = [utterance.recording for utterance in utterances]
     for utterance, heard in zip(utterances, listener.hear(recordings), strict=True):
-        if heard.problem is not None:
-            # What is wrong with a recording of several utterances is said once.
-            work.unfit(heard.problem, utterance.source if utterance.duration_s is None else "")
+        if (problem := heard.problem_of(utterance.recording, utterance.channel)) is not None:
+            # What is wrong with a recording of several utterances is said once, where it is named first.
+            first = gathered.places.setdefault(problem.message, utterance.source)
+            work.unfit(problem, utterance.source if utterance.duration_s is None else first)
             continue
         gathered.heard.update(dict.fromkeys(heard.notes))
         yield utterance
 
 
+def _write_ahead(utterances: Sequence[Utterance], gathered: Gathered, work: Work, listener: Listener, config: Config) -> None:
+    """Have simulated audio that is to be written made by those who read; what fails is tried again, and said, with its cuts."""
+    if not config.data.nb_simulation.write or _too_much(work, config):
+        return
+    # Of two with one id, the second has no cuts.
+    first = {utterance.id: utterance for utterance in reversed(utterances) if not gathered.has(utterance, work.name)}
+    asked: list[ToWrite] = []
+    for utterance in reversed(first.values()):
+        with suppress(DataError):
+            asked += lines_to_write(utterance, work.name, config)
+    listener.have_done(write_lines_of, asked)
+
+
 def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config) -> list[MonoCut]:
     """The cuts of an utterance; none once too much is wrong with the corpus, for then nothing is written."""
     try:
-        made = gathered.serve(utterance, work.name, config)
+        with foreseen():
+            made = gathered.serve(utterance, work.name, config)
     except DataError as error:
         work.unfit(error, utterance.source)
         return []

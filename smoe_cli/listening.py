@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from hashlib import blake2b
 from pathlib import Path
@@ -18,8 +19,9 @@ from smoe_cli.tags import Bandwidth
 from smoe_cli.validation.validate import promise_of
 
 AnyOne = TypeVar("AnyOne")
-TOGETHER = 16
-"""Recordings that an executor is handed at once: on a cluster, sending one costs more than reading it."""
+TOGETHER, PARTS_EACH = 16, 2
+"""Recordings that an executor is handed at most at once: on a cluster, sending one costs more than reading it. Of few and long ones
+everybody who reads is to have some, and more than one part of them, for one may be much longer than another."""
 WHOLE_S, PARTS, PART_S = 300.0, 30, 10.0
 """A longer recording is not estimated as a whole, but from so many parts of it, evenly over its length: half a day in memory is 3 GB."""
 
@@ -29,6 +31,7 @@ class Listener:
 
     Args:
         pool: Does the work; threads here, or a cluster's.
+        readers: How many recordings it reads at once.
         log: File that keeps which recordings are sound, and what was estimated of them, so that a call which was stopped goes on there.
             A file that changed since is read again. Whoever is done removes it.
 
@@ -36,8 +39,8 @@ class Listener:
         DataError: If the log cannot be read.
     """
 
-    def __init__(self, pool: Executor, log: Path) -> None:
-        self._pool, self._log = pool, log
+    def __init__(self, pool: Executor, readers: int, log: Path) -> None:
+        self._pool, self.readers, self._log = pool, readers, log
         self._known: dict[bytes, Heard] = {}
         self._estimates: dict[bytes, Estimate] = {}
         if not log.exists():
@@ -55,7 +58,8 @@ class Listener:
             if isinstance(said, dict):
                 self._estimates[bytes.fromhex(key)] = Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"]))
             else:
-                self._known[bytes.fromhex(key)] = Heard(notes=tuple(said), whole=True) if said else SOUND
+                notes, dead = (tuple(one for one in said if isinstance(one, str)), tuple(one for one in said if isinstance(one, int)))
+                self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead) if said else SOUND
         except (ValueError, TypeError, KeyError):
             pass  # the line that was being written when the machine stopped
 
@@ -76,12 +80,16 @@ class Listener:
             DataError: If the log cannot be written.
         """
         keys = [_key(recording) for recording in recordings]
-        new = {key: recording for key, recording in zip(keys, recordings, strict=True) if key not in self._known}
-        parts = _in_parts(new)
+        new: dict[bytes, Recording] = {}
+        for key, recording in zip(keys, recordings, strict=True):
+            if key not in self._known:
+                new.setdefault(key, recording)  # errors name the first
+        parts = self._in_parts(list(new.items()))
         for part, heard in zip(parts, self._pool.map(_listen_to_all, [[one for _, one in part] for part in parts]), strict=True):
-            some = {key: one if one.problem or one.notes else SOUND for (key, _), one in zip(part, heard, strict=True)}
+            some = {key: SOUND if one == SOUND else one for (key, _), one in zip(part, heard, strict=True)}
             self._known |= some
-            self._remember((key, one.notes) for key, one in some.items() if one.problem is None)
+            # Numbers among the notes are channels.
+            self._remember((key, (*one.notes, *one.dead)) for key, one in some.items() if one.problem is None)
         return [self._known[key] for key in keys]
 
     def estimate(self, channels: Sequence[tuple[Recording, int]]) -> Iterator[Estimate | DataError]:
@@ -92,7 +100,7 @@ class Listener:
         """
         keys = [_key(recording, str(channel)) for recording, channel in channels]
         new = {key: one for key, one in zip(keys, channels, strict=True) if key not in self._estimates}
-        parts = _in_parts(new)
+        parts = self._in_parts(list(new.items()))
         results = iter(self._pool.map(_estimate_all, [[one for _, one in part] for part in parts]))
         waiting, failed = iter(parts), dict[bytes, DataError]()
         for key in keys:
@@ -106,6 +114,14 @@ class Listener:
                 )
             yield failed[key] if key in failed else self._estimates[key]
 
+    def have_done(self, work: Callable[[list[AnyOne]], object], some: Sequence[AnyOne]) -> None:
+        """Have something done to all of these by those who read; it raises nothing."""
+        deque(self._pool.map(work, self._in_parts(some)), maxlen=0)
+
+    def _in_parts(self, some: Sequence[AnyOne]) -> list[list[AnyOne]]:
+        size = min(TOGETHER, -(-len(some) // (PARTS_EACH * self.readers)) or 1)
+        return [list(some[start : start + size]) for start in range(0, len(some), size)]
+
     def _remember(self, known: Iterable[tuple[bytes, Any]]) -> None:
         text = "".join(json.dumps([key.hex(), said]) + "\n" for key, said in known)
         try:
@@ -114,11 +130,6 @@ class Listener:
                 file.write(text)
         except OSError as error:
             raise DataError(f"cannot write `{self._log}`: {error.strerror}", "check the folder's rights and the free disk space") from error
-
-
-def _in_parts(some: dict[bytes, AnyOne]) -> list[list[tuple[bytes, AnyOne]]]:
-    waiting = list(some.items())
-    return [waiting[start : start + TOGETHER] for start in range(0, len(waiting), TOGETHER)]
 
 
 def spectrum_of(recording: Recording, channel: int) -> Estimate | DataError:

@@ -38,9 +38,9 @@ def prepare(
     from smoe_cli.cluster import connect
 
     chosen = preparation.chosen_corpora(config, corpora)
-    with connect(cluster) if cluster else nullcontext() as executor:
+    with connect(cluster) if cluster else nullcontext() as there:
         mark(config, "prepare", whole=False)
-        report = preparation.prepare(config, chosen, jobs, watcher or Silent(), executor)
+        report = preparation.prepare(config, chosen, jobs, watcher or Silent(), there)
     mark(config, "prepare", whole=set(chosen) == set(config.data.corpora))
     return report
 

@@ -29,9 +29,11 @@ MOST_EXPANSION, SMALL = 200, 64 * 2**20
 gzip can make it a thousand."""
 MEMBER_LINES = 64
 """Cuts that are packed together: reading one out of a million then unpacks as many, and packing loses nothing."""
+HALF_A_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+"""How JSON writes what may be half of a character; alone, it is no text that could be written anywhere."""
 NOT_A_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 """What Lhotse would take for an address or a program where a path is expected."""
-LHOTSE_RAISES = (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, OSError)
+LHOTSE_RAISES = (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, OSError)
 """What Lhotse raises on an object of a wrong shape."""
 HINT = "prepare the manifest with `smoe prepare`"
 
@@ -43,9 +45,13 @@ class _Supervision(BaseModel):
     custom: dict[str, Any] | None = None
 
 
+class _Source(BaseModel):
+    channels: list[int]
+
+
 class _Recording(BaseModel):
     id: str
-    sources: list[Any] = Field(min_length=1)
+    sources: list[_Source] = Field(min_length=1)
     sampling_rate: Rate
     num_samples: int = Field(gt=0)
     duration: FiniteFloat = Field(gt=0)
@@ -143,10 +149,16 @@ def read_object(raw: bytes, where: str) -> dict[str, Any]:
     """The JSON object of a line.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is none, or holds text that is not UTF-8.
     """
     try:
-        tree = json.loads(raw)
+        # Python would take bytes for text that are none.
+        tree = json.loads(raw.decode("utf-8-sig"))
+        if HALF_A_CHARACTER.search(raw):
+            json.dumps(tree, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise DataError(f"{where} is not UTF-8: it has half a character, {half}", "correct or remove the line") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}", "one object a line; correct or remove the line") from error
     if not isinstance(tree, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from lhotse import MonoCut
 from pydantic import Field
 
 from smoe_cli.band_check import BandwidthRow, contradictions
+from smoe_cli.cluster import Cluster
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Work
 from smoe_cli.cuts import line_of_cut
@@ -41,7 +42,7 @@ class PrepareReport(Record):
     findings: list[Finding] = Field(default=[], description="What `smoe validate` has to say of the manifests.")
 
 
-def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: Watcher, executor: Executor | None = None) -> PrepareReport:
+def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: Watcher, cluster: Cluster | None = None) -> PrepareReport:
     """Read the recipe's corpora, check every utterance, write one manifest per split, and validate these.
 
     All of it is a stream: memory grows with ids, speakers and what is wrong, not with utterances and cuts. A call that was stopped
@@ -50,7 +51,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     Args:
         corpora: Names of corpora to take; None: all of the recipe.
         jobs: Recordings read at once; 0: one per core.
-        executor: Reads the recordings instead, for example on a cluster.
+        cluster: Reads the recordings instead, and writes simulated audio.
 
     Raises:
         ConfigError: If a named corpus is not in the recipe.
@@ -62,8 +63,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     gathered = Gathered()
     with ExitStack() as stack:
         # Recordings are read by threads: decoding audio holds no lock of Python's.
-        pool = executor or stack.enter_context(ThreadPoolExecutor(jobs))
-        listener = Listener(pool, layout.heard)
+        pool, readers = cluster or (stack.enter_context(ThreadPoolExecutor(jobs)), jobs)
+        listener = Listener(pool, readers, layout.heard)
         if listener.remembered:
             watcher.log(f"{listener.remembered:,} recordings were found sound by an earlier call, and are not read again")
         put = _Manifests(layout, stack)
@@ -87,7 +88,6 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
             write_text_atomically(layout.unfit(name), "\n".join(gathered.unfit[name]) + "\n")
         else:
             layout.unfit(name).unlink(missing_ok=True)
-    layout.heard.unlink(missing_ok=True)
     gathered.forget_ids()
     listener.forget()
     # The audio was read just now.
@@ -107,6 +107,8 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         findings=validation.findings,
     )
     write_json(layout.prepare_report, report)
+    # Not before: a call that is stopped while it validates need not read all audio again.
+    layout.heard.unlink(missing_ok=True)
     return report
 
 

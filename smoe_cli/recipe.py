@@ -99,7 +99,9 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
             if isinstance(augment := train.get("augment"), dict):
                 train["augment"] = augment | {name: _from(base, augment[name]) for name in ("rooms", "noise") if augment.get(name)}
     _inherit(tree)
-    return parse_settings(Config, tree, where=f"`{where}`: ")
+    config = parse_settings(Config, tree, where=f"`{where}`: ")
+    config.lies_in(base)
+    return config
 
 
 def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", where: str = "") -> S:

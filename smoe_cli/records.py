@@ -375,7 +375,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: If the folder cannot be written or the disk is full.
     """
-    folder = folder.absolute()
+    # A link stays where it is, and its folder is replaced.
+    folder = Path(os.path.realpath(folder))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

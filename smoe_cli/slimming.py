@@ -83,9 +83,9 @@ def one_route(whole: System, route: Route) -> System:
     task = config.tasks[route.task]
     if not config.kind(route.task).closed:
         task = task.model_copy(update={"languages": [route.lang]})
-    train = config.train.model_copy(
-        update={"task_weights": {name: weight for name, weight in config.train.task_weights.items() if name == route.task}}
-    )
+    routes = config.routes()
+    kept = {name: weight for name, weight in config.train.route_weights.items() if Choice.among(name, routes).has(route)}
+    train = config.train.model_copy(update={"route_weights": kept})
     # Checked anew: what the whole recipe may say, one of a single task may not.
     config = Config.model_validate(
         config.model_copy(update={"model": dense_model, "tasks": {route.task: task}, "train": train}).model_dump()

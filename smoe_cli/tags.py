@@ -228,6 +228,37 @@ class Choice(NamedTuple):
         """
         return cls(task, lang, bandwidth, tuple(parse_tags(tags or ()).items()))
 
+    @classmethod
+    def among(cls, key: str, routes: Iterable[Route]) -> Choice:
+        """What a part of a route's name chooses: `nb`, `translate/de`, `us`; `lang=nb` where a value is one of two axes.
+
+        Raises:
+            RouteError: If none of the routes is of that name, or a value is one of two axes.
+        """
+        routes = list(routes)
+        known: dict[str, dict[str, None]] = {}
+        axes: dict[str, dict[tuple[str, str], None]] = {}
+        for axis, value in (tag for route in routes for tag in route.tags.items()):
+            known.setdefault(axis, {})[value] = None
+            for name in (value, f"{axis}={value}"):
+                axes.setdefault(name, {})[axis, value] = None
+        tags: dict[str, str] = {}
+        for part in key.split("/"):
+            found = sorted(axes.get(part, ()), key=lambda tag: list(known).index(tag[0]))
+            if len(found) > 1:
+                named = " or ".join(f"`{axis}={value}`" for axis, value in found)
+                raise RouteError(f"`{part}` is a value of {' and of '.join(axis for axis, _ in found)}", f"write {named}")
+            if not found or found[0][0] in tags:
+                there = "; ".join(f"{axis}: {', '.join(values)}" for axis, values in known.items())
+                raise RouteError(
+                    f"`{key}` names no route; there are {there}", "write one value, or one of each of several axes, as `nb/de`"
+                )
+            tags.update(found)
+        choice = cls(tags.pop("task", None), tags.pop("lang", None), tags.pop("bandwidth", None), tuple(tags.items()))
+        if not any(choice.has(route) for route in routes):
+            raise RouteError(f"`{key}` names no route; there are {', '.join(map(str, routes))}", "correct the name")
+        return choice
+
     def __str__(self) -> str:
         named = [part or "*" for part in (self.task, self.lang, self.bandwidth)]
         return "/".join([*named, *(f"{axis}={value}" for axis, value in self.tags)])

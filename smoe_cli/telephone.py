@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from smoe_cli.audio import describe, read_samples, resampled, state_of, write_flac
 from smoe_cli.config import Config, LineCodec, NarrowbandSettings
 from smoe_cli.corpora.utterance import Utterance
+from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
 from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
 
@@ -95,6 +99,14 @@ def to_int16(samples_N: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.clip(np.rint(samples_N * 2.0**15), -(2**15), 2**15 - 1).astype(np.int16)
 
 
+class ToWrite(NamedTuple):
+    """An utterance as it comes out of its line, how much of it is to be written, and where."""
+
+    heard: Utterance
+    duration_s: float
+    path: Path
+
+
 def line_of(settings: NarrowbandSettings, utterance: str) -> TelephoneLine:
     """The line that an utterance is sent through: drawn from the seed and its id alone, whatever else is prepared."""
     generator = _generator(settings, utterance, "line")
@@ -125,19 +137,40 @@ def send(utterance: Utterance, corpus: str, duration_s: float, config: Config) -
     Raises:
         DataError: If the audio is to be written, and cannot be read or written.
     """
-    settings, key = config.data.nb_simulation, f"{corpus}/{utterance.id}"
-    line = line_of(settings, key)
-    recording = resampled(utterance.recording, TELEPHONE_HZ)
-    if line != TelephoneLine("plain", False):
-        recording.transforms = [*(recording.transforms or []), line]
-    heard = replace(utterance, recording=recording, estimate=None)
+    settings = config.data.nb_simulation
+    heard, line = _through_line(utterance, corpus, settings)
     if settings.write:
-        name = re.sub(r"[^\w.-]", "_", utterance.id)
-        path = Layout.of(config).audio / "narrowband" / corpus / f"{name}.{_digest(heard, key, duration_s)}.flac"
+        path = _path(heard, corpus, duration_s, config)
         if not path.exists():
             _write(heard, duration_s, path)
-        heard = replace(heard, recording=describe(path, recording.id), start_s=0.0, duration_s=None, channel=0)
+        heard = replace(heard, recording=describe(path, heard.recording.id), start_s=0.0, duration_s=None, channel=0)
     return heard, None if settings == NarrowbandSettings() else str(line)
+
+
+def to_write(utterance: Utterance, corpus: str, duration_s: float, config: Config) -> list[ToWrite]:
+    """What `send` would write, if it is not there already."""
+    heard, _ = _through_line(utterance, corpus, config.data.nb_simulation)
+    path = _path(heard, corpus, duration_s, config).absolute()
+    return [] if path.exists() else [ToWrite(heard, duration_s, path)]
+
+
+def write_lines_of(some: Sequence[ToWrite]) -> None:
+    """Write simulated audio, ahead of `send`, which says why if it cannot be done."""
+    for one in some:
+        with suppress(DataError):
+            _write(*one)
+
+
+def _through_line(utterance: Utterance, corpus: str, settings: NarrowbandSettings) -> tuple[Utterance, TelephoneLine]:
+    line, recording = line_of(settings, f"{corpus}/{utterance.id}"), resampled(utterance.recording, TELEPHONE_HZ)
+    if line != TelephoneLine("plain", False):
+        recording.transforms = [*(recording.transforms or []), line]
+    return replace(utterance, recording=recording, estimate=None), line
+
+
+def _path(heard: Utterance, corpus: str, duration_s: float, config: Config) -> Path:
+    name = re.sub(r"[^\w.-]", "_", heard.id)
+    return Layout.of(config).audio / "narrowband" / corpus / f"{name}.{_digest(heard, f'{corpus}/{heard.id}', duration_s)}.flac"
 
 
 def _digest(heard: Utterance, key: str, duration_s: float) -> str:

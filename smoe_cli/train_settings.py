@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from smoe_cli.corpus_settings import Settings
+
+NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE]-?[0-9]+)?"
+MOVING = re.compile(rf"({NUMBER}) to ({NUMBER}) over ([1-9][0-9]*) steps")
+
+
+def value_at(value: float | str, step: int) -> float:
+    """A number, or at a step one that moves on a line: `1 to 5 over 20000 steps`, and then stays."""
+    if not isinstance(value, str):
+        return value
+    start, end = (float(number) for number in _moving(value)[:2])
+    return start + (end - start) * min(1.0, step / moves_until(value))
+
+
+def moves_until(value: float | str) -> int:
+    """The step from which on a value stays as it is; 0: it does not move."""
+    return int(_moving(value)[2]) if isinstance(value, str) else 0
+
+
+def _moving(value: str) -> tuple[str, ...]:
+    found = MOVING.fullmatch(value)
+    if found is None:
+        raise ValueError(f"`{value}` is neither a number nor of the form `1 to 5 over 20000 steps`")
+    return found.groups()
+
+
+def _check_values(value: float | str, fits: Callable[[float], bool], bound: str) -> None:
+    """Refuse a value that does not fit at its start or its end."""
+    for number in (value_at(value, 0), value_at(value, moves_until(value))):
+        if not fits(number):
+            raise ValueError(
+                f"`{value}` must be {bound}, at its start and its end" if isinstance(value, str) else f"{number:g} must be {bound}"
+            )
 
 
 class AugmentSettings(Settings):
@@ -77,9 +111,16 @@ class TrainSettings(Settings):
         description="Tokens or frames whose scores over the vocabulary are in memory at once; 0: those of the whole batch. The same loss "
         "but for the last digits; with a large vocabulary, 1024 saves most of the memory of a step.",
     )
-    temperature: float = Field(1.0, ge=1, description="1: routes drawn by their size; larger: more evenly.")
-    task_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="Task -> factor on how often its routes are drawn; 1 for tasks that are not named."
+    temperature: float | str = Field(
+        1.0,
+        description="1: routes drawn by their size; larger: more evenly. `1 to 5 over 20000 steps` moves on a line, and then stays.",
+    )
+    route_weights: dict[str, float | str] = Field(
+        {},
+        # As it was called when only tasks had weights: checkpoints have it in their configuration.
+        validation_alias=AliasChoices("route_weights", "task_weights"),
+        description="A tag of routes, or several joined by `/` -> factor on how often such routes are drawn, e.g. "
+        "`{nb: 2, translate/de: 0.5}`; where several name a route, their product. May move, as `temperature`.",
     )
     corpus_temperature: float = Field(
         1.0, ge=1, description="1: a route's corpora drawn by their size; larger: more evenly; `weight` of each corpus is a factor on that."
@@ -149,6 +190,22 @@ class TrainSettings(Settings):
     init_experts: dict[str, str] = Field(
         {}, description="New expert -> expert of the checkpoint that it starts as a copy of; by default its first one."
     )
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, value: float | str) -> float | str:
+        _check_values(value, lambda number: number >= 1, "at least 1")
+        return value
+
+    @field_validator("route_weights")
+    @classmethod
+    def _check_weights(cls, weights: dict[str, float | str]) -> dict[str, float | str]:
+        for name, value in weights.items():
+            try:
+                _check_values(value, lambda number: 0 < number < math.inf, "above 0")
+            except ValueError as error:
+                raise ValueError(f"`{name}`: {error}") from None
+        return weights
 
     @field_validator("average", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 TEXTS = ["we call it bear", "elephants tai goose", "the quick brown fox jumps", "over a lazy dog"] * 5
 
 
-SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
+SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|fr|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>"]
 
 
 # N utterances, T frames, F mel bins, U tokens, V vocabulary

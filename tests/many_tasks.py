@@ -18,7 +18,7 @@ TASKS = {
 }
 
 
-AXES = {"accent": ["us", "uk", "in"]}
+AXES = {"accent": ["us", "uk"]}
 
 
 MODEL = {

@@ -224,7 +224,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "accumulate": 2,
         "loss_chunk": 16,
     },
-    "mean": {"average": "last 2", "few": True, "task_weights": {"translate": 9.0}, "seed": 1, "max_steps": 4, "validate_every": 2},
+    "mean": {"average": "last 2", "few": True, "route_weights": {"translate": 9.0}, "seed": 1, "max_steps": 4, "validate_every": 2},
     "bf16": {"precision": "bf16", "max_steps": 4},
     "output": {"freeze": ["encoder", "decoder.embedding.*", "decoder.layers.*", "decoder.norm.*"], "max_steps": 2},
     "mute": {"mute": True, "max_steps": 4},

@@ -7,7 +7,9 @@ import pytest
 import soundfile
 from lhotse import AudioSource, Recording
 
-from smoe_cli.audio import describe, read_samples, write_flac
+from smoe_cli import audio
+from smoe_cli.audio import check_readable, describe, listen, read_samples, write_flac
+from smoe_cli.containers import cut_off
 from smoe_cli.errors import DataError
 
 SAMPLES = np.arange(-800, 800, dtype=np.int16)
@@ -61,3 +63,121 @@ def test_a_wav_file_that_was_cut_off_is_refused_and_one_of_unknown_length_is_not
     # As a program leaves it that writes into a pipe.
     path.write_bytes(whole[:4] + b"\xff\xff\xff\xff" + whole[8:])
     assert describe(path, "call").num_samples == len(SAMPLES)
+
+
+def test_what_a_reader_cannot_open_is_said_whatever_it_raises(tmp_path):
+    """Of a `.raw` file libsndfile wants to be told the rate; a name that is not UTF-8 it cannot be given."""
+    soundfile.write(tmp_path / "a.wav", SAMPLES, 16000)
+    for name in ("a.raw", os.fsdecode(b"\xff.wav")):
+        path = tmp_path / name
+        path.write_bytes((tmp_path / "a.wav").read_bytes())
+        recording = Recording("r", [AudioSource("file", [0], str(path))], 16000, 1600, 0.1)
+        with pytest.raises(DataError, match="cannot open audio"):
+            describe(path, "r")
+        with pytest.raises(DataError, match="cannot be opened"):
+            check_readable(recording)
+
+
+def test_many_channels_are_not_decoded_at_once(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 50)), 16000)
+    recording, sizes, read = describe(tmp_path / "a.wav", "r", None), [], soundfile.SoundFile.read
+
+    def counted(file, *args, **kwargs):
+        block = read(file, *args, **kwargs)
+        sizes.append(block.size)
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    monkeypatch.setattr(audio, "BLOCK", 5000)
+    assert listen(recording) == audio.SOUND
+    assert max(sizes) == 5000 and sum(sizes) == 50_000
+
+
+CONTAINERS = {
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "aiff": ("AIFF", "PCM_16"),
+    "aifc": ("AIFF", "ULAW"),
+    "sph": ("NIST", "PCM_16"),
+    "mulaw.sph": ("NIST", "ULAW"),
+    "wav": ("WAV", "PCM_24"),
+    "rf64": ("RF64", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
+    "au": ("AU", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+def tone(path, container: str, channels: int = 1) -> bytes:
+    kind, subtype = CONTAINERS[container]
+    noise = np.random.default_rng(0).normal(scale=0.1, size=(32000, channels)).cumsum(axis=0) / 50
+    soundfile.write(path, noise.clip(-1, 1), 8000, format=kind, subtype=subtype)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_file_that_was_cut_off_is_refused_whatever_its_container(tmp_path, container, channels):
+    path = tmp_path / f"call.{container}"
+    whole = tone(path, container, channels)
+    assert listen(describe(path, "call", channels)).problem is None
+    for left in (len(whole) // 2, len(whole) - 100):
+        path.write_bytes(whole[:left])
+        with pytest.raises(DataError, match=r"breaks off|cannot be opened|cannot be read to its end|cannot open") as caught:
+            recording = describe(path, "call", channels)
+            raise listen(recording).problem or AssertionError("a cut-off file was taken")
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("container", ["ogg", "aiff", "sph", "au"])
+def test_a_manifest_that_was_made_of_a_file_that_was_cut_off_is_refused_too(tmp_path, container):
+    path = tmp_path / f"call.{container}"
+    whole = tone(path, container)
+    path.write_bytes(whole[: len(whole) // 2])
+    problem = listen(Recording.from_file(path)).problem
+    assert problem is not None and "breaks off" in problem.message
+
+
+def test_joined_ogg_streams_padding_and_headers_of_unknown_length_are_no_damage(tmp_path):
+    path = tmp_path / "joined.ogg"
+    whole = tone(path, "ogg")
+    for after in (whole, b"\0" * 500, b"OggS, which is no page, but text"):
+        path.write_bytes(whole + after)
+        describe(path, "joined")
+    # The second stream lacks its end.
+    path.write_bytes(whole + whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="no last page of its Ogg stream"):
+        describe(path, "joined")
+    for container, place, unknown in [
+        ("aiff", 4, b"\x7f\0\0\x2e"),  # as sox does
+        ("au", 8, b"\xff\xff\xff\xff"),
+        ("wav", 4, b"\x24\xf0\xff\x7f"),  # as sox does
+    ]:
+        path = tmp_path / f"piped.{container}"
+        whole = tone(path, container)
+        path.write_bytes(whole[:place] + unknown + whole[place + 4 :])
+        assert describe(path, "piped").num_samples == 32000
+
+
+def test_a_packed_call_of_the_ldc_has_no_length_to_compare(tmp_path):
+    path = tmp_path / "call.sph"
+    whole = tone(path, "sph")
+    path.write_bytes(whole.replace(b"-s3 pcm\n", b"-s26 pcm,embedded-shorten-v2.00\n")[:20000])
+    with path.open("rb") as file:
+        assert cut_off(file) == ""
+    path.write_bytes(whole[:20000])
+    with path.open("rb") as file:
+        assert cut_off(file) == "20,000 bytes where its header promises 65,024"
+
+
+def test_each_channel_is_listened_to_for_itself(tmp_path):
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(16000, 4))
+    samples[:100, 1], samples[:, 2], samples[:, 3] = 1.0, 0.25, samples[:, 3] / 1000
+    soundfile.write(tmp_path / "call.wav", samples, 16000)
+    heard = listen(describe(tmp_path / "call.wav", "call", None))
+    assert [(note[:11], note.partition("is ")[2][:10]) for note in heard.notes[:1]] == [("channel 1 o", "clipped: 0")]
+    assert [note[:11] for note in heard.notes] == ["channel 1 o", "channel 2 o", "channel 3 o"]
+    assert [heard.problem_of(describe(tmp_path / "call.wav", "call", None), channel) for channel in range(4)] == [None] * 4
+    soundfile.write(tmp_path / "call.wav", np.zeros((16000, 2)), 16000)
+    assert "nothing but silence" in listen(describe(tmp_path / "call.wav", "call", None)).problem.message

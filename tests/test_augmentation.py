@@ -6,7 +6,7 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 
-from smoe_cli import checkpoint, pipeline
+from smoe_cli import augmentation, checkpoint, pipeline
 from smoe_cli.augmentation import Augmentation
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.recipe import load_config
@@ -62,6 +62,21 @@ def test_a_draw_depends_on_seed_batch_and_cut_alone(cut, folder):
     assert augmented(cut, batch=1, seed=1, **every).tobytes() != first[1].tobytes()
     other = MonoCut("b", 0.0, 2.0, 0, recording=cut.recording)
     assert any(augmented(other, batch=batch, **every).tobytes() != one.tobytes() for batch, one in enumerate(first))
+
+
+@pytest.mark.parametrize(("suffix", "read_whole"), [("wav", 4), ("flac", 4), ("ogg", 40)])
+def test_as_much_noise_is_read_as_is_heard_and_it_is_the_same_noise(tmp_path, cut, monkeypatch, suffix, read_whole):
+    """Half a minute of noise for two seconds of speech. All of it is read where its end goes on with its beginning, and of a lossy file,
+    whose middle depends on what comes before."""
+    soundfile.write(tmp_path / f"long.{suffix}", 0.1 * np.random.default_rng(1).standard_normal(30 * RATE), RATE)
+    settings = {"noise": tmp_path, "noise_share": 1.0, "snr_db": (5.0, 5.0)}
+    lengths, read = [], augmentation.read_samples
+    monkeypatch.setattr(augmentation, "read_samples", lambda *a, **k: (lengths.append((got := read(*a, **k)).shape[1]), got)[1])
+    parts = [augmented(cut, batch=batch, **settings) for batch in range(40)]
+    assert (lengths.count(30 * RATE), lengths.count(2 * RATE)) == (read_whole, 40 - read_whole)
+    monkeypatch.setattr(augmentation, "EXACT", ())
+    whole = [augmented(cut, batch=batch, **settings) for batch in range(40)]
+    assert all(np.array_equal(one, other) for one, other in zip(parts, whole, strict=True))
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.1])

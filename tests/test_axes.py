@@ -31,7 +31,7 @@ from tests.many_tasks import recipe, write_corpus
             "\ten\tUK\t",
             r"(?s)table.tsv` line \d+: utterance `one5` .* unknown value `UK` on axis `accent`; .*: write it `uk`",
         ),
-        ("\ten\tuk\t", "\ten\t\t", "utterance `one5` of corpus `tones` has no value on axis `accent`; known: us, uk, in"),
+        ("\ten\tuk\t", "\ten\t\t", "utterance `one5` of corpus `tones` has no value on axis `accent`; known: us, uk"),
     ],
 )
 def test_an_utterance_without_a_known_tag_is_refused_by_name(tmp_path, old, new, problem):
@@ -60,9 +60,9 @@ def test_a_cut_whose_tag_was_lost_or_forged_is_refused_by_name(five_tasks, tmp_p
 def test_constant_tags_and_labels_hold_where_the_table_says_nothing(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", 2)
     config = recipe(corpus, tmp_path / "exp")
-    table = config.data.corpora["tones"].model_copy(update={"tag_columns": {}, "tags": {"accent": "in"}, "labels": {"wish": "none"}})
+    table = config.data.corpora["tones"].model_copy(update={"tag_columns": {}, "tags": {"accent": "uk"}, "labels": {"wish": "none"}})
     found = list(read_corpus(table, Work("tones", corpus, tmp_path)))
-    assert {utterance.tags["accent"] for utterance in found} == {"in"}
+    assert {utterance.tags["accent"] for utterance in found} == {"uk"}
     assert {utterance.labels["wish"] for utterance in found if utterance.language == "es"} == {"none"}
     assert {utterance.labels["wish"] for utterance in found if utterance.id == "one1"} == {"count"}
 

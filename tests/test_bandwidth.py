@@ -175,12 +175,12 @@ def test_a_channel_is_estimated_once_in_a_run_and_after_an_interruption_not_agai
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     bad = Recording("b", [AudioSource("file", [0], str(tmp_path / "bad.wav"))], RATE, 9, 9 / RATE)
     with ThreadPoolExecutor(1) as pool:
-        listener = Listener(pool, tmp_path / "heard.jsonl")
+        listener = Listener(pool, 1, tmp_path / "heard.jsonl")
         good, failed, again = listener.estimate([(recording, 0), (bad, 0), (recording, 0)])
         assert good == again == (8000, Bandwidth.WB, 1.0)
         assert "cannot read channel 0 of audio" in failed.message
         monkeypatch.setattr("smoe_cli.listening.spectrum_of", lambda *args: pytest.fail("it was estimated again"))
-        for one in (listener, Listener(pool, tmp_path / "heard.jsonl")):
+        for one in (listener, Listener(pool, 1, tmp_path / "heard.jsonl")):
             assert list(one.estimate([(recording, 0)])) == [good]
             utterance = Utterance("u", recording, "train", "", "en", "one")
             (said,) = estimated([utterance], Work("c", tmp_path, tmp_path), one)
@@ -200,8 +200,24 @@ def test_what_was_heard_is_written_down_as_it_comes(tmp_path):
             raise KeyboardInterrupt
 
     with Stopped(1) as pool, pytest.raises(KeyboardInterrupt):
-        Listener(pool, tmp_path / "heard.jsonl").hear(some)
-    assert Listener(pool, tmp_path / "heard.jsonl").remembered == 16
+        Listener(pool, 1, tmp_path / "heard.jsonl").hear(some)
+    assert Listener(pool, 1, tmp_path / "heard.jsonl").remembered == 16
+
+
+@pytest.mark.parametrize(("recordings", "readers", "sizes"), [(3, 4, [1, 1, 1]), (40, 1, [16, 16, 8]), (40, 4, 8 * [5]), (9, 2, [3, 3, 3])])
+def test_few_recordings_are_shared_among_all_who_read(tmp_path, recordings, readers, sizes):
+    class Pool(ThreadPoolExecutor):
+        def map(self, function, parts):
+            asked.append([len(part) for part in parts])
+            return super().map(function, parts)
+
+    asked: list[list[int]] = []
+    some = [replace(recording_of(tmp_path, speech(0.1)), duration=0.1 + number / 1e6) for number in range(recordings)]
+    with Pool(2) as pool:
+        listener = Listener(pool, readers, tmp_path / "heard.jsonl")
+        listener.hear(some)
+        list(listener.estimate([(one, 0) for one in some]))
+    assert asked == [sizes, sizes]
 
 
 def test_at_8_khz_there_is_nothing_to_doubt():
@@ -297,3 +313,39 @@ def test_the_benchmark_finds_real_recordings_right(real_speech):
         assert row["nb"] + row["wb"] == row["clips"] > 0
         if not row["set"].startswith("hard") and "under 1 s" not in row["set"]:
             assert row["right_percent"] == 100.0, row
+
+
+def test_a_model_at_8_khz_hears_as_it_is_what_was_telephone_speech_in_16_khz_files(tmp_path):
+    tree = recipe(tmp_path / "c", nb_downsample=True, bandwidth="auto", nb_simulation={"codecs": ["gsm"]}).model_dump()
+    report = pipeline.prepare(Config.model_validate(tree | {"features": {"sample_rate_hz": 8000}}))
+    assert report.lines == {"gsm": 2}
+    assert [(row.known, row.estimated, row.tagged) for row in report.bandwidths] == [("wb", "nb", "nb"), ("wb", "wb", "nb")]
+
+
+@pytest.mark.parametrize("how", [{}, {"bandwidth": "auto"}])
+def test_what_a_table_says_of_each_recording_is_its_tag_and_compared_with_its_spectrum(tmp_path, how):
+    config = recipe(tmp_path / "c", table={"bandwidth_column": "line", "bandwidth": "wb"}, **how)
+    table, said = tmp_path / "c" / "table.tsv", ["line", "wb", "nb", "nb", ""]
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("".join(f"{line}\t{one}\n" for line, one in zip(lines, said, strict=True)), encoding="utf-8")
+    report = pipeline.prepare(config)
+    cuts = [tags_of(cut) for split in ("train", "dev") for cut in read_cuts(Layout.of(config).cuts(split))]
+    assert {(tags.utterance, tags.bandwidth) for tags in cuts} == {
+        ("calls/a0", "wb"),
+        ("calls/a1", "nb"),
+        ("calls/a2", "nb"),
+        ("calls/a3", "wb"),
+    }
+    assert [(row.known_by, row.known, row.estimated, row.tagged, row.example) for row in report.bandwidths] == (
+        [
+            ("corpus", "nb", "nb", "nb", "a2"),
+            ("corpus", "nb", "wb", "nb", "a1"),
+            ("corpus", "wb", "wb", "wb", "a0"),
+            ("recipe", "wb", "nb", "wb", "a3"),
+        ]
+        if how
+        else []
+    )
+    assert any("are nb by the corpus's own word, but wb by their spectrum, e.g. `a1`: tagged nb" in note for note in report.notes) == bool(
+        how
+    )

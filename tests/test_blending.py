@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import pytest
@@ -129,7 +129,7 @@ def test_the_example_of_the_guide_is_a_recipe_with_a_weight(tmp_path):
 
 
 def test_turns_are_dealt_evenly_not_drawn():
-    assert list(islice(deal({"a": 0.5, "b": 0.25, "c": 0.25}), 8)) == list("abca") * 2
+    assert list(islice(deal(repeat({"a": 0.5, "b": 0.25, "c": 0.25})), 8)) == list("abca") * 2
 
 
 # --- in training -----------------------------------------------------------------------------------------

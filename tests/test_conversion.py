@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smoe_cli import pipeline
 from smoe_cli.config import FeatureSettings
+from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.tags import Bandwidth, Route
@@ -89,14 +90,15 @@ def test_a_converted_speech2text_has_the_logits_of_transformers(size, tmp_path):
     assert (found - together).abs().max() < TOLERANCE
 
 
-def test_whisper_features_are_those_of_transformers():
-    extractor = transformers.WhisperFeatureExtractor()
-    settings = FeatureSettings(kind="whisper", window_s=30.0, pad_to_window=True)
+@pytest.mark.parametrize("bins", [80, 128])
+def test_whisper_features_are_those_of_transformers(bins):
+    extractor = transformers.WhisperFeatureExtractor(feature_size=bins)
+    settings = FeatureSettings(kind="whisper", window_s=30.0, pad_to_window=True, mel_bins=bins)
     for seconds in (0.3, 7.77, 30.0):
         samples = (np.random.default_rng(0).standard_normal(round(16000 * seconds)) * 0.1).astype(np.float32)
         expected = extractor(samples, sampling_rate=16000, return_tensors="pt").input_features[0].T
         found = FrontEnd(settings).of_samples(torch.from_numpy(samples))
-        assert found.shape == expected.shape == (3000, 80)
+        assert found.shape == expected.shape == (3000, bins)
         assert (found - expected).abs().max() < TOLERANCE
 
 
@@ -156,6 +158,15 @@ def test_whisper_translates_from_the_language_that_is_named(tmp_path):
     assert system.tokenizer.guiding_ids(Route("translate", "en", Bandwidth.WB))[1:3] == [ids["<|de|>"], ids["<|translate|>"]]
 
 
+def test_two_conversions_that_differ_in_a_prefix_alone_are_two_tokenizers(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", multilingual=True)
+    german, french = (converted(folder, tmp_path / lang, task="translate", source_lang=lang) for lang in ("de", "fr"))
+    assert german.digest == french.digest
+    assert not german.tokenizer.same_as(french.tokenizer) and not german.tokenizer.continues(french.tokenizer)
+    assert german.tokenizer.difference(french.tokenizer).startswith("`prefixes` in tokenizer.json: {'translate/en': [")
+    assert Decoder(german)._header([]) != Decoder(french)._header([])
+
+
 def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
     folder, _ = speech2text_folder(tmp_path / "theirs", langs=("de", "fr"))
     system = converted(folder, tmp_path / "ours", task="translate", langs=["fr"])
@@ -171,6 +182,7 @@ def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
         ("config.json", {"model_type": "wav2vec2"}, r"type `wav2vec2`; can be converted: whisper, speech_to_text"),
         ("config.json", {"activation_function": "relu"}, r"`activation_function` is 'relu', not 'gelu'"),
         ("config.json", {"decoder_attention_heads": 4}, "2 and 4 heads"),
+        ("config.json", {"encoder_ffn_dim": 0}, "`encoder_ffn_dim: 0`, where a number of at least 1 is needed"),
         ("config.json", {"decoder_layers": 1}, "weights that no part of the model takes"),
         ("config.json", {"decoder_layers": 3}, r"no weight `model\.decoder\.layers\.2"),
         ("preprocessor_config.json", {"hop_length": 200}, r"`hop_length` is 200, not 160"),
@@ -183,6 +195,26 @@ def test_a_model_without_counterpart_is_refused_by_name(file, change, error, tmp
     with pytest.raises(CheckpointError, match=error):
         pipeline.convert(folder, out=tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_weights_in_several_files_are_those_of_one(tmp_path):
+    folder, model = whisper_folder(tmp_path / "theirs")
+    whole = converted(folder, tmp_path / "whole")
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert converted(folder, tmp_path / "parts").digest == whole.digest
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    with pytest.raises(CheckpointError, match="names no files"):
+        converted(folder, tmp_path / "none")
+
+
+def test_pieces_that_the_model_suppresses_are_never_written(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    free = converted(folder, tmp_path / "free")
+    assert not {5, 6} & set(free.tokenizer.silent_ids)
+    (folder / "generation_config.json").write_text(json.dumps({"is_multilingual": False, "suppress_tokens": [5, 6]}))
+    assert {5, 6} <= set(converted(folder, tmp_path / "ours").tokenizer.silent_ids)
 
 
 def test_pickled_weights_are_refused(tmp_path):
@@ -199,6 +231,10 @@ def test_only_an_earlier_conversion_is_replaced(tmp_path):
     with pytest.raises(CheckpointError, match="is a checkpoint of smoe already"):
         pipeline.convert(tmp_path / "ours", out=tmp_path / "again")
     assert pipeline.convert(folder, out=tmp_path / "ours").model == first.model
+    (tmp_path / "ours" / "notes.txt").write_text("what I heard")
+    with pytest.raises(ConfigError, match=r"holds `notes.txt`, which `smoe convert` did not write"):
+        pipeline.convert(folder, out=tmp_path / "ours")
+    assert (tmp_path / "ours" / "notes.txt").read_text() == "what I heard"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="is there already"):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from smoe_cli import checkpoint
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import ConfigError, DataError, Interrupted
+from smoe_cli.recipe import load_config
 from smoe_cli.scoring.metrics import find_metric
-from smoe_cli.training import diary
-from smoe_cli.training.environment import git_state
+from smoe_cli.training import diary, meter
+from smoe_cli.training.environment import git_state, note_environment
 from tests.test_shares import Listener
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
 from tests.test_training_steps import stop_after
@@ -43,6 +46,30 @@ def test_the_progress_line_shows_tasks_speed_and_waiting(prepared, tmp_path):
     run.watcher.progress = lambda what, done, total, detail="": shown.append(detail) if what == "train" else None
     run.run()
     assert "translate " in shown[-1] and "frames/s" in shown[-1] and "waiting " in shown[-1]
+
+
+def test_waiting_is_for_batches_and_nothing_else(monkeypatch):
+    """A second passes before each batch, three while it is computed on, and five while other processes are waited for."""
+    now = [0.0]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    def coming():
+        for number in range(4):
+            pass_by(1.0)
+            yield number
+
+    watch = meter.Meter()
+    for batch in watch.waiting_for(coming()):
+        pass_by(3.0)
+        watch.done(300)
+        pass_by(5.0)
+        if batch == 0:
+            assert watch.waiting_share == pytest.approx(1 / 9)
+            watch.reset()
+    assert watch.waiting_share == pytest.approx(1 / 9) and watch.step_s == pytest.approx(9.0)
 
 
 # --- samples ---------------------------------------------------------------------------------------------
@@ -133,6 +160,21 @@ def test_the_state_of_the_sources_is_that_of_git(tmp_path):
     (tmp_path / "new").touch()
     state = git_state(tmp_path)
     assert len(state["commit"]) == 40 and state["changed"] == ["?? new"]
+
+
+def test_the_sources_are_those_of_the_recipe_wherever_the_command_was_called(prepared, tmp_path, monkeypatch):
+    for name in ("recipe", "elsewhere"):
+        (tmp_path / name).mkdir()
+        for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", name]):
+            subprocess.run(["git", *words], cwd=tmp_path / name, check=True)
+    (tmp_path / "recipe" / "smoe.yaml").write_text(prepared.model_dump_json(exclude_none=True), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = load_config(Path("..") / "recipe" / "smoe.yaml")
+    for settings, name in ((config, "recipe"), (prepared, "elsewhere")):
+        note_environment(tmp_path / f"{name}.json", settings, torch.device("cpu"), 0)
+        (account,) = json.loads((tmp_path / f"{name}.json").read_text())
+        assert account["git"]["commit"] == git_state(tmp_path / name)["commit"]
+    assert git_state(tmp_path / "recipe")["commit"] != git_state(tmp_path / "elsewhere")["commit"]
 
 
 def test_an_environment_that_is_no_list_is_not_overwritten(prepared, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import soundfile
-from lhotse import Recording
+from lhotse import MonoCut, Recording, SupervisionSegment
 
 from smoe_cli import pipeline
 from smoe_cli.config import Config
@@ -26,6 +27,7 @@ from smoe_cli.errors import DataError, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.steps import plan_step
 from tests.conftest import tiny_config
+from tests.rights import without_rights
 
 
 def tone(path: Path, pitch_hz: float = 440.0, seconds: float = 1.0, rate: int = 16000, channels: int = 1) -> None:
@@ -138,6 +140,14 @@ KALDI_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link that leads nowhere": (
         lambda f: ((f / "segments").unlink(), (f / "segments").symlink_to(f / "nowhere")),
         r"no file `.*segments`",
+    ),
+    "a channel of thousands of digits": (
+        lambda f: write(f / "reco2file_and_channel", f"r2 r2 {'1' * 5000}\n"),
+        r"`.*reco2file_and_channel` line 1: `r2 1+` is no file and channel",
+    ),
+    "a time after all recordings": (
+        lambda f: write(f / "segments", "a-u1 r1 1e306 1.1e306\nb-u2 r1 0 1\nb-u3 r2 0 1\n"),
+        r"line 1: utterance `a-u1` ",
     ),
     "a channel that is none": (
         lambda f: write(f / "reco2file_and_channel", "r2 r2 left\n"),
@@ -302,6 +312,9 @@ NEMO_DAMAGE = {
     "text that is none": (row(text={"en": 1}), r"line 2: `text` is `\{'en': 1\}`, which is no text"),
     "a duration that is none": (row(duration="long"), r"line 2: `duration` is `\"long\"`, which is no number of seconds"),
     "not a number": (row(offset=float("nan")), r"line 2: `offset` is `NaN`"),
+    "a number too large to count with": (row(duration=10**400), r"line 2: `duration` is `10+`, which is no number of seconds from 0 to"),
+    "an offset after all recordings": (row(offset=1e306), r"line 2: `offset` is `1e\+306`"),
+    "half a character": ('{"audio_filepath": "wav/a.wav", "text": "\\ud800"}', r"line 2 is not UTF-8: it has half a character"),
     "a wrong duration": (row(audio_filepath="wav/b.wav", duration=3.0), r"line 2: `duration` says 3, the audio has 2"),
     "an unknown task": (row(taskname="dance"), r"line 2: the row is of task `dance`; known: asr"),
     "languages against the task": (row(taskname="asr", source_lang="en", target_lang="de"), r"line 2: the row is of task `asr`, from `en`"),
@@ -462,6 +475,79 @@ def test_every_kind_of_corpus_has_a_reader_and_a_place_in_the_reference():
     for kind in kinds:
         assert callable(import_module(kind.reader).read)
         assert f"(type: {kind.model_fields['type'].default})" in reference
+
+
+@pytest.mark.parametrize("door", ["nemo", "audiofolder", "lhotse", "tsv"])
+def test_each_recording_can_say_its_own_band_and_what_is_none_is_named_with_its_line(tmp_path, door):
+    root, said = tmp_path / "corpus", ("nb", "wb", "", "8 kHz")
+    for number in range(4):
+        tone(root / f"{number}.wav")
+    if door == "nemo":
+        corpus = {"type": "nemo", "manifests": {"train": "train.json"}, "bandwidth_field": "band"}
+        rows = [row(audio_filepath=f"{number}.wav", duration=1.0, band=one) for number, one in enumerate(said)]
+        write(root / "train.json", "".join(json.dumps(one) + "\n" for one in rows))
+    elif door == "audiofolder":
+        corpus = {"type": "audiofolder", "path": ".", "folders": {"train": "."}, "bandwidth_column": "band"}
+        write(root / "metadata.csv", "file_name,transcription,band\n" + "".join(f"{n}.wav,one,{one}\n" for n, one in enumerate(said)))
+    elif door == "tsv":
+        corpus = {"type": "tsv", "path": "table.tsv", "bandwidth_column": "band"}
+        rows = [f"{n}\t{n}.wav\ttrain\tone\t{one}\n" for n, one in enumerate(said)]
+        write(root / "table.tsv", "".join(["id\tpath\tsplit\ttranscript\tband\n", *rows]))
+    else:
+        corpus = {"type": "lhotse", "cuts": {"train": "cuts.jsonl"}, "bandwidth_field": "band"}
+        cuts = [lhotse_cut(root / f"{number}.wav", f"c{number}", band=one) for number, one in enumerate(said)]
+        write(root / "cuts.jsonl", "".join(json.dumps(cut) + "\n" for cut in cuts))
+    found, (problem,) = read(root, corpus)
+    assert [(utterance.bandwidth, utterance.bandwidth_by) for utterance in found] == [("nb", "corpus"), ("wb", "corpus"), (None, "")]
+    assert re.search(r"line [45]: .*`band` is `8 kHz`, which is no bandwidth; known: nb, wb", problem)
+    assert [utterance.bandwidth for utterance in read(root, corpus | {"bandwidth": "nb"})[0]] == ["nb", "wb", "nb"]
+
+
+def lhotse_cut(path: Path, name: str, **custom: object) -> dict[str, object]:
+    recording = Recording.from_file(path, recording_id=f"r-{name}")
+    segment = SupervisionSegment(name, recording.id, 0, recording.duration, text="one", language="en", custom={"de": "eins"} | custom)
+    return MonoCut(name, 0, recording.duration, 0, supervisions=[segment], recording=recording).to_dict()
+
+
+LHOTSE = {"type": "lhotse", "translations": {"de": "de"}, "cuts": {split: f"{split}.jsonl" for split in ("train", "dev", "test")}}
+
+
+def test_manifests_of_lhotse_that_are_missing_are_all_named_and_one_that_is_left_out_is_not_opened(tmp_path):
+    root = tmp_path / "corpus"
+    tone(root / "a.wav")
+    write(root / "train.jsonl", json.dumps(lhotse_cut(root / "a.wav", "c")) + "\n")
+    with pytest.raises(DataError) as caught:
+        pipeline.prepare(recipe(root, LHOTSE))
+    for split in ("dev", "test"):
+        assert f"no cut manifest `{root}/{split}.jsonl`" in caught.value.message
+        assert f"`data.corpora.theirs.splits: {{{split}: null}}`" in caught.value.hint
+    assert pipeline.prepare(recipe(root, LHOTSE | {"splits": {"dev": None, "test": None}})).utterances == {"train": 1}
+
+
+def test_what_is_wrong_with_a_cut_of_lhotse_is_said_with_its_line(tmp_path):
+    root = tmp_path / "corpus"
+    for name in ("a", "b", "gone"):
+        tone(root / f"{name}.wav")
+    named = [("a", "c0"), ("b", "c0"), ("gone", "c1"), ("gone", "c2")]
+    write(root / "train.jsonl", "".join(json.dumps(lhotse_cut(root / f"{name}.wav", one)) + "\n" for name, one in named))
+    (root / "gone.wav").unlink()
+    with pytest.raises(DataError) as caught:
+        pipeline.prepare(recipe(root, LHOTSE | {"splits": {"dev": None, "test": None}}))
+    said = sorted(caught.value.message.splitlines()[1:])
+    assert [line.removeprefix(f"`{root}/train.jsonl` ") for line in said] == [
+        "line 2: utterance `c0` of corpus `theirs` occurs twice in split `train`",
+        f"line 3: audio `{root}/gone.wav` (recording `r-c1`) does not exist",
+    ], "what is wrong with a recording is said once"
+
+
+def test_manifests_of_lhotse_in_a_locked_folder_are_not_called_missing(tmp_path):
+    root = tmp_path / "corpus"
+    tone(root / "a.wav")
+    write(root / "m" / "train.jsonl", json.dumps(lhotse_cut(root / "a.wav", "c")) + "\n")
+    corpus = {"type": "lhotse", "cuts": {"train": "m/train.jsonl"}}
+    with without_rights(root / "m"), pytest.raises(DataError, match=r"no right to see `.*train.jsonl`") as caught:
+        pipeline.prepare(recipe(root, corpus))
+    assert "chmod" in caught.value.hint
 
 
 def test_a_split_that_is_left_out_is_not_opened_and_one_that_is_lost_is_named(kaldi, tmp_path):

@@ -193,6 +193,15 @@ def test_nothing_but_an_earlier_export_is_replaced(whole, tmp_path):
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+def test_an_earlier_export_with_somebody_elses_file_in_it_is_not_replaced(exported, whole, tmp_path):
+    *_, folder, _ = exported
+    shutil.copytree(folder, tmp_path / "phone")
+    assert pipeline.check_export(whole, out=tmp_path / "phone", choice=Choice("transcribe", bandwidth="nb"))
+    (tmp_path / "phone" / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match=r"holds `letter\.txt`, which `smoe export` did not write"):
+        pipeline.check_export(whole, out=tmp_path / "phone", choice=Choice("transcribe", bandwidth="nb"))
+
+
 def test_a_route_that_is_not_one_is_refused_with_the_list(whole, tmp_path):
     with pytest.raises(RouteError, match=r"2 routes are `translate/\*/\*`: translate/de/nb, translate/de/wb"):
         pipeline.export(whole, out=tmp_path / "phone", choice=Choice("translate"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,27 @@ def test_a_refused_corpus_has_a_line_for_each_thing_that_is_wrong(corpus, tmp_pa
     write_corpus(corpus, per_word=10)
     pipeline.prepare(config)
     assert not listed.exists()
+
+
+def test_a_name_that_is_not_utf_8_ends_in_reports_and_not_in_a_fault(corpus, tmp_path):
+    folder, named = tmp_path / "calls" / "train", os.fsdecode(b"\xff.flac")
+    folder.mkdir(parents=True)
+    for name in ("a.flac", named):
+        shutil.copy(corpus / "a1.flac", folder / name)
+    (folder / "metadata.csv").write_text("file_name,transcription\na.flac,one\n", encoding="utf-8")
+    calls = {"calls": {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}}
+    config = over(folder.parent, calls).model_copy(update={"tasks": {"transcribe": over(folder.parent, calls).tasks["transcribe"]}})
+    assert any(rf"the first: `{folder}/\udcff.flac`" in note for note in pipeline.prepare(config).notes)
+    root = tmp_path / "LibriSpeech" / "dev-clean" / "1" / "2"
+    root.mkdir(parents=True)
+    (root / "1-2.trans.txt").write_text("1-2-0 ONE\n", encoding="utf-8")
+    for name in ("1-2-0.flac", named):
+        shutil.copy(corpus / "a1.flac", root / name)
+    parts = {part: None for part in ("train-clean-100", "train-clean-360", "train-other-500", "test-clean", "test-other", "dev-other")}
+    config = config.model_copy(update={"data": over(tmp_path, {"libri": {"type": "librispeech", "splits": parts}}).data})
+    with pytest.raises(DataError, match=r"has no transcript of `\\udcff.flac`"):
+        pipeline.prepare(config)
+    assert r"\udcff.flac" in (tmp_path / "exp" / "refused.libri.txt").read_text(encoding="utf-8")
 
 
 def test_what_ends_a_corpus_does_not_hide_what_was_found_before(corpus, tmp_path):

@@ -21,7 +21,7 @@ LEVELS = [
     ["corpus_settings", "train_settings"],
     ["config"],
     ["recipe"],
-    ["cluster", "routing", "records", "watch", "html", "layout", "steps", "bandwidth", "transforms"],
+    ["cluster", "routing", "records", "watch", "html", "layout", "steps", "bandwidth", "transforms", "containers"],
     ["manifests", "audio", "features", "tokenizer", "model", "loss", "corpora", "telephone"],
     ["cuts", "checkpoint"],
     ["cut_table", "augmentation", "feature_store"],

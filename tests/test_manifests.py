@@ -17,7 +17,7 @@ from smoe_cli import manifests, pipeline
 from smoe_cli.audio import listen
 from smoe_cli.cuts import open_manifest
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import read_manifest
+from smoe_cli.manifests import read_manifest, read_object
 from tests.conftest import tiny_config
 
 
@@ -262,6 +262,9 @@ def test_a_packed_manifest_that_would_fill_the_memory_is_refused(tmp_path, conte
         (b"no json\n", "line 1 is not JSON"),
         (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
         (b"\xff\xfe\n", "line 1 is not JSON"),
+        (b'{"id": "\\ud800"}\n', "line 1 is not UTF-8: it has half a character, '\\ud800'"),
+        (b'{"id": "c", "x": [{"text": "a\\uDFFF\\ud83d\\ude00"}]}\n', "line 1 is not UTF-8: it has half a character, '\\udfff'"),
+        (b'{"id": "\xed\xa0\x80"}\n', "line 1 is not JSON"),
         (b"3\n", "line 1 is no JSON object"),
         (b'{"id": "c", "type": "MixedCut"}\n', "cut `c` is not one channel of one recording"),
         (b'{"id": "c", "recording": {}}\n', "line 1: cut `c` is no sound cut: `start`: field required"),
@@ -273,12 +276,25 @@ def test_a_line_that_is_no_cut_is_named_by_its_number(tmp_path, raw, said):
     assert item.cut is None and said in item.problem.message and item.problem.hint
 
 
+def test_escaped_characters_are_whole_ones_too():
+    assert read_object(b'{"id": "\\ud83d\\ude00 \\u00fc"}', "here") == {"id": "\U0001f600 ü"}
+
+
 @pytest.mark.parametrize("field", ["start", "duration", "channel", "id"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "x" * 0, [], {}])
 def test_a_field_of_a_wrong_shape_is_refused_before_anything_is_computed_with_it(folder, field, value):
     (folder / "cuts.jsonl").write_text(json.dumps(entry(folder) | {field: value}), encoding="utf-8")
     (item,) = read_manifest(folder / "cuts.jsonl")
     assert f"is no sound cut: `{field}`" in item.problem.message
+
+
+@pytest.mark.parametrize("channels", [0, True, [0.5], "0", None])
+def test_channels_that_are_no_numbers_are_refused_before_anything_looks_at_them(folder, channels):
+    tree = entry(folder)
+    tree["recording"]["sources"][0]["channels"] = channels
+    (folder / "cuts.jsonl").write_text(json.dumps(tree), encoding="utf-8")
+    (item,) = read_manifest(folder / "cuts.jsonl")
+    assert "is no sound cut: `recording.sources.0.channels" in item.problem.message
 
 
 def test_manifests_of_other_formats_are_not_guessed_at(tmp_path):

@@ -38,7 +38,7 @@ def system(five_tasks) -> System:
 def test_five_kinds_of_answer_go_the_whole_road(five_tasks, system):
     routes = {Route.parse(name) for name in system.plan.routes}
     assert {(route.task, route.lang) for route in routes} == set(five_tasks.targets())
-    assert {route.tags["accent"] for route in routes} == {"us", "uk"}, "nobody speaks with the third accent"
+    assert {route.tags["accent"] for route in routes} == {"us", "uk"}
     assert system.plan.encoder.experts == ("nb-us", "nb-uk", "wb-us", "wb-uk")
     assert system.plan.decoder.experts == ("transcribe-en", "german", "translate-fr", "naming")
     assert system.plan.labels == {"identify": ("en", "es"), "intent": ("count", "order")}
@@ -74,7 +74,6 @@ def test_prepare_says_what_is_lacking(five_tasks):
     notes = "\n".join([*report["notes"], *(finding["message"] for finding in report["findings"])])
     assert "10 utterances have no label `wish` for intent; they serve the other tasks" in notes
     assert "10 utterances have no text for translate/fr; they serve the other tasks" in notes
-    assert "no training cut has accent `in`" in notes
     assert "labels of intent in the test split that training never sees, and so can only be wrong: never-heard" in notes
 
 

@@ -11,6 +11,7 @@ import torch
 from smoe_cli.errors import CheckpointError, ConfigError, SmoeError
 from smoe_cli.training import memory as memories
 from smoe_cli.training import step as steps
+from smoe_cli.training import validate as validations
 from smoe_cli.training.memory import Memory, halves, is_out_of_memory, longest_batch, most_utterances
 from tests.test_shares import Listener
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
@@ -149,6 +150,49 @@ def test_memory_for_not_even_one_utterance_ends_training_and_names_it(prepared, 
     narrow(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(SmoeError, match="does not suffice for one utterance at step 0; the longest is `tones-"):
         run.run()
+
+
+def test_a_validation_that_is_too_large_for_memory_is_done_in_parts_with_the_same_loss(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path)
+    run.watcher = Listener()
+    whole = run.validate()
+    for utterances in (1, 0):
+        real, tried = steps.losses_of, []
+
+        def losses_of(model, batch, *args, real=real, tried=tried, most=utterances, **options):
+            tried.append(len(batch.cuts))
+            if len(batch.cuts) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, batch, *args, **options)
+
+        monkeypatch.setattr(validations, "losses_of", losses_of)
+        if utterances:
+            assert run.validate() == pytest.approx(whole, rel=1e-5)
+            assert max(tried) > 1
+            assert any("out of memory in validation: the utterances of a batch are taken in 2 parts" in line for line in run.watcher.lines)
+        else:
+            with pytest.raises(SmoeError, match="does not suffice for one utterance in validation; the longest is `tones-"):
+                run.validate()
+
+
+def test_memory_that_does_not_suffice_for_the_optimisers_state_ends_training_with_what_to_do(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path)
+
+    def no_memory(*_args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", no_memory)
+    with pytest.raises(SmoeError, match="does not suffice for the optimiser's state at step 0") as refused:
+        run.train_step(run.collator(first_cuts(run, "translate", 2)))
+    assert "`train.shard`" in refused.value.hint
+
+
+def test_a_batch_that_was_found_and_is_too_small_for_its_turns_is_told_with_what_helps(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(memories, "most_utterances", lambda measure, bound, most: 3)
+    assert trainer(prepared, tmp_path / "three", batch_s="auto", turns_per_batch=3, max_steps=1).run().steps == 1
+    with pytest.raises(ConfigError, match=r"memory takes 3 utterances of .*`train.turns_per_batch` is 4") as refused:
+        trainer(prepared, tmp_path / "four", batch_s="auto", turns_per_batch=4).run()
+    assert refused.value.hint.startswith("set it to 3 or less, raise `train.memory_share`")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(prepared, tmp_path, monkeypatch):

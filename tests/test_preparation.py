@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
-from smoe_cli import audio, pipeline
-from smoe_cli.config import Config
-from smoe_cli.cuts import read_cuts, tags_of
+from smoe_cli import audio, gathering, pipeline
+from smoe_cli.cluster import connect
+from smoe_cli.config import Config, NarrowbandSettings
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.cuts import native_bandwidth, read_cuts, tags_of
 from smoe_cli.errors import ConfigError, DataError, SmoeError
 from smoe_cli.layout import Layout
+from smoe_cli.tags import Bandwidth
 from tests.conftest import tiny_config
 from tests.test_training import recipe, write_corpus
 
@@ -208,6 +213,38 @@ def test_a_long_recording_is_read_once_for_all_its_cuts(corpus, tmp_path, monkey
     assert caught.value.message.count("\n") == 1, "one line for one damaged file"
 
 
+def call(corpus: Path, dead: int | None) -> Recording:
+    """A call of two seconds, one speaker on each channel, of which one may be dead."""
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(32000, 2))
+    if dead is not None:
+        samples[:, dead] = 0
+    soundfile.write(corpus / "call.wav", samples, 16000)
+    return Recording.from_file(corpus / "call.wav", recording_id="call")
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_channel_is_an_error_for_the_utterances_that_use_it_alone(corpus, tmp_path, monkeypatch, dead):
+    cuts = [spoken(f"c{n}", call(corpus, None), n / 10, 0.4, channel=n % 2) for n in range(4)]
+    config = lhotse_config(tmp_path, cuts)
+    assert pipeline.prepare(config).findings == []
+    call(corpus, dead)
+    report = pipeline.validate(config)
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    assert [re.sub(r"`[^`]*/", "`", finding.message) for finding in errors] == [
+        f"channel {dead} of audio `call.wav` (recording `call`) is nothing but silence (all zeros)"
+    ]
+    assert errors[0].cuts == 4, "two tasks of two utterances"
+    said = rf"2 of 4 utterances are not fit for use:\n.*channel {dead} of audio `.*call.wav` \(recording `call`\) is nothing but silence"
+    with pytest.raises(DataError, match=said) as caught:
+        pipeline.prepare(config)
+    assert caught.value.message.count("\n") == 1
+    # What was heard outlives an interruption.
+    monkeypatch.setattr("smoe_cli.listening.listen", Mock(side_effect=AssertionError("read again")))
+    with pytest.raises(DataError, match=said):
+        pipeline.prepare(config)
+    pipeline.prepare(lhotse_config(tmp_path, [cut for cut in cuts if cut.channel != dead]))
+
+
 def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not_stopped(corpus, config, tmp_path, monkeypatch):
     pipeline.prepare(config)
     whole = {split: Layout.of(config).cuts(split).read_bytes() for split in ("train", "dev")}
@@ -220,7 +257,7 @@ def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not
     )
     monkeypatch.setattr("smoe_cli.listening.listen", stopped)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.prepare(config)
+        pipeline.prepare(config, jobs=1)
     layout = Layout.of(config)
     assert not layout.cuts("train").exists() and len(layout.heard.read_text().splitlines()) == 8
     with layout.heard.open("a") as file:
@@ -234,6 +271,60 @@ def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not
     assert read.call_count == len(list(corpus.glob("*.flac"))) - 8 + 1
     assert {split: layout.cuts(split).read_bytes() for split in whole} == whole
     assert not layout.heard.exists()
+
+
+def test_who_is_stopped_while_manifests_are_validated_reads_no_audio_again(config, monkeypatch):
+    monkeypatch.setattr("smoe_cli.preparation.validate", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.prepare(config)
+    monkeypatch.undo()
+    read = Mock(side_effect=audio.listen)
+    monkeypatch.setattr("smoe_cli.listening.listen", read)
+    pipeline.prepare(config)
+    assert read.call_count == 0
+    assert not Layout.of(config).heard.exists()
+
+
+def test_talks_of_many_utterances_are_read_at_once_by_all_jobs(corpus, tmp_path, monkeypatch):
+    """With four utterances in memory at once, they would be read one after the other: each talk has ten."""
+    talks = [Recording.from_file(corpus / f"a{number}.flac", recording_id=f"r{number}") for number in range(4)]
+    config = lhotse_config(tmp_path, [spoken(f"c{n}", talks[n // 10], n % 10 / 100, 0.2) for n in range(40)])
+    pipeline.prepare(config, jobs=1)
+    whole = Layout.of(config).cuts("train").read_bytes()
+    monkeypatch.setattr("smoe_cli.gathering.CHUNK", 4)
+    together = threading.Barrier(4, timeout=60)
+
+    def listen(recording: Recording) -> audio.Heard:
+        together.wait()
+        return audio.listen(recording)
+
+    monkeypatch.setattr("smoe_cli.listening.listen", listen)
+    pipeline.prepare(config, jobs=4)
+    assert Layout.of(config).cuts("train").read_bytes() == whole
+
+
+def test_what_is_in_memory_at_once_has_a_limit_however_many_read(monkeypatch):
+    monkeypatch.setattr("smoe_cli.gathering.CHUNK", 4)
+    recording = Recording("r", [AudioSource("file", [0], "r.wav")], 16000, 16000, 1.0)
+    talks = [replace(recording, sources=[AudioSource("file", [0], f"{number}.wav")]) for number in range(1000)]
+
+    def taken(per_talk: int, readers: int) -> int:
+        some = (Utterance(str(n), talks[n // per_talk], "train", "", "en", "one") for n in range(1000))
+        return len(gathering._next(some, Work("c", Path(), Path()), readers))
+
+    assert [taken(1, 1), taken(1, 2), taken(1, 16), taken(1, 17), taken(1, 10**6)] == [4, 4, 32, 34, 64]
+    assert [taken(10, 1), taken(10, 2), taken(10, 100)] == [11, 31, 64]
+
+
+def test_a_transform_through_8_khz_makes_a_recording_narrowband(corpus, tmp_path):
+    recording = Recording.from_file(corpus / "a1.flac", recording_id="r").resample(8000).resample(16000)
+    config = lhotse_config(tmp_path, [spoken("c", recording)])
+    report = pipeline.prepare(config)
+    assert ({row.bandwidth for row in report.rows}, report.findings) == ({"nb"}, [])
+    config = config.model_copy(update={"data": config.data.model_copy(update={"bandwidth": "auto"})})
+    assert [(row.known_by, row.known, row.tagged) for row in pipeline.prepare(config).bandwidths] == [("8000 Hz", "nb", "nb")]
+    with pytest.raises(DataError, match=r"is called wideband, but passes through 8000 Hz, below 16000 Hz"):
+        native_bandwidth(recording, Bandwidth.WB)
 
 
 def test_every_utterance_is_seen_whatever_is_in_memory_at_once(corpus, config, monkeypatch):
@@ -392,12 +483,19 @@ def scheduler():
         yield cluster.scheduler_address
 
 
-def test_a_cluster_reads_what_threads_would(corpus, config, scheduler):
+def test_a_cluster_reads_and_writes_what_threads_would(corpus, config, scheduler, monkeypatch):
     pipeline.prepare(config)
     here = Layout.of(config).cuts("train").read_bytes()
     shutil.rmtree(config.exp_dir)
     pipeline.prepare(config, cluster=scheduler)
     assert Layout.of(config).cuts("train").read_bytes() == here
+    with connect(scheduler) as there:
+        assert there.readers == 2
+    simulation = {"nb_downsample": True, "nb_simulation": NarrowbandSettings(codecs=["gsm", "alaw"], write=True)}
+    config = config.model_copy(update={"data": config.data.model_copy(update=simulation)})
+    monkeypatch.setattr("smoe_cli.telephone._write", Mock(side_effect=AssertionError("written here")))
+    report = pipeline.prepare(config, cluster=scheduler)
+    assert sum(report.lines.values()) == len(list(config.exp_dir.rglob("narrowband/**/*.flac"))) == 30
     (corpus / "a1.flac").write_bytes((corpus / "a1.flac").read_bytes()[:3000])
     with pytest.raises(DataError, match="1 of 30 utterances are not fit for use"):
         pipeline.prepare(config, cluster=scheduler)

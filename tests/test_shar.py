@@ -240,6 +240,17 @@ def without(folder: Path, name: str) -> None:
     pack_again(path, [part for part in members(path) if part[0].name != name])
 
 
+def describe(folder: Path, cut: str, **said: object) -> None:
+    """Change what an archive says of a cut's audio."""
+    path, parts = folder / "recording.000000.tar", []
+    for item, content in members(folder / "recording.000000.tar"):
+        if item.name == f"{cut}.json":
+            content = json.dumps(json.loads(content) | said).encode()
+            item.size = len(content)
+        parts.append((item, content))
+    pack_again(path, parts)
+
+
 DAMAGE = {
     "an archive that breaks off": (cut_off, r"cannot read archive|breaks off|the archive ends before"),
     "a lost archive": (lambda f: (f / "recording.000001.tar").unlink(), r"no archive `.*recording.000001.tar`"),
@@ -251,6 +262,11 @@ DAMAGE = {
     "lost audio": (lambda f: without(f, "part/c1.flac"), r"line 2: cut `part/c1` has no audio in `.*000000.tar`"),
     "a lost description": (lambda f: without(f, "part/c1.json"), r"line 2: `.*tar` has no description `part/c1.json`"),
     "a lost cut": (lambda f: harm_json(f, lambda lines: lines.pop(0)), r"no cut of `.*` has the id `part/c0`, whose audio is in"),
+    "a number too large to count with": (
+        lambda f: describe(f, "part/c1", duration=10**400),
+        r"line 2: the audio of cut `part/c1` in `.*tar` lasts 1.05 s, its description says `10+`",
+    ),
+    "no number": (lambda f: describe(f, "part/c1", duration=float("nan")), r"line 2: the audio .* its description says `nan`"),
     "no JSON": (lambda f: harm_json(f, lambda lines: lines.__setitem__(1, "{")), r"cuts.000000.jsonl.gz` line 2 is not JSON"),
     "no supervision": (lambda f: harm_json(f, lambda lines: lines[1].update(supervisions=[])), r"line 2: cut `part/c1` has 0 supervisions"),
     "a wrong shape": (lambda f: harm_json(f, lambda lines: lines[1].update(duration="x")), r"line 2: cut `part/c1` is no sound cut"),

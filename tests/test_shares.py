@@ -101,7 +101,7 @@ def test_a_run_counts_every_step_once_in_each_stack_also_across_a_stop(prepared,
 
 
 def test_an_expert_that_starves_is_named_when_it_begins_and_at_the_end(prepared, tmp_path):
-    run = trainer(prepared, tmp_path, task_weights={"translate": 1e-6}, max_steps=12)
+    run = trainer(prepared, tmp_path, route_weights={"translate": 1e-6}, max_steps=12)
     run.watcher = Listener()
     report = run.run()
     said = [line for line in run.watcher.lines if "starves" in line]

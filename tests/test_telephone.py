@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, MonoCut, Recording
 
-from smoe_cli import pipeline
+from smoe_cli import pipeline, telephone
 from smoe_cli.config import Config, NarrowbandSettings
 from smoe_cli.cuts import contradiction, read_cuts, route_of, tags_of
 from smoe_cli.errors import ConfigError
@@ -208,6 +209,33 @@ def test_written_audio_is_named_by_what_it_was_made_from_and_made_once(corpus, t
     rewritten = soundfile.read(source)[0] / 2
     soundfile.write(source, rewritten, 16000)
     assert len(write() - first) in (0, 1), "one recording changed"
+
+
+def test_lines_are_written_by_those_who_read_to_the_same_bytes(corpus, tmp_path, monkeypatch):
+    def prepare(exp: str, jobs: int) -> dict[str, bytes]:
+        config = recipe(corpus, tmp_path / exp / "exp", nb_simulation={**EVERY, "write": True})
+        monkeypatch.chdir(tmp_path / exp)
+        pipeline.prepare(config.model_copy(update={"exp_dir": Path("exp")}), jobs=jobs)
+        return {str(path): path.read_bytes() for path in sorted(Path().rglob("*.flac")) + sorted(Path().rglob("cuts.*.gz"))}
+
+    def here(utterance: object, *_: object) -> None:
+        threads.append(threading.current_thread())
+
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    threads: list[threading.Thread] = []
+    write = telephone._write
+    monkeypatch.setattr(telephone, "_write", lambda *some: (here(*some), write(*some)))
+    made = prepare("a", 4)
+    assert len([name for name in made if name.endswith("flac")]) == 30 == len(threads)
+    assert threading.main_thread() not in threads
+    # Where they cannot, whoever asked does.
+    monkeypatch.setattr("smoe_cli.gathering.write_lines_of", lambda some: None)
+    again = prepare("b", 1)
+    assert set(threads[30:]) == {threading.main_thread()}
+    assert {name: content for name, content in again.items() if name.endswith("flac")} == {
+        name: content for name, content in made.items() if name.endswith("flac")
+    }
 
 
 def test_the_audit_still_refutes_what_came_through_a_line(corpus, tmp_path):

@@ -66,6 +66,26 @@ def assert_resumes_exactly(prepared, tmp_path, steps: int = 3, **changes: object
     assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+# --- turns -----------------------------------------------------------------------------------------------
+
+
+def test_resuming_under_weights_that_move_equals_never_having_stopped(prepared, tmp_path):
+    moving = {"route_weights": {"translate": "0.1 to 3 over 6 steps"}, "temperature": "1 to 4 over 7 steps", "max_steps": 12}
+    shares = trainer(prepared, tmp_path / "shares", **moving).batches.shares_at
+    assert shares(0) != shares(5) != shares(7) == shares(100)
+    assert_resumes_exactly(prepared, tmp_path, steps=5, **moving)
+
+
+def test_a_run_that_goes_on_knows_the_epochs_that_are_over(prepared, tmp_path):
+    first = trainer(prepared, tmp_path, max_steps=40, validate_every=40)
+    first.run()
+    over = {name: list(counts) for name, counts in first.batches.epochs.items()}
+    assert all(over.values()), "every route has been through an epoch"
+    again = trainer(prepared, tmp_path, max_steps=40, validate_every=40)
+    assert again.run().resumed_from == 40
+    assert again.batches.epochs == over
+
+
 # --- accumulation ----------------------------------------------------------------------------------------
 
 

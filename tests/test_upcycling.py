@@ -13,6 +13,7 @@ from smoe_cli import checkpoint, pipeline, upcycling
 from smoe_cli.checkpoint import System, build_model
 from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError, ConfigError, RouteError
+from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import StackPlan, make_plan
 from smoe_cli.tags import Bandwidth, Choice, Route
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
@@ -85,7 +86,7 @@ def assert_equal_output(one: System, other: System, route: Route) -> None:
 
 
 OPTIONS = {
-    "task_weights": {"translate": 0.5, "transcribe": 2.0},
+    "route_weights": {"translate": 0.5, "transcribe": 2.0, "nb/de": "1 to 3 over 9 steps", "lang=en": 2.0},
     "freeze": ["encoder.nb"],
     "lr_factors": {"experts": 0.5},
     "ema_decay": 0.9,
@@ -107,7 +108,7 @@ def test_whatever_a_model_was_trained_with_its_slim_model_can_be_read(tokenizer,
         pipeline.slim(folder, out=tmp_path / "slim", choice=Choice("translate", "de", "nb"))
     slim = checkpoint.load(tmp_path / "slim")
     assert_equal_output(whole, slim, route)
-    assert slim.config.train.task_weights == ({"translate": 0.5} if option == "task_weights" else {})
+    assert slim.config.train.route_weights == ({"translate": 0.5, "nb/de": "1 to 3 over 9 steps"} if option == "route_weights" else {})
 
 
 @pytest.mark.parametrize("preset", ["base", "enc-smoe", "dec-smoe", "encdec-smoe"])
@@ -257,7 +258,7 @@ def test_another_tokenizer_is_refused_even_of_the_same_size(tokenizer, tmp_path)
     folder, _ = saved(config(tmp_path, "base"), tokenizer, tmp_path / "dense")
     other = ByteBPE.train(["quite other words, quite other merges"] * 3, 290, GUIDING, tmp_path / "other")
     new = system(config(tmp_path, "encdec-smoe", {"init_from": str(folder)}), other)
-    with pytest.raises(CheckpointError, match="another tokenizer") as caught:
+    with pytest.raises(CheckpointError, match=r"another tokenizer \(its pieces, learned from other text\)") as caught:
         upcycling.start_from(folder, new, Lines())
     assert f"smoe tokenize --from {folder}" in caught.value.hint
 
@@ -310,6 +311,7 @@ def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, t
     assert (slim.model.ctc is not None) == (route.task == "transcribe")
     if slim.model.ctc is not None and whole.model.ctc is not None:
         assert torch.equal(slim.model.ctc.weight, whole.model.ctc.weight)
+    assert report.parameters == count_parameters(whole.model)["active"]
     dense = report.parameters == report.parameters_before
     assert dense == (preset != "encdec-smoe")
     assert slim.origin is not None
@@ -350,6 +352,15 @@ def test_slim_replaces_nothing_but_an_earlier_slim_model(tokenizer, tmp_path):
         with pytest.raises(ConfigError, match=r"is there already|did not write"):
             pipeline.slim(folder, out=out, choice=Choice("transcribe", bandwidth="nb"))
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    earlier = pipeline.slim(folder, out=tmp_path / "phone", choice=Choice("translate", "de", "wb"))
+    (tmp_path / "phone.link").symlink_to(tmp_path / "phone")
+    again = pipeline.slim(folder, out=tmp_path / "phone.link", choice=Choice("translate", "de", "wb"))
+    assert again.model == earlier.model and (tmp_path / "phone.link").is_symlink()
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "phone" / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match=r"holds `letter\.txt`, which `smoe slim` did not write"):
+        pipeline.slim(folder, out=tmp_path / "phone", choice=Choice("translate", "de", "wb"))
+    assert (tmp_path / "phone" / "letter.txt").read_text() == "dear"
     for bandwidth in ("nb", "wb"):
         pipeline.slim(folder, out=tmp_path / "slim", choice=Choice("transcribe", bandwidth=bandwidth))
     assert json.loads((tmp_path / "slim" / "plan.json").read_text())["routes"] == ["transcribe/en/wb"]

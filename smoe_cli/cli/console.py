@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a file or a pipe, where a terminal's 80 would cut words."""
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would move a terminal's cursor, name its window, or turn the direction of writing; and halves of characters, which nothing can
+print. Ids, texts and paths can hold any of it, and are printed."""
 _NUMBER = re.compile(r"(-?[\d,]+(\.\d+)?)?")
 
 
@@ -31,13 +34,29 @@ def console(stderr: bool = False) -> Console:
     )
 
 
+def harmless(text: object, breaks: bool = True) -> str:
+    """A text as a terminal may have it, control characters as Python writes them.
+
+    Args:
+        breaks: Whether line breaks and tabs stay what they are.
+    """
+    shown = CONTROLS.sub(lambda found: ascii(found[0])[1:-1], str(text))
+    return shown if breaks else shown.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def say(*lines: object, stderr: bool = False) -> None:
+    """Print lines; what somebody else wrote in them does nothing to a terminal."""
+    for line in lines:
+        print(harmless(line), file=sys.stderr if stderr else sys.stdout)
+
+
 def print_error(message: str, hint: str) -> None:
     """Print `error: ...` and, after a blank line, `hint: ...` on stderr."""
     from rich.text import Text
 
-    text = Text.assemble(("error:", "bold red"), f" {message}")
+    text = Text.assemble(("error:", "bold red"), f" {harmless(message)}")
     if hint:
-        text.append("\n\n").append("hint:", style="bold cyan").append(f" {hint}")
+        text.append("\n\n").append("hint:", style="bold cyan").append(f" {harmless(hint)}")
     console(stderr=True).print(text, soft_wrap=True)
 
 
@@ -76,4 +95,4 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else harmless(value, breaks=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json
+from smoe_cli.cli.console import print_json, say
 
 
 def convert(
@@ -44,5 +44,5 @@ def convert(
         print_json(report)
         return
     limit = "" if report.window_s is None else f", audio of up to {report.window_s:g} s"
-    print(f"{report.family}, {report.parameters:,} parameters, routes {', '.join(report.routes)}{limit}")
-    print(report.checkpoint)
+    say(f"{report.family}, {report.parameters:,} parameters, routes {', '.join(report.routes)}{limit}")
+    say(report.checkpoint)

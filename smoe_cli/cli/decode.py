@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
+from smoe_cli.cli.console import say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
 from smoe_cli.tags import Choice
@@ -100,4 +101,4 @@ def decode(
         for hypothesis in report.hypotheses:
             print(hypothesis.model_dump_json())
     else:
-        print(*report.paths, sep="\n")
+        say(*report.paths)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json
+from smoe_cli.cli.console import print_json, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
 from smoe_cli.tags import Choice
@@ -50,9 +50,9 @@ def export(
         print_json(report)
         return
     size = f"{report.encoder.bytes / 1e6:,.1f} + {report.decoder.bytes / 1e6:,.1f} MB"
-    print(f"route {report.route}: {size}" + (f", {report.bytes_float32 / 1e6:,.1f} MB before int8" if int8 else ""))
+    say(f"route {report.route}: {size}" + (f", {report.bytes_float32 / 1e6:,.1f} MB before int8" if int8 else ""))
     found = report.check
     spread = f", {found.relative_difference:.1%} of their spread" if int8 else ""
     same = f"same token in {found.same_token:.1%} of {found.tokens:,} steps on noise"
-    print(f"against torch: logits differ by {found.max_difference:.2g} at most{spread}; {same}")
-    print(out)
+    say(f"against torch: logits differ by {found.max_difference:.2g} at most{spread}; {same}")
+    say(out)

@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from smoe_cli.cli.console import print_error
+from smoe_cli.cli.console import print_error, say
 from smoe_cli.cli.watcher import complains
 from smoe_cli.errors import Interrupted, SmoeError
 
@@ -96,7 +96,7 @@ def reported(debug: bool = False) -> Iterator[None]:
         raise typer.Exit(2) from None
     except (KeyboardInterrupt, Interrupted) as error:
         said = (error.message, error.hint) if isinstance(error, Interrupted) else INTERRUPTED
-        print("interrupted: " + "; ".join(part for part in said if part), file=sys.stderr)
+        say("interrupted: " + "; ".join(part for part in said if part), stderr=True)
         raise typer.Exit(Interrupted.exit_code) from None
     except SmoeError as error:
         if complains(error):
@@ -116,7 +116,7 @@ def _report(error: Exception, debug: bool) -> int:
         _discard_output()
         return BROKEN_PIPE
     if debug:
-        traceback.print_exception(error, file=sys.stderr)
+        say("".join(traceback.format_exception(error)), stderr=True)
     number = _system_error(error)
     if number in _ENVIRONMENT:
         matter, cure = _ENVIRONMENT[number]

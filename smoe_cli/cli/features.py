@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json
+from smoe_cli.cli.console import print_json, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
 
@@ -50,5 +50,5 @@ def features(
     if as_json:
         print_json(report)
         return
-    print(f"{report.cuts:,} cuts, {report.stored:,} stored, {report.computed:,} of them now: {report.bytes / 1e6:,.1f} MB")
-    print(report.folder)
+    say(f"{report.cuts:,} cuts, {report.stored:,} stored, {report.computed:,} of them now: {report.bytes / 1e6:,.1f} MB")
+    say(report.folder)

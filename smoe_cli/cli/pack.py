@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
 
@@ -54,4 +54,4 @@ def pack(
         return
     rows = [(part.split, part.cuts, part.hours, part.shards, part.bytes / 1e6, "as it was" if part.kept else "") for part in report.splits]
     print_table(("split", "cuts", "hours", "shards", "MB", ""), rows)
-    print(report.folder)
+    say(report.folder)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 
 
 def params(
@@ -28,8 +28,8 @@ def params(
 
     Checks that the model can be built; needs no data. To count the recipe's model as another preset, `--set model.preset=NAME`.
 
-    Multiply-adds are those of encoder and decoder for an utterance of 10 s and 4 tokens per second of audio, decoded greedily; the
-    auxiliary CTC head is not part of them, nor of the total.
+    Multiply-adds are those of encoder and decoder for an utterance of 10 s (extended with silence where the model extends all, as Whisper
+    does) and 4 tokens per second of audio, decoded greedily; the auxiliary CTC head is not part of them, nor of the total.
 
     Example: smoe params --preset encdec-smoe
     """
@@ -58,4 +58,4 @@ def params(
     rows += [(f"expert {name}", count) for name, count in report.experts.items()]
     rows += [("CTC head, not in the total", report.ctc_head)]
     print_table(("parameters", "count"), rows, title=f"{report.preset}, vocabulary {report.vocab_size:,}")
-    print(f"multiply-adds per second of audio: {report.macs_per_second / 1e6:,.0f} million")
+    say(f"multiply-adds per second of audio: {report.macs_per_second / 1e6:,.0f} million")

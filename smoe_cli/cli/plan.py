@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def show_plan(
     if as_json:
         print_json(plan)
         return
-    print(f"{plan.name}: {plan.state}" + (f" ({plan.reason})" if plan.reason else ""))
+    say(f"{plan.name}: {plan.state}" + (f" ({plan.reason})" if plan.reason else ""))
     rows = [("reads", path, "" if path.exists() else "missing") for path in plan.reads]
     rows += [("writes", path, "exists" if path.exists() else "") for path in plan.writes]
     print_table(("", "path", "now"), rows)
@@ -62,4 +62,4 @@ def show_page(out: Path | None, folder: Path | None, name: str) -> None:
     """
     written_to = out or folder
     if written_to is not None:
-        print(written_to / name)
+        say(written_to / name)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.validate import show_findings, show_rows
 from smoe_cli.cli.watcher import open_watcher
@@ -110,8 +110,8 @@ def prepare(
         if report.lines:
             print_table(("simulated line", "utterances"), list(report.lines.items()))
         for note in report.notes:
-            print(f"note: {note}")
+            say(f"note: {note}")
         show_findings(report.findings)
-        print(report.cuts_dir)
+        say(report.cuts_dir)
     if any(finding.severity == "error" for finding in report.findings):
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import typer
 
 from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import harmless, print_json, print_table, say
 from smoe_cli.cli.plan import show_page, show_plan
 from smoe_cli.cli.watcher import open_watcher
 
@@ -67,8 +67,8 @@ def route_audit(
 
 def _show(report: AuditReport) -> None:
     run = sum(report.routes.values())
-    print(f"{report.title}: tags of {report.cuts:,} cuts checked, {run:,} cuts run")
-    print(f"{report.layers:,} layers, {report.observations:,} observations")
+    say(f"{report.title}: tags of {report.cuts:,} cuts checked, {run:,} cuts run")
+    say(f"{report.layers:,} layers, {report.observations:,} observations")
     counts = [("total", report.parameters["total"]), ("active for one utterance", report.parameters["active"])]
     print_table(("parameters", "count"), counts)
     served: Counter[tuple[str, str, str, str]] = Counter()
@@ -81,8 +81,8 @@ def _show(report: AuditReport) -> None:
         title=", ".join(["Swapped", *report.notes]),
     )
     for finding in report.findings:
-        print(f"finding: {finding.check}: {finding.where}: {finding.message}\n  hint: {finding.hint}")
+        say(harmless(f"finding: {finding.check}: {finding.where}: {finding.message}", breaks=False), f"  hint: {finding.hint}")
     if report.findings:
-        print(f"FAILED: {len(report.findings)} {'finding' if len(report.findings) == 1 else 'findings'}")
+        say(f"FAILED: {len(report.findings)} {'finding' if len(report.findings) == 1 else 'findings'}")
     else:
-        print("passed: the tags are sound, and every cut that was run was served by the experts that its tags name")
+        say("passed: the tags are sound, and every cut that was run was served by the experts that its tags name")

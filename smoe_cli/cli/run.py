@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 from smoe_cli.cli.watcher import open_watcher
 from smoe_cli.errors import ConfigError
 
@@ -39,7 +39,7 @@ def run(
     else:
         print_table(("step", "state", "seconds", "why"), [(step.name, step.state, step.seconds, step.reason) for step in report.steps])
         if not dry_run:
-            print(f"report: {report.report}")
-            print(f"audit: {report.audit}, {report.findings} {'finding' if report.findings == 1 else 'findings'}")
+            say(f"report: {report.report}")
+            say(f"audit: {report.audit}, {report.findings} {'finding' if report.findings == 1 else 'findings'}")
     if report.findings:
         raise typer.Exit(1)

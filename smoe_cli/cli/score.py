@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 from smoe_cli.cli.plan import show_page, show_plan
 from smoe_cli.cli.watcher import open_watcher
 
@@ -48,7 +47,7 @@ def score(
         return
     print_table(*score_rows(report), title=report.title)
     for signature in signatures(report):
-        print(signature)
+        say(signature)
     if hypotheses and out is None:
-        print("nothing is written; `--out FOLDER` keeps these scores, and a page with the errors", file=sys.stderr)
+        say("nothing is written; `--out FOLDER` keeps these scores, and a page with the errors", stderr=True)
     show_page(out, Layout.of(recipe).scores if recipe and not hypotheses else None, "report.html")

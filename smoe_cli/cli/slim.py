@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json
+from smoe_cli.cli.console import print_json, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.tags import Choice
 
@@ -36,5 +36,5 @@ def slim(
     if as_json:
         print_json(report)
         return
-    print(f"route {report.route}: {report.parameters:,} of {report.parameters_before:,} parameters, {report.bytes / 1e6:,.1f} MB")
-    print(report.checkpoint)
+    say(f"route {report.route}: {report.parameters:,} of {report.parameters_before:,} parameters, {report.bytes / 1e6:,.1f} MB")
+    say(report.checkpoint)

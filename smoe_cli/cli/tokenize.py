@@ -10,7 +10,7 @@ from unicodedata import combining
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher
 
@@ -58,7 +58,7 @@ def tokenize(
         print_json(report)
         return
     guiding = f", guiding tokens {' '.join(report.guiding_tokens)}" if report.guiding_tokens else ""
-    print(f"{report.kind}, {report.vocab_size:,} pieces{guiding}")
+    say(f"{report.kind}, {report.vocab_size:,} pieces{guiding}")
     held_out = report.measured_on != "train"
     on = f"{report.measured_on}: " if held_out else ""
     header = ["lang", "tokens per word", f"{on}tokens per word", f"{on}whole characters, %", f"{on}broken", f"{on}not in train"]
@@ -68,8 +68,8 @@ def tokenize(
     ]
     columns = range(len(header)) if held_out else (0, 1, 3, 4)  # the others would say the same twice
     print_table([header[i] for i in columns], [[row[i] for i in columns] for row in rows])
-    print(f"{report.merged_pieces_used:,} of {report.merged_pieces:,} merged pieces occur in the training texts")
-    print(report.path)
+    say(f"{report.merged_pieces_used:,} of {report.merged_pieces:,} merged pieces occur in the training texts")
+    say(report.path)
 
 
 def _unseen(one: Coverage) -> str:

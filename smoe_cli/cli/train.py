@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import print_json, print_table, say
 from smoe_cli.cli.plan import show_plan
 from smoe_cli.cli.watcher import open_watcher, speaks
 from smoe_cli.errors import Interrupted
@@ -78,7 +78,7 @@ def train(
         print_json(report)
         return
     resumed = "" if report.resumed_from is None else f", resumed from step {report.resumed_from:,}"
-    print(f"finished: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
+    say(f"finished: {report.steps:,} steps in {report.minutes:.1f} min{resumed}")
     print_table(("parameters", "count"), report.parameters.items())
     print_table(("route", "validation loss"), report.validation.items())
     if report.experts:
@@ -90,15 +90,15 @@ def train(
             ],
         )
     for name in report.starved:
-        print(f"warning: expert `{name}` starved: it had less than a fifth of an even share of its stack's updates")
+        say(f"warning: expert `{name}` starved: it had less than a fifth of an even share of its stack's updates")
     if report.stopped_early:
-        print("note: `train.patience` ended it, as the validation loss fell no more")
+        say("note: `train.patience` ended it, as the validation loss fell no more")
     if report.averaged:
-        print(f"note: the model is the mean of the checkpoints of steps {', '.join(map(str, report.averaged))}")
+        say(f"note: the model is the mean of the checkpoints of steps {', '.join(map(str, report.averaged))}")
     if report.left_out:
         left_out = ", ".join(map(str, report.left_out))
         rest = "" if report.averaged else "; none is left, so that the model has the last weights"
-        print(f"warning: checkpoints that cannot be read are not in the average: those of steps {left_out}{rest}")
+        say(f"warning: checkpoints that cannot be read are not in the average: those of steps {left_out}{rest}")
     if report.ctc_skipped:
-        print(f"note: CTC skipped {report.ctc_skipped:,} utterances in all, as they have fewer encoder frames than tokens")
-    print(report.checkpoint)
+        say(f"note: CTC skipped {report.ctc_skipped:,} utterances in all, as they have fewer encoder frames than tokens")
+    say(report.checkpoint)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smoe_cli.cli import options
-from smoe_cli.cli.console import print_json, print_table
+from smoe_cli.cli.console import harmless, print_json, print_table, say
 from smoe_cli.cli.watcher import open_watcher
 from smoe_cli.tags import shown_tags
 
@@ -78,11 +78,11 @@ def _show(report: ValidationReport) -> None:
     _show_durations(report.durations)
     show_findings(report.mended, "rejected")
     for reject in report.rejects:
-        print(f"{reject.cuts:,} cuts moved from {reject.manifest} to {reject.rejected}")
+        say(f"{reject.cuts:,} cuts moved from {reject.manifest} to {reject.rejected}")
     show_findings(report.findings)
     heard = f"{report.recordings_read:,} recordings read" if report.recordings_read else "no audio read"
     found = f"{report.errors:,} errors, {report.notes:,} notes"
-    print(f"{'FAILED' if report.errors else 'passed'}: {found} in {report.cuts:,} cuts, {heard}")
+    say(f"{'FAILED' if report.errors else 'passed'}: {found} in {report.cuts:,} cuts, {heard}")
 
 
 def show_rows(rows: Sequence[Row]) -> None:
@@ -126,10 +126,11 @@ def show_findings(findings: Sequence[Finding], called: str = "") -> None:
         seen[kind] += 1
         if seen[kind] <= SHOWN:
             others = f" ({finding.cuts:,} cuts)" if finding.cuts > 1 else ""
-            print(f"{kind[0]}: {finding.check}: {finding.where}: {finding.message}{others}")
+            # One line each, whatever an id holds.
+            say(harmless(f"{kind[0]}: {finding.check}: {finding.where}: {finding.message}{others}", breaks=False))
             hints.setdefault(f"{finding.check}: {finding.hint}")
     for (name, check), count in seen.items():
         if count > SHOWN:
-            print(f"{name}: {check}: ... and {count - SHOWN:,} more, all of them in the report")
+            say(f"{name}: {check}: ... and {count - SHOWN:,} more, all of them in the report")
     for hint in hints if not called else ():
-        print(f"hint: {hint}")
+        say(f"hint: {hint}")

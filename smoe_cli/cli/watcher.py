@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from smoe_cli.cli.console import console
+from smoe_cli.cli.console import console, harmless
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -63,7 +63,7 @@ class LineWatcher:
         self._said_s = float("-inf")
 
     def log(self, message: str) -> None:
-        print(message, file=self._stream, flush=True)
+        print(harmless(message), file=self._stream, flush=True)
 
     def progress(self, what: str, done: float, total: float, detail: str = "") -> None:
         now_s = self._clock()
@@ -84,14 +84,14 @@ class BarWatcher:
         self._bars: dict[str, tuple[TaskID, float]] = {}
 
     def log(self, message: str) -> None:
-        self._progress.console.print(message, soft_wrap=True)
+        self._progress.console.print(harmless(message), soft_wrap=True)
 
     def progress(self, what: str, done: float, total: float, detail: str = "") -> None:
         if what not in self._bars:
-            bar = self._progress.add_task(what, total=total, completed=int(done), count="", detail="")
+            bar = self._progress.add_task(harmless(what, breaks=False), total=total, completed=int(done), count="", detail="")
             self._bars[what] = bar, time.monotonic()
         bar, started_s = self._bars[what]
-        self._progress.update(bar, total=total, completed=done, count=_count(done, total), detail=detail)
+        self._progress.update(bar, total=total, completed=done, count=_count(done, total), detail=harmless(detail, breaks=False))
         if done >= total:
             del self._bars[what]
             self._progress.remove_task(bar)

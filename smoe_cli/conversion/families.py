@@ -53,6 +53,12 @@ def _shape(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: If encoder and decoder differ where ours cannot.
     """
+    impossible = [name for name in SIZES if not (type(said[name]) is int and said[name] > 0)]
+    if impossible:
+        raise CheckpointError(
+            f"`{source.folder}`: config.json says `{impossible[0]}: {said[impossible[0]]}`, where a number of at least 1 is needed",
+            "bring back the file that the model came with",
+        )
     ffn_scale, rest = divmod(said["decoder_ffn_dim"], said["encoder_ffn_dim"])
     if said["encoder_attention_heads"] != said["decoder_attention_heads"] or rest or not ffn_scale:
         raise CheckpointError(
@@ -73,6 +79,12 @@ def _shape(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+SIZES = (
+    "d_model",
+    "encoder_layers",
+    "decoder_layers",
+    *(f"{stack}_{of}" for stack in ("encoder", "decoder") for of in ("ffn_dim", "attention_heads")),
+)
 SHARED = {"decoder_layers": 6, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "tie_word_embeddings": True}
 SPEECH2TEXT = SHARED | {
     "vocab_size": 10000,

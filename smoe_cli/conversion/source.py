@@ -89,7 +89,10 @@ class Source:
         if (self.folder / WEIGHTS).is_file():
             return [self.folder / WEIGHTS]
         if (self.folder / INDEX).is_file():
-            names = sorted(set(_read_json(self.folder / INDEX).get("weight_map", {}).values()))
+            places = _read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+                raise CheckpointError(f"`{self.folder / INDEX}` names no files", "fetch it again")
+            names = sorted(set(places.values()))
             outside = [name for name in names if Path(name).name != name]
             if outside:
                 raise CheckpointError(f"`{self.folder / INDEX}` names `{outside[0]}`, which is no file of its folder", "fetch it again")

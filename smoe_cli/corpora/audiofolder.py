@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from smoe_cli.corpora.files import Named, recording_of
-from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, lacking, objects, row_of, text_of, texts_of, utterances
+from smoe_cli.corpora.lines import (
+    answers_of,
+    bounded,
+    each_split,
+    found,
+    id_of,
+    lacking,
+    objects,
+    refuse_utf16,
+    row_of,
+    said_band,
+    text_of,
+    texts_of,
+    utterances,
+)
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
@@ -30,7 +44,7 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
         rows: Iterator[tuple[str, Mapping[str, Any]]]
         rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
         with table.open("rb") as file:
-            total = sum(1 for _ in file) - (table.suffix == ".csv")
+            total = sum(1 for _ in bounded(file, table)) - (table.suffix == ".csv")
 
         named = Named()
 
@@ -45,16 +59,18 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
 
 def _columns(settings: AudioFolderCorpus) -> list[str]:
     """Every column that the settings name."""
-    single = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column)
+    whose = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column, settings.bandwidth_column)
     several = (settings.translations, settings.tag_columns, settings.label_columns)
-    return [FILE, settings.transcript_column, *(name for name in single if name), *(name for some in several for name in some.values())]
+    return [FILE, settings.transcript_column, *(name for name in whose if name), *(name for some in several for name in some.values())]
 
 
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
     try:
+        with table.open("rb") as head:
+            refuse_utf16(head.read(2), table, "convert the table to UTF-8")
         # Bytes that are not UTF-8 are kept as they are, and refused in their row: the others can still be looked at.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file, strict=True)
+            rows = csv.reader(bounded(file, table), strict=True)
             header = next(rows, [])
             lacking(_columns(settings), header, table)
             start = rows.line_num + 1
@@ -97,5 +113,6 @@ def _utterance(
         subset=said(settings.subset_column),
         tags=texts_of(row, settings.tag_columns),
         labels=texts_of(row, settings.label_columns),
+        bandwidth=said_band(row, settings.bandwidth_column),
         source=where,
     )

@@ -44,7 +44,7 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
     }
 
     def clips() -> Iterator[Segment]:
-        for name in source.follow(sorted(places), "clips"):
+        for name in source.follow(sorted(places), "clips", len(places)):
             row = spoken.get(name)
             if row is None:
                 work.unfit(

@@ -15,6 +15,8 @@ from smoe_cli.errors import DataError
 
 FOUR_TRANSLATIONS = ("fisher_dev", "fisher_dev2", "fisher_test")
 """Parts that four people translated."""
+LONGEST_NUMBER = 9
+"""Digits of a line's number; Python makes no numbers of thousands of digits."""
 MARKS = re.compile(r"[()+*/#]")
 TAGS = re.compile(r"<[^>]*>|\{[^}]*\}|\[[^\]]*\]")
 CALLHOME_LINE = re.compile(r"(\S+) (\S+) ([AB])\S*\s?(.*)")
@@ -72,7 +74,7 @@ def read(settings: FisherCallhomeCorpus, work: Work) -> Iterator[Utterance]:
                 channels=2,
             )
 
-        rows = enumerate(zip(source.follow(lines, name), *translations, strict=True), start=1)
+        rows = enumerate(zip(source.follow(lines, name, len(lines)), *translations, strict=True), start=1)
         items = ((f"`{listed}` line {place}", row) for place, row in rows if row[0].partition(" ")[0] not in missing)
         yield from source.each(items, segment)
 
@@ -145,7 +147,7 @@ class _Collection:
         lines = self._lines[call]
         found = []
         for text in numbers:
-            if not text.isdecimal() or not 0 < int(text) <= len(lines):
+            if not text.isdecimal() or len(text) > LONGEST_NUMBER or not 0 < int(text) <= len(lines):
                 raise DataError(f"the transcript of call `{call}` has no line `{text}`", PUBLISHED)
             found.append((_fisher_line if self.name == "fisher" else _callhome_line)(lines[int(text) - 1]))
         return found

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from smoe_cli.audio import LONGEST_S
 from smoe_cli.corpora.files import Named, is_dir, is_file
-from smoe_cli.corpora.segments import Segment, Source
+from smoe_cli.corpora.segments import Segment, Source, number
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import FleursCorpus
 
+RATE_HZ = 16000
+"""Of the published audio, whose samples the tables count."""
 COLUMNS = ("id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender")
 
 
@@ -19,8 +22,8 @@ def read(settings: FleursCorpus, work: Work) -> Iterator[Utterance]:
     Nobody knows who speaks. The tables may also lie in `metadata/en_us/`, and the audio in `en_us/train/`, where Lhotse puts them.
 
     Raises:
-        DataError: If the folder of a language is missing. A missing table goes to `work.lost`, a line with other than seven fields to
-            `work.unfit`.
+        DataError: If the folder of a language is missing. A missing table goes to `work.lost`, a line with other than seven fields, and
+            audio that is not as long as its table says, to `work.unfit`.
     """
     source = Source(settings, work)
     folder = source.folder(settings.path / settings.spoken)
@@ -30,10 +33,11 @@ def read(settings: FleursCorpus, work: Work) -> Iterator[Utterance]:
     def part(name: str) -> Iterator[Segment]:
         audio = folder / name if is_dir(folder / name) else folder / "audio" / name
         table, named = _table(source, settings.path, settings.spoken, name), Named()
-        for where, row in source.table(table, (), COLUMNS):
+
+        def segment(where: str, row: dict[str, str]) -> Segment:
             named.add(audio / row["file_name"])
             others = {target: sentences.get(row["id"], []) for target, sentences in read_by_others.items()}
-            yield Segment(
+            return Segment(
                 id=f"{row['id']}-{Path(row['file_name']).stem}",
                 where=where,
                 split=name,
@@ -41,7 +45,10 @@ def read(settings: FleursCorpus, work: Work) -> Iterator[Utterance]:
                 language=language,
                 transcript=row["raw_transcription"],
                 translations={target: texts for target, texts in others.items() if texts},
+                lasts_s=number(row["num_samples"], "`num_samples`", LONGEST_S * RATE_HZ) / RATE_HZ,
             )
+
+        yield from source.each(source.table(table, (), COLUMNS), segment)
         named.report_others([audio], work, f"that `{table}` does not name")
 
     yield from source.utterances(source.every_part(part))

@@ -373,7 +373,7 @@ def _file_and_channel(value: str, where: str) -> tuple[str, int]:
     name = parts[1].upper() if len(parts) == 2 else ""
     if name in ("A", "B"):
         return parts[0], "AB".index(name)
-    if name.isdecimal() and 1 <= int(name) <= 99:
+    if name.isdecimal() and len(name) <= 2 and int(name) >= 1:
         return parts[0], int(name) - 1
     raise DataError(f"{where}: `{value}` is no file and channel", "write `RECORDING FILE A`; channels are A and B, or 1, 2, ...")
 

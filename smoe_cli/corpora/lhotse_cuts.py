@@ -10,11 +10,12 @@ from typing import Any
 from lhotse import MonoCut
 
 from smoe_cli.corpora.archive import Unwritable
+from smoe_cli.corpora.lines import each_split, found, said_band, utterances
 from smoe_cli.corpora.outside import Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work, placed
 from smoe_cli.corpus_settings import LhotseCorpus, SharCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import Item, check_within, make_cut, read_lines, read_manifest, read_object
+from smoe_cli.manifests import Item, make_cut, read_lines, read_manifest, read_object
 
 TOGETHER = 64
 """Lines in memory whose commands and addresses are brought in at once."""
@@ -26,26 +27,23 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
     Features that cuts may have are not used, and refused in a corpus that is not trusted.
 
     Raises:
-        DataError: If a manifest is missing or damaged. A line that is no cut of one recording, has not exactly one supervision,
-            names audio that is no file and not allowed, or has a field that is no text, goes to `work.unfit`.
+        Unwritable: If audio cannot be brought in. A manifest that is missing or damaged goes to `work.lost`; a line that is no cut of one
+            recording, has not exactly one supervision, names audio that is no file and not allowed, or has a field that is no text,
+            to `work.unfit`.
     """
-    for split, relative in settings.cuts.items():
-        path = work.root / relative
-        if not path.is_file():
-            raise DataError(f"no cut manifest `{path}`", f"correct `data.corpora.{work.name}.cuts.{split}`")
-        if settings.untrusted:
-            check_within(path, work.root, f"`data.corpora.{work.name}.cuts.{split}`")
-        total = sum(1 for _ in read_lines(path))
-        for item in _items(path, settings, work):
-            try:
-                if item.cut is None:
-                    raise item.problem or AssertionError
-                utterance = utterance_of(item.cut, split, settings, work, f"`{path}` line {item.number}")
-            except DataError as error:
-                work.unfit(error)
-                continue
-            yield utterance
-            work.progress(item.number, total, f"{work.name}: {split} cuts")
+
+    def manifest(split: str, relative: Path) -> Iterator[Utterance]:
+        path = found(work.root / relative, settings, work, f"cuts.{split}", "cut manifest")
+
+        def make(where: str, item: Item) -> Utterance:
+            if item.cut is None:
+                raise item.problem or AssertionError
+            return utterance_of(item.cut, split, settings, work, where)
+
+        items = ((f"`{path}` line {item.number}", item) for item in _items(path, settings, work))
+        yield from utterances(items, sum(1 for _ in read_lines(path)), make, work, f"{split} cuts")
+
+    yield from each_split(settings, settings.cuts, work, manifest)
 
 
 def _items(path: Path, settings: LhotseCorpus, work: Work) -> Iterator[Item]:
@@ -85,8 +83,8 @@ def _outside(tree: dict[str, Any], outside: Outside) -> list[tuple[dict[str, Any
     rate, samples = recording.get("sampling_rate"), recording.get("num_samples")
     # What a transform makes of it may have another length.
     promised = (rate, samples) if isinstance(rate, int) and isinstance(samples, int) and not recording.get("transforms") else None
-    found = [one for one in sources if isinstance(one, dict) and one.get("type") in outside.allowed and isinstance(one.get("source"), str)]
-    return [(one, Named(one["type"], one["source"], promised)) for one in found]
+    ours = [one for one in sources if isinstance(one, dict) and one.get("type") in outside.allowed and isinstance(one.get("source"), str)]
+    return [(one, Named(one["type"], one["source"], promised)) for one in ours]
 
 
 def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, work: Work, where: str) -> Utterance:
@@ -112,11 +110,11 @@ def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, 
 
     def named(fields: dict[str, str]) -> dict[str, str]:
         """Name -> what its custom field says, where there is one."""
-        found = {name: custom[field] for name, field in fields.items() if custom.get(field) not in (None, "")}
-        for name, value in found.items():
+        said = {name: custom[field] for name, field in fields.items() if custom.get(field) not in (None, "")}
+        for name, value in said.items():
             if not isinstance(value, str):
                 raise DataError(f"{where}: cut `{cut.id}`: `{fields[name]}` is `{value}`, which is no text", "correct the manifest")
-        return found
+        return said
 
     return Utterance(
         id=cut.id,
@@ -131,4 +129,6 @@ def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, 
         channel=cut.channel,
         tags=named(settings.tag_fields),
         labels=named(settings.label_fields),
+        bandwidth=said_band(custom, settings.bandwidth_field),
+        source=where,
     )

@@ -29,7 +29,7 @@ def read(settings: LibrispeechCorpus | MiniLibrispeechCorpus, work: Work) -> Ite
             )
         speakers = [path for path in entries(folder / name, work.lost) if is_dir(path)]
         chapters = [path for speaker in speakers for path in entries(speaker, work.lost) if is_dir(path)]
-        for chapter in source.follow(chapters, name):
+        for chapter in source.follow(chapters, name, len(chapters)):
             try:
                 yield from _chapter(source, chapter, name)
             except DataError as error:

@@ -7,15 +7,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import IO, Any, AnyStr, TypeVar
 
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import is_file
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import check_within, read_lines, read_object
+from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object
+from smoe_cli.tags import Bandwidth
 
 T = TypeVar("T")
 P = TypeVar("P", Path, str)
@@ -80,7 +82,8 @@ def utterances(
     """
     for done, (where, row) in enumerate(rows, start=1):
         try:
-            utterance = make(where, row)
+            with foreseen():
+                utterance = make(where, row)
         except DataError as error:
             work.unfit(error, where)
             continue
@@ -98,13 +101,13 @@ def text_lines(
         cure: What to do about it.
 
     Raises:
-        DataError: If the file cannot be read, or is UTF-16.
+        DataError: If the file cannot be read, is UTF-16, or has a line that would fill the memory.
     """
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise DataError(f"`{path}` is UTF-16", cure)
+            for number, raw in enumerate(bounded(file, path), start=1):
+                if number == 1:
+                    refuse_utf16(raw, path, cure)
                 line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
                 try:
                     yield number, line.decode(encoding)
@@ -112,6 +115,31 @@ def text_lines(
                     unfit(DataError(f"`{path}` line {number} is not UTF-8: byte {line[error.start]:#x} at {error.start + 1}", cure))
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror}", "check the file and its rights") from error
+
+
+def bounded(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """The lines of an open file, with their ends.
+
+    Raises:
+        DataError: If one is longer than any text, and would fill the memory.
+    """
+    for number in count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"`{path}` line {number} is longer than {LONGEST_LINE:,} bytes: no text is", "bring back the right file")
+        yield line
+
+
+def refuse_utf16(head: bytes, path: Path, cure: str) -> None:
+    """Refuse a file that begins as UTF-16 does.
+
+    Raises:
+        DataError: If it does.
+    """
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"`{path}` is UTF-16", cure)
 
 
 def table_rows(
@@ -198,6 +226,18 @@ def texts_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, str
     """
     said = {name: text_of(row, field) for name, field in fields.items()}
     return {name: text for name, text in said.items() if text}
+
+
+def said_band(row: Mapping[str, Any], field: str | None) -> Bandwidth | None:
+    """What a row says that its recording carries; None: it says nothing.
+
+    Raises:
+        DataError: If that is no bandwidth.
+    """
+    said = text_of(row, field) if field else ""
+    if said and said not in list(Bandwidth):
+        raise DataError(f"`{field}` is `{said}`, which is no bandwidth; known: {', '.join(Bandwidth)}", "correct it, or leave it empty")
+    return Bandwidth(said) if said else None
 
 
 def answers_of(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, list[str]]:

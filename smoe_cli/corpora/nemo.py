@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smoe_cli.audio import TOLERANCE_S
+from smoe_cli.audio import LONGEST_S, TOLERANCE_S
 from smoe_cli.corpora.files import recording_of
-from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, text_of, texts_of, utterances
+from smoe_cli.corpora.lines import answers_of, each_split, found, id_of, objects, said_band, text_of, texts_of, utterances
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import NemoCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 from smoe_cli.records import name_digest
+from smoe_cli.tags import Bandwidth
 
 TRANSCRIBES, TRANSLATES = ("asr", "transcribe"), ("ast", "translate", "s2t_translation")
 NO_ANSWER = "na"
@@ -38,6 +38,7 @@ class _Row:
     translations: dict[str, list[str]]
     tags: dict[str, str]
     labels: dict[str, str]
+    bandwidth: Bandwidth | None
 
     def key(self) -> bytes:
         """The same for rows about the same audio."""
@@ -128,6 +129,7 @@ def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus, work: Work
         translations=translations,
         tags=texts_of(tree, settings.tag_fields),
         labels=texts_of(tree, settings.label_fields),
+        bandwidth=said_band(tree, settings.bandwidth_field),
     )
 
 
@@ -150,8 +152,9 @@ def _seconds(tree: Mapping[str, Any], field: str) -> float | None:
     value = tree.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-        raise DataError(f"`{field}` is `{json.dumps(value)}`, which is no number of seconds", "correct the manifest")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
+        most = f"from 0 to {LONGEST_S:g}"
+        raise DataError(f"`{field}` is `{json.dumps(value)}`, which is no number of seconds {most}", "correct the manifest")
     return float(value)
 
 
@@ -161,7 +164,7 @@ def _together(one: _Row, other: _Row) -> _Row:
     Raises:
         DataError: If they contradict each other.
     """
-    for name in ("transcript", "language", "speaker"):
+    for name in ("transcript", "language", "speaker", "bandwidth"):
         said, also = getattr(one, name), getattr(other, name)
         if said and also and said != also:
             raise DataError(
@@ -182,6 +185,7 @@ def _together(one: _Row, other: _Row) -> _Row:
         translations=one.translations | other.translations,
         tags=one.tags | other.tags,
         labels=one.labels | other.labels,
+        bandwidth=one.bandwidth or other.bandwidth,
     )
 
 
@@ -211,5 +215,6 @@ def _utterance(where: str, row: _Row, folder: Path, split: str, settings: NemoCo
         duration_s=duration_s,
         tags=row.tags,
         labels=row.labels,
+        bandwidth=row.bandwidth,
         source=where,
     )

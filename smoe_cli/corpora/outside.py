@@ -24,7 +24,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from smoe_cli.audio import BLOCK, LONGEST_S, wav_promise
+from smoe_cli.audio import BLOCK, LONGEST_S
+from smoe_cli.containers import cut_off
 from smoe_cli.corpora.archive import LARGEST_AUDIO, Unwritable
 from smoe_cli.corpora.utterance import Work
 from smoe_cli.errors import DataError
@@ -294,9 +295,8 @@ def _keep(raw: IO[bytes], named: Named, target: Path) -> None:
     size = raw.tell()
     if not size:
         raise DataError(f"{named} gives nothing", CURE)
-    raw.seek(0)
-    if size < (promised := wav_promise(raw.read(8))):
-        raise DataError(f"{named} breaks off: {size:,} bytes where its header promises {promised:,}", CURE)
+    if how := cut_off(raw):
+        raise DataError(f"{named} breaks off: {how}", CURE)
     raw.seek(0)
     try:
         with soundfile.SoundFile(raw) as sound:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from lhotse import Recording
 
-from smoe_cli.audio import TOLERANCE_S
+from smoe_cli.audio import LONGEST_S, TOLERANCE_S
 from smoe_cli.corpora.files import CALL_SUFFIXES, files_below, is_dir, is_file, recording_of, refuse
 from smoe_cli.corpora.lines import table_rows, text_lines
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import PublishedCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
@@ -28,8 +28,7 @@ from smoe_cli.manifests import check_within
 T = TypeVar("T")
 PUBLISHED = "bring back the file as it was published"
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-"""Everything stays text: some ids of talks look like numbers. A base loader makes nothing but mappings, lists and text, whatever tags
-a file has: unlike YAML's other loaders, it cannot be made to call anything."""
+"""Only its parser is used, and everything stays text: some ids of talks look like numbers. It cannot be made to call anything."""
 AT_ONCE = 1000
 """Segments of a YAML list that are parsed together: a list of 200,000 would fill the memory."""
 
@@ -47,6 +46,7 @@ class Segment:
         translations: Target language -> right answers.
         language, speaker, subset: As in `Utterance`.
         span_s: Start and end; None: the whole recording.
+        lasts_s: How long the whole recording lasts, as the corpus says; None: it does not.
         channel, channels: Whose voice it is, and how many there are.
     """
 
@@ -60,6 +60,7 @@ class Segment:
     speaker: str = ""
     subset: str = ""
     span_s: tuple[float, float] | None = None
+    lasts_s: float | None = None
     channel: int = 0
     channels: int = 1
 
@@ -92,11 +93,15 @@ class Source:
         Raises:
             DataError: If it is missing, unreadable or in another encoding, or leads out of an untrusted corpus.
         """
+        return [line for _, line in self._lines(path, encoding)]
+
+    def _lines(self, path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+        """Each line of a text file with its number, as it is read; raises as `lines`."""
         if self.settings.untrusted:
             check_within(path, self.work.root, f"corpus `{self.work.name}`")
         if not is_file(path):
             raise DataError(f"no file `{path}`", "bring it back, or unpack the corpus again")
-        return [line for _, line in text_lines(path, refuse, encoding, PUBLISHED)]
+        yield from text_lines(path, refuse, encoding, PUBLISHED)
 
     def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:
         """The lines of files that have one line for each entry of a list.
@@ -116,7 +121,7 @@ class Source:
     def table(
         self, path: Path, needed: Sequence[str], columns: Sequence[str] = (), escaped: bool = False
     ) -> Iterator[tuple[str, dict[str, str]]]:
-        """(file and line, row) of a tab-separated table; a line with more or fewer fields goes to `work.unfit`.
+        """(file and line, row) of a tab-separated table, one at a time; a line with more or fewer fields goes to `work.unfit`.
 
         Args:
             needed: Columns that it must have.
@@ -126,7 +131,8 @@ class Source:
         Raises:
             DataError: As `lines`, and if a column is missing.
         """
-        lines = enumerate(self.follow(self.lines(path), path.name), start=1)
+        total = sum(1 for _ in self._lines(path))
+        lines = self.follow(self._lines(path), path.name, total)
         return table_rows(path, lines, needed, self.work, columns, escaped, PUBLISHED)
 
     def yaml_list(self, path: Path) -> list[dict[str, str]]:
@@ -140,13 +146,12 @@ class Source:
         found: list[dict[str, str]] = []
         for first, last in pairwise([0, *starts[AT_ONCE::AT_ONCE], len(lines)]):
             try:
-                # Safe, though not `safe_load`: see LOADER.
-                entries = yaml.load("\n".join(lines[first:last]), LOADER)
-            except (yaml.YAMLError, RecursionError) as error:
+                entries = _flat_mappings(yaml.parse("\n".join(lines[first:last]), LOADER))
+            except yaml.YAMLError as error:
                 line = first + (error.problem_mark.line if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 0) + 1
-                problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else "characters or depths that it cannot have"
+                problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else "characters that it cannot have"
                 raise DataError(f"`{path}` line {line} is not YAML: {problem}", PUBLISHED) from error
-            if not isinstance(entries, list) or not all(map(_is_flat, entries)):
+            if entries is None:
                 raise DataError(f"`{path}` is no list of segments from line {first + 1} on", PUBLISHED)
             found += entries
         return found
@@ -179,9 +184,12 @@ class Source:
         """What is read of each (place, item); an item that cannot be read goes to `work.unfit`, with its place."""
         for where, item in items:
             try:
-                yield read(where, item)
+                with foreseen():
+                    segment = read(where, item)
             except DataError as error:
                 self.work.unfit(DataError(f"{where}: {error.message}", error.hint))
+                continue
+            yield segment
 
     def utterances(self, segments: Iterable[Segment]) -> Iterator[Utterance]:
         """The segments as utterances; no audio is read.
@@ -190,18 +198,19 @@ class Source:
         """
         for segment in segments:
             try:
-                utterance = self._utterance(segment)
+                with foreseen(segment.where):
+                    utterance = self._utterance(segment)
             except DataError as error:
                 self.work.unfit(error)
                 continue
             if utterance is not None:
                 yield utterance
 
-    def follow(self, items: Sequence[T], what: str) -> Iterator[T]:
-        """Yield the items, and report how many are done."""
+    def follow(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
+        """Yield the items, and report how many of all are done."""
         for done, item in enumerate(items, start=1):
             yield item
-            self.work.progress(done, len(items), f"{self.work.name}: {what}")
+            self.work.progress(done, total, f"{self.work.name}: {what}")
 
     def _utterance(self, segment: Segment) -> Utterance | None:
         if not _says_something(segment.transcript):
@@ -212,6 +221,10 @@ class Source:
             if not texts:
                 self.work.left_out[f"translations into `{lang}` without a word"] += 1
         recording = self._recording(segment)
+        if segment.lasts_s is not None and abs(segment.lasts_s - recording.duration) > TOLERANCE_S:
+            raise DataError(
+                f"{segment.where} says that `{segment.audio}` lasts {segment.lasts_s:g} s; it lasts {recording.duration:g}", PUBLISHED
+            )
         start_s, end_s = segment.span_s or (0.0, recording.duration)
         within = self.settings.train_within_s if self.settings.split_of(segment.split) == "train" else None
         # A time that cannot be is damage, however long.
@@ -274,21 +287,23 @@ def merged(source: Source, segments: Iterable[Segment]) -> Iterator[Segment]:
             key = (*key, segment.id, len(found))
         ids.add(segment.id)
         found[key] = segment
-    yield from source.follow(list(found.values()), "segments")
+    yield from source.follow(found.values(), "segments", len(found))
 
 
-def number(text: str | None, what: str) -> float:
-    """A finite number of a table or list.
+def number(text: str | None, what: str, most: float = LONGEST_S) -> float:
+    """A number of a table or list: seconds, unless `most` says otherwise.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is none, or is larger than any can be.
     """
     try:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if math.isnan(value):
         raise DataError(f"{what} `{text}` is not a number", PUBLISHED)
+    if abs(value) > most:
+        raise DataError(f"{what} `{text}` is out of all bounds: at most {most:,.0f}", PUBLISHED)
     return value
 
 
@@ -297,8 +312,31 @@ def span_id(split: str, recording: str, span_s: tuple[float, float]) -> str:
     return f"{split}-{recording}-{round(1000 * span_s[0]):08d}-{round(1000 * span_s[1]):08d}"
 
 
-def _is_flat(entry: object) -> bool:
-    return isinstance(entry, dict) and all(isinstance(item, str) for pair in entry.items() for item in pair)
+def _flat_mappings(events: Iterator[yaml.Event]) -> list[dict[str, str]] | None:
+    """What a parser finds, if that is one list of mappings of plain values; None: it is anything else.
+
+    Nothing is built of what is deeper: libyaml's own builder calls itself for each level, and a line of brackets would end the process.
+    """
+    found: list[dict[str, str]] = []
+    inside: list[str] | None = None
+    outer = [type(event) for event in islice(events, 3)]
+    if outer != [yaml.StreamStartEvent, yaml.DocumentStartEvent, yaml.SequenceStartEvent]:
+        return None
+    for event in events:
+        match event:
+            case yaml.MappingStartEvent() if inside is None:
+                inside = []
+            case yaml.ScalarEvent(value=value) if inside is not None:
+                inside.append(value)
+            case yaml.MappingEndEvent() if inside is not None:
+                found.append(dict(zip(inside[::2], inside[1::2], strict=True)))
+                inside = None
+            case yaml.SequenceEndEvent():
+                break
+            case _:
+                return None
+    ends = [type(event) for event in events]
+    return found if ends == [yaml.DocumentEndEvent, yaml.StreamEndEvent] else None
 
 
 def _says_something(text: str) -> bool:

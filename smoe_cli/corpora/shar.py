@@ -13,7 +13,7 @@ from smoe_cli.corpora.archive import Archive, Unwritable, open_archive
 from smoe_cli.corpora.files import entries, is_dir, recording_of, refuse
 from smoe_cli.corpora.lhotse_cuts import utterance_of
 from smoe_cli.corpora.lines import each_split
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import SharCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within, make_cut, read_lines, read_object
@@ -89,12 +89,14 @@ def _read(cuts: Path, archive: Archive, split: str, settings: SharCorpus, work: 
         try:
             tree = read_object(raw, where)
             unnamed.discard(str(tree.get("id")))
-            yield _utterance(tree, archive, split, settings, work, where)
+            with foreseen():
+                utterance = _utterance(tree, archive, split, settings, work, where)
         except Unwritable:
             raise
         except DataError as error:
             work.unfit(error, where)
-            yield None
+            utterance = None
+        yield utterance
     for name in sorted(unnamed):
         work.unfit(
             DataError(f"no cut of `{cuts}` has the id `{name}`, whose audio is in `{archive.path}`", "bring back the cut, or pack again")
@@ -105,7 +107,8 @@ def _utterance(tree: dict[str, Any], archive: Archive, split: str, settings: Sha
     cut_id, named = str(tree.get("id")), tree.get("recording")
     recording = recording_of(archive.take_out(cut_id, work.audio_dir), str(named.get("id")) if isinstance(named, dict) else cut_id)
     promised = archive.description(cut_id).get("duration")
-    if not isinstance(promised, int | float) or abs(promised - recording.duration) > TOLERANCE_S:
+    least, most = recording.duration - TOLERANCE_S, recording.duration + TOLERANCE_S
+    if not isinstance(promised, int | float) or not least <= promised <= most:
         raise DataError(
             f"the audio of cut `{cut_id}` in `{archive.path}` lasts {recording.duration:g} s, its description says `{promised}`",
             "pack it again",

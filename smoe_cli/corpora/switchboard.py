@@ -65,7 +65,7 @@ def read(settings: SwitchboardCorpus, work: Work) -> Iterator[Utterance]:
         )
 
     def segments() -> Iterator[Segment]:
-        for call, side, path in source.follow(sides, "transcripts"):
+        for call, side, path in source.follow(sides, "transcripts", len(sides)):
             if settings.split_of(splits[call]) is None:
                 continue
             try:

@@ -12,13 +12,15 @@ import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, write_flac
 from smoe_cli.corpora.files import can_name_a_file, is_file, recording_of
-from smoe_cli.corpora.lines import found, table_rows, text_lines
-from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpora.lines import found, said_band, table_rows, text_lines
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 
 REFERENCE_SEPARATOR = " ||| "
+LONGEST_GAP_MS = 60_000
+"""Between joined recordings; more is a mistake, and could fill the memory."""
 
 
 def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
@@ -31,7 +33,8 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     table = found(work.root / settings.path, settings, work, "path", "table")
     for where, row in _rows(table, settings, work):
         try:
-            utterance = _utterance(row, settings, work, table.parent, where)
+            with foreseen():
+                utterance = _utterance(row, settings, work, table.parent, where)
         except DataError as error:
             work.unfit(error, where)
             continue
@@ -61,6 +64,7 @@ def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Pat
         subset=row[settings.subset_column] if settings.subset_column else "",
         tags=_filled(row, settings.tag_columns),
         labels=_filled(row, settings.label_columns),
+        bandwidth=said_band(row, settings.bandwidth_column),
         source=where,
     )
 
@@ -88,7 +92,12 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
     """(place, row) of each row that `splits`, `where` and `minimum` keep."""
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
     texts = (settings.translations, settings.tag_columns, settings.label_columns)
-    named = (settings.language_column, settings.subset_column, *(column for some in texts for column in some.values()))
+    named = (
+        settings.language_column,
+        settings.subset_column,
+        settings.bandwidth_column,
+        *(column for some in texts for column in some.values()),
+    )
     needed = ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
     total = sum(1 for _ in _lines(table, lambda _: None)) - 1
     for done, (where, row) in enumerate(table_rows(table, _lines(table, work.unfit), needed, work), start=1):
@@ -122,6 +131,13 @@ def _compare(row: dict[str, str], column: str, heard: float, tolerance: float, w
         raise DataError(f"{where}: `{column}` says {listed}, the audio has {heard:g}", "correct the table, or bring back the right file")
 
 
+def _gap_ms(text: str, where: str) -> int:
+    value = _number(text, where)
+    if not 0 <= value <= LONGEST_GAP_MS:
+        raise DataError(f"{where}: `{text}` is no gap of 0 to {LONGEST_GAP_MS:,} ms", "correct the table")
+    return round(value)
+
+
 def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Path) -> Path:
     """Join recordings with `gaps_ms` of faint noise (about -80 dBFS) before, between and after them.
 
@@ -139,7 +155,7 @@ def _join_segments(row: dict[str, str], column: str, folder: Path, audio_dir: Pa
     if is_file(target):
         return target
     paths = [folder / part for part in row[column].split()]
-    gaps_ms = [round(_number(gap, f"utterance `{row['id']}`: `gaps_ms`")) for gap in row["gaps_ms"].split()]
+    gaps_ms = [_gap_ms(gap, f"utterance `{row['id']}`: `gaps_ms`") for gap in row["gaps_ms"].split()]
     if len(gaps_ms) != len(paths) + 1:
         raise DataError(
             f"utterance `{row['id']}`: {len(paths)} segments need {len(paths) + 1} gaps, the table has {len(gaps_ms)}", "correct `gaps_ms`"

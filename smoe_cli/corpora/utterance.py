@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from smoe_cli.tags import Bandwidth
 
 ASSUMED_LANGUAGE = "en"
 """What is taken to be spoken where neither the corpus nor its settings say."""
+UNFORESEEN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What Python raises on values that a program did not expect. Not what says that the program itself is wrong, or the machine ill."""
 PLACE = re.compile(r"`[^`]*` line \d+")
 
 
@@ -37,6 +41,7 @@ class Utterance:
         start_s, duration_s: The part of the recording; None: to its end.
         channel: Channel of the recording.
         bandwidth: What the recording carries, where its sampling rate does not tell.
+        bandwidth_by: Who says so: `recipe` or `corpus`.
         estimate: What its spectrum says, where that was asked for.
         tags: Axis of the recipe's own -> value.
         labels: What is known of the utterance, e.g. `intent` -> value; what a task of kind `classify` answers with.
@@ -58,6 +63,7 @@ class Utterance:
     duration_s: float | None = None
     channel: int = 0
     bandwidth: Bandwidth | None = None
+    bandwidth_by: str = ""
     estimate: Estimate | None = None
     tags: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -67,12 +73,13 @@ class Utterance:
 
     def placed(self, split: str, settings: CorpusSettings) -> Utterance:
         """The same utterance under the recipe's name of its split, and with what the recipe says of the whole corpus."""
-        renamed = settings.languages
+        renamed, said = settings.languages, settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else None
         return replace(
             self,
             split=split,
             subset=self.subset or settings.subset,
-            bandwidth=settings.bandwidth if isinstance(settings.bandwidth, Bandwidth) else self.bandwidth,
+            bandwidth=self.bandwidth or said,
+            bandwidth_by="corpus" if self.bandwidth else "recipe" if said else "",
             language=renamed.get(self.language, self.language) or settings.language or ASSUMED_LANGUAGE,
             translations={renamed.get(lang, lang): texts for lang, texts in self.translations.items()},
             language_assumed=not (self.language or settings.language),
@@ -85,6 +92,30 @@ def placed(error: DataError, where: str) -> DataError:
     """The same error with the place in its message, unless it names one."""
     known = not where or where in error.message or PLACE.match(error.message)
     return error if known else DataError(f"{where}: {error.message}", error.hint)
+
+
+@contextmanager
+def foreseen(where: str = "") -> Iterator[None]:
+    """While one row is read: what nobody foresaw that a row could hold becomes a problem of that row, and the others are read.
+
+    It is a fault all the same, and says so; where it is, it says too, as there is no traceback.
+
+    Args:
+        where: Where the corpus has the row, if the caller does not say it.
+
+    Raises:
+        DataError: Instead of anything in `UNFORESEEN`.
+    """
+    try:
+        yield
+    except UNFORESEEN as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
+        raise DataError(
+            f"{where}{where and ': '}smoe failed unexpectedly on this row: {said}",
+            "this is a fault in smoe, whatever the row holds: please open an issue where you got it, with the row and this line; "
+            "until it is mended, correct or remove the row",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Decoder:
         return Header(
             smoe=__version__,
             model=self.system.digest,
+            texts=hashlib.sha256(f"{self.system.tokenizer.card} {self.system.plan.model_dump_json()}".encode()).hexdigest(),
             settings=self.settings,
             batches=digest.hexdigest(),
             utterances=sum(len(batch) for batch in batches),

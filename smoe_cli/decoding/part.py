@@ -27,6 +27,7 @@ class Header(Record):
 
     smoe: str = Field(description="Version.")
     model: str
+    texts: str = Field(description="Digest of the tokenizer's card and the routing plan: two models can have the same weights.")
     settings: DecodeSettings
     batches: str = Field(description="Digest of all cuts in their batches.")
     utterances: int

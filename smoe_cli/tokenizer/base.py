@@ -12,6 +12,8 @@ from smoe_cli.errors import RouteError
 from smoe_cli.tags import Route
 
 CARD_FILE = "tokenizer.json"
+EXTENDED = ("guiding_tokens", "vocab_size")
+"""What a card says of a tokenizer that has got more guiding tokens."""
 
 
 class Tokenizer(ABC):
@@ -97,7 +99,11 @@ class Tokenizer(ABC):
     def continues(self, other: Tokenizer) -> bool:
         """Whether this is the other tokenizer, or the other one extended: every piece of it has the same id here."""
         same_tokens = self.guiding_tokens[: len(other.guiding_tokens)] == other.guiding_tokens
-        return self.kind == other.kind and same_tokens and self.model_bytes.startswith(other.model_bytes)
+        return self._rest() == other._rest() and same_tokens and self.model_bytes.startswith(other.model_bytes)
+
+    def _rest(self) -> dict[str, Any]:
+        """What the card says besides what `extend` changes, such as the kind and the prefix of each route."""
+        return {name: said for name, said in self.card.items() if name not in EXTENDED}
 
     def same_as(self, other: Tokenizer) -> bool:
         """Whether every text and every route has the same ids in both."""
@@ -111,6 +117,9 @@ class Tokenizer(ABC):
             return f"{self.vocab_size:,} -> {other.vocab_size:,} pieces"
         if self.guiding_tokens != other.guiding_tokens:
             return f"guiding tokens {' '.join(self.guiding_tokens)} -> {' '.join(other.guiding_tokens)}"
+        own, theirs = self._rest(), other._rest()
+        if unlike := [name for name in own | theirs if own.get(name) != theirs.get(name)]:
+            return f"`{unlike[0]}` in {CARD_FILE}: {own.get(unlike[0])} -> {theirs.get(unlike[0])}"
         return "" if self.same_as(other) else "its pieces, learned from other text"
 
     def save(self, folder: Path) -> None:

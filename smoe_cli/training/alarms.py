@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import NoReturn
 
+from lhotse import CutSet
+
 from smoe_cli.batching import Batch
 from smoe_cli.config import CHECKPOINTS, Config
+from smoe_cli.cut_table import whole as whole_cut
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.records import write_text_atomically
-from smoe_cli.routing import RoutingPlan
+from smoe_cli.routing import RoutingPlan, make_plan
 from smoe_cli.tags import Route
-from smoe_cli.tokenizer import Tokenizer
+from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.ranks import Ranks
 
@@ -30,7 +33,7 @@ TOO_SHORT = (
 
 
 def check_served(config: Config, routes: Collection[Route]) -> None:
-    """Refuse a recipe with a task or language that no training cut teaches.
+    """Refuse a recipe with a task or language that no training cut teaches, or another tag that leaves an expert with nothing to learn.
 
     Args:
         routes: Those of the training cuts.
@@ -47,14 +50,102 @@ def check_served(config: Config, routes: Collection[Route]) -> None:
                 f"no training cut for task `{route.task}`, language `{route.lang}`: its expert would never learn",
                 f"give the train split such text, or take `{route.lang}` out of `tasks.{route.task}.languages`",
             )
+    there = _values(routes)
+    for axis, value, asked, cure in _asked(config):
+        if value in there[axis]:
+            continue
+        # Routes that lack nothing but this.
+        lost = [
+            route
+            for route in config.routes()
+            if route.tags[axis] == value and all(tag in there[other] for other, tag in route.tags.items() if other != axis)
+        ]
+        whole, plan = make_plan(config), make_plan(config, routes)
+        for stack, every, left in (("encoder", whole.encoder, plan.encoder), ("decoder", whole.decoder, plan.decoder)):
+            idle = [name for name in dict.fromkeys(map(every.expert, lost)) if name not in left.experts]
+            if idle:
+                raise DataError(
+                    f"no training cut has {axis} `{value}`, which {asked} asks for: expert `{idle[0]}` of the {stack} would never learn",
+                    f"give the train split such cuts and run `smoe prepare` again, or {cure}",
+                )
 
 
-def check_tokenizer(tokenizer: Tokenizer, routes: Collection[Route]) -> None:
-    """Refuse a tokenizer without the guiding tokens of a route.
+def _asked(config: Config) -> Iterator[tuple[str, str, str, str]]:
+    """Axis and value of every tag besides task and language that the recipe asks for, the setting that does, and how not to."""
+    for band, setting in config.asked_bands().items():
+        yield "bandwidth", band, f"`{setting}`", "take that setting away"
+    for axis, values in config.axes.items():
+        for value in values:
+            yield axis, value, f"`axes.{axis}`", f"take `{value}` out of it, or let it share an expert: `model.*_expert_groups`"
+
+
+def _values(routes: Iterable[Route]) -> dict[str, set[str]]:
+    """Axis -> the values that routes have."""
+    found: dict[str, set[str]] = {}
+    for route in routes:
+        for axis, value in route.tags.items():
+            found.setdefault(axis, set()).add(value)
+    return found
+
+
+def dropped(config: Config, plan: RoutingPlan) -> Iterator[str]:
+    """A line for all that the recipe could have and the trained model will not: tags, other routes, and experts."""
+    served, whole = [Route.parse(name) for name in plan.routes], make_plan(config)
+    there, missing = _values(served), [route for route in config.routes() if str(route) not in plan.routes]
+    for axis, value in dict.fromkeys(tag for route in missing for tag in route.tags.items() if tag[1] not in there[tag[0]]):
+        yield f"no training cut has {axis} `{value}`: the model will have no route for it"
+    others = [str(route) for route in missing if all(value in there[axis] for axis, value in route.tags.items())]
+    if others:
+        yield f"no training cut is of {', '.join(others)}: the model will not have these routes"
+    for stack, every, left in (("encoder", whole.encoder, plan.encoder), ("decoder", whole.decoder, plan.decoder)):
+        idle = [f"`{name}`" for name in every.experts if name not in left.experts]
+        if idle:
+            yield f"the {stack} will have no expert {', '.join(idle)}: no training cut reaches it; it has {', '.join(left.experts)}"
+
+
+def check_lengths(config: Config, train: Mapping[Route, CutSet], dev: Mapping[Route, CutSet]) -> None:
+    """Refuse cuts that the model cannot take: those of training, and those that validation will use.
 
     Raises:
-        CheckpointError: Naming it.
+        DataError: Naming the longest.
     """
+    window_s, settings = config.features.window_s, config.train
+    if window_s is None:
+        return
+    used = max(settings.validation_utterances, settings.sample_utterances)
+    slowest = min(1.0, *settings.augment.speeds)
+    for split, groups, most, speed in (("train", train, None, slowest), ("dev", dev, used, 1.0)):
+        longest = max((cut for cuts in groups.values() for cut in islice(cuts, most)), key=lambda cut: cut.duration, default=None)
+        if longest is not None and longest.duration / speed > window_s:
+            slowed = f" ({longest.duration / speed:.2f} s at the slowest of `train.augment.speeds`)" if speed < 1.0 else ""
+            found = whole_cut(longest)
+            raise DataError(
+                f"cut `{found.id}` of the {split} split lasts {found.duration:.2f} s{slowed}, and the model takes {window_s:g} s "
+                f"(`features.window_s`); its audio is `{found.recording.sources[0].source}`",
+                "split long audio at pauses and prepare again, or take it out: `smoe validate --fix`",
+            )
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: Config, routes: Collection[Route]) -> None:
+    """Refuse a tokenizer of another kind or size than the recipe's, or without the guiding tokens of a route.
+
+    That of a recipe which starts from a checkpoint is the checkpoint's, and is compared with it when its weights are taken.
+
+    Raises:
+        CheckpointError: Naming the difference.
+    """
+    if config.train.init_from is None:
+        if tokenizer.kind != ByteBPE.kind:
+            raise CheckpointError(
+                f"the tokenizer in `{tokenizer.folder}` is `{tokenizer.kind}`, and the recipe's own would be `{ByteBPE.kind}`",
+                "run `smoe tokenize` again, or name the checkpoint that it is of: `train.init_from`",
+            )
+        if tokenizer.vocab_size != config.tokenizer.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer in `{tokenizer.folder}` has {tokenizer.vocab_size} pieces, and `tokenizer.vocab_size` is "
+                f"{config.tokenizer.vocab_size}",
+                f"run `smoe tokenize` again, or set `tokenizer.vocab_size` to {tokenizer.vocab_size}",
+            )
     for route in routes:
         try:
             tokenizer.guiding_ids(route)
@@ -127,7 +218,7 @@ def starvation(expert: str, updates: int, even: float) -> str:
     """The warning of an expert that is hardly ever updated; ``even`` is what an even share would be."""
     return (
         f"warning: expert `{expert}` starves: {updates} updates since the last validation, where an even share would be {even:.0f}; give "
-        "it more data, or raise `train.temperature` or its task in `train.task_weights`"
+        "it more data, or raise `train.temperature` or its weight in `train.route_weights`"
     )
 
 
@@ -174,15 +265,18 @@ def other_rate(settings: TrainSettings, folder: Path, step: int) -> str:
     )
 
 
-def stop_without_memory(step: int, batches: Sequence[Batch]) -> NoReturn:
+def stop_without_memory(when: str, batches: Sequence[Batch]) -> NoReturn:
     """End at utterances of which not one fits into memory.
+
+    Args:
+        when: As in `at step 3`.
 
     Raises:
         SmoeError: Naming the longest.
     """
     longest = max((cut for batch in batches for cut in batch.cuts), key=lambda cut: cut.duration)
     raise SmoeError(
-        f"memory does not suffice for one utterance at step {step}; the longest is `{longest.id}` with {longest.duration:.1f} s",
+        f"memory does not suffice for one utterance {when}; the longest is `{longest.id}` with {longest.duration:.1f} s",
         "set `train.loss_chunk` and `train.activation_checkpointing`, leave out long cuts, or take a smaller model",
         own=True,
     )

@@ -52,7 +52,7 @@ def _account(config: Config, device: torch.device, step: int, processes: int) ->
         "step": step,
         "command": sys.argv,
         "smoe": __version__,
-        "git": git_state(Path.cwd()),
+        "git": git_state(config.folder or Path.cwd()),
         "seed": config.train.seed,
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},

@@ -145,7 +145,7 @@ def batches_of(config: Config, groups: dict[Route, CutSet], batch_s: float, watc
         settings.max_utterances,
         settings.seed,
         settings.temperature,
-        settings.task_weights,
+        settings.route_weights,
         config.corpus_weights(),
         settings.corpus_temperature,
         settings.turns_per_batch,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from lhotse import CutSet, MonoCut
 from torch import Tensor
 
 from smoe_cli.batching import IGNORE_ID, Batch, Collator
-from smoe_cli.errors import ConfigError
+from smoe_cli.errors import ConfigError, SmoeError
 from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.alarms import stop_without_memory
@@ -35,8 +36,11 @@ def halves(batch: Batch) -> tuple[Batch, ...]:
     return (_part(batch, slice(0, middle)), _part(batch, slice(middle, None))) if middle else (batch,)
 
 
-def in_halves(batches: Sequence[Batch], step: int, device: torch.device) -> tuple[Batch, ...]:
+def in_halves(batches: Sequence[Batch], when: str, device: torch.device) -> tuple[Batch, ...]:
     """The same utterances in smaller batches, and what memory they need given back.
+
+    Args:
+        when: As in `at step 3`.
 
     Raises:
         SmoeError: If each batch is of one utterance.
@@ -45,8 +49,26 @@ def in_halves(batches: Sequence[Batch], step: int, device: torch.device) -> tupl
         torch.cuda.empty_cache()
     parts = tuple(half for batch in batches for half in halves(batch))
     if len(parts) == len(batches):
-        stop_without_memory(step, batches)
+        stop_without_memory(when, batches)
     return parts
+
+
+@contextmanager
+def enough_for_state(step: int) -> Iterator[None]:
+    """The optimiser's step: when it runs out of memory, what a batch takes is free again, and smaller batches are no help.
+
+    Raises:
+        SmoeError: If it does.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SmoeError(
+            f"memory does not suffice for the optimiser's state at step {step}: two numbers for each weight that learns",
+            "take a smaller model, set `train.freeze`, or leave each of several processes a part of it: `train.shard`",
+        ) from error
 
 
 def _part(batch: Batch, rows: slice) -> Batch:
@@ -177,7 +199,7 @@ def largest_batch_s(
         watcher: Told of every try.
 
     Raises:
-        ConfigError: If not even one utterance fits.
+        ConfigError: If not even one utterance fits, or fewer than the turns that share a batch.
     """
     route = max(groups, key=lambda route: max(cut.duration for cut in groups[route]))
     cuts = list(groups[route])
@@ -204,5 +226,11 @@ def largest_batch_s(
         raise ConfigError(
             f"memory does not suffice for one utterance of {longest_s:.1f} s",
             "raise `train.memory_share`, set `train.loss_chunk` and `train.activation_checkpointing`, or take a smaller model",
+        )
+    if utterances < settings.turns_per_batch:
+        raise ConfigError(
+            f"memory takes {utterances} utterances of {longest_s:.1f} s, fewer than the turns that share a batch: "
+            f"`train.turns_per_batch` is {settings.turns_per_batch}",
+            f"set it to {utterances} or less, raise `train.memory_share`, or set `train.loss_chunk` and `train.activation_checkpointing`",
         )
     return utterances * longest_s

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -13,18 +17,25 @@ class Meter:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._started = self._asked = time.monotonic()
+        self._started = time.monotonic()
         self._frames, self._steps, self._waited = 0, 0, 0.0
 
-    def came(self) -> None:
-        """The batches of a step have come: what has gone by since the step before was waiting."""
-        self._waited += time.monotonic() - self._asked
+    def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; how long each takes to come is waiting, and nothing else is."""
+        coming = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(coming)
+            except StopIteration:
+                return
+            self._waited += time.monotonic() - asked
+            yield batch
 
     def done(self, frames: int) -> None:
         """A step on so many frames is done."""
         self._frames += frames
         self._steps += 1
-        self._asked = time.monotonic()
 
     def __str__(self) -> str:
         """As it is shown."""
@@ -36,7 +47,7 @@ class Meter:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time in which there was nothing to compute on."""
+        """Share of the time in which the next batches had not come."""
         return self._waited / self._elapsed
 
     @property

@@ -33,7 +33,16 @@ from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.accounts import Accounts
-from smoe_cli.training.alarms import check_finite, check_served, check_start, check_tokenizer, check_validated, lone_labels
+from smoe_cli.training.alarms import (
+    check_finite,
+    check_lengths,
+    check_served,
+    check_start,
+    check_tokenizer,
+    check_validated,
+    dropped,
+    lone_labels,
+)
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
 from smoe_cli.training.checkpoints import Checkpoints, check_same_run
@@ -42,7 +51,7 @@ from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.guard import locked, stop_flag
 from smoe_cli.training.loading import batches_of, collator_of, feed, workers_noticed
-from smoe_cli.training.memory import Memory, in_halves, is_out_of_memory, largest_batch_s
+from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import clip, gradient_norm, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze
@@ -77,8 +86,9 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a route of the recipe has no training cuts in any band.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes, or a weight does nothing.
         RouteError: If a cut's route is not in the recipe.
+        CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
     """
 
@@ -99,13 +109,14 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
-        check_tokenizer(tokenizer, self.groups)
+        check_lengths(config, self.groups, self.dev_groups)
+        check_tokenizer(tokenizer, config, self.groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
         self.collator = collator_of(config, tokenizer, self.plan)
-        for line in lone_labels(self.plan):
+        for line in (*lone_labels(self.plan), *dropped(config, self.plan)):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
         # Until memory is measured, `auto` is a batch of one cut.
@@ -207,8 +218,8 @@ class Trainer:
     def _loop(self, stop: threading.Event) -> None:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
-        for batches in feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size, stop):
-            meter.came()
+        coming = feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size, stop)
+        for batches in meter.waiting_for(coming):
             losses = self.train_step(*batches)
             meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
             self.step += 1
@@ -300,7 +311,8 @@ class Trainer:
             self.accounts.refuse(self.step, batches, losses, norm, lambda: self._own_norm(batches, whole))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
-        self.optimiser.step()
+        with enough_for_state(self.step):
+            self.optimiser.step()
         if self.moving is not None:
             self.moving.update(self.system.model)
         return losses
@@ -333,7 +345,7 @@ class Trainer:
             SmoeError: If each batch is of one utterance.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        parts = in_halves(batches, self.step, self.device)
+        parts = in_halves(batches, f"at step {self.step}", self.device)
         # Any process may have to; the others do not know.
         (self.watcher if self.ranks.leads else self.own_watcher).log(
             f"out of memory at step {self.step}: its utterances are taken in {len(parts)} parts; lower `train.batch_s`"
@@ -390,6 +402,7 @@ class Trainer:
             **self.accounts.state(),
             "precision": asdict(self.precision),
             "batch_s": self.batch_s,
+            "epochs": self.batches.epochs,
             "validation": {str(step): loss for step, loss in self.history.items()},
         }
         needed = chosen_steps(self.settings.average, self.history)
@@ -457,6 +470,7 @@ class Trainer:
         self.accounts.restore(position.state)
         if self.settings.batch_s == "auto":
             self._make_batches(position.state["batch_s"])
+        self.batches.epochs = position.state.get("epochs", {})
         self.history = {int(step): loss for step, loss in position.state.get("validation", {}).items()}
         self.watcher.log(f"continuing from step {self.step} (`{folder}`)")
         return self.step

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
 import torch
 from lhotse import CutSet
 
-from smoe_cli.batching import Collator, chunk
+from smoe_cli.batching import Batch, Collator, chunk
+from smoe_cli.loss import Losses
 from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
+from smoe_cli.training.memory import in_halves, is_out_of_memory
 from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.shard import is_divided, let_go
@@ -45,7 +47,7 @@ def validation_loss(
         watcher: Shown how far it is.
 
     Raises:
-        SmoeError: If a process has gone.
+        SmoeError: If a process has gone, or memory does not suffice for one utterance.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -55,15 +57,36 @@ def validation_loss(
         some = list(cuts)[: settings.validation_utterances]
         every = chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances)
         for batch_cuts, counts in dealt(every, ranks, is_divided(model)):
-            batch = collator(batch_cuts).to(device)
-            losses = losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0)
-            total += float(losses.attention) * losses.tokens * counts
-            tokens += losses.tokens * counts
+            for losses in _losses([collator(batch_cuts)], model, device, settings, precision, blank_id, watcher):
+                total += float(losses.attention) * losses.tokens * counts
+                tokens += losses.tokens * counts
         total_of_all, tokens_of_all = ranks.total(total, tokens)
         watcher.progress("routes validated", number, len(groups))
         found[str(route)] = total_of_all / max(1, tokens_of_all)
     let_go(model)
     return found
+
+
+def _losses(
+    batches: Sequence[Batch],
+    model: SpeechToText,
+    device: torch.device,
+    settings: TrainSettings,
+    precision: Precision,
+    blank_id: int,
+    watcher: Watcher,
+) -> list[Losses]:
+    """The losses of batches; where memory is used up, of all in halves."""
+    while True:
+        try:
+            moved = (batch.to(device) for batch in batches)
+            return [losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0) for batch in moved]
+        except RuntimeError as error:
+            # In shards, the others wait for the whole of it.
+            if not is_out_of_memory(error) or is_divided(model):
+                raise
+        batches = in_halves(batches, "in validation", device)
+        watcher.log(f"out of memory in validation: the utterances of a batch are taken in {len(batches)} parts; lower `train.batch_s`")
 
 
 def dealt(batches: Iterable[T], ranks: Ranks, evenly: bool) -> Iterator[tuple[T, bool]]:

@@ -68,6 +68,11 @@ def check_span(what: str, audio: str, span_s: tuple[float, float], whole_s: floa
             f"{what} lasts {duration_s:.2f} s, outside `data.min_duration_s` and `data.max_duration_s`",
             "split or remove it, or change these settings",
         )
+    if config is not None and config.features.window_s is not None and duration_s > config.features.window_s:
+        raise DataError(
+            f"{what} lasts {duration_s:.2f} s, and the model takes {config.features.window_s:g} s (`features.window_s`)",
+            "split it at pauses, or remove it",
+        )
 
 
 def ratio_of(cut: MonoCut) -> float:

@@ -232,8 +232,8 @@ def _judge(path: Path, split: str, item: Item, heard: dict[str, Heard], tally: _
         findings.add(path, item, fault, tags.utterance)
     if heard:
         found = heard[promise_of(cut.recording)]
-        if found.problem is not None:
-            faults.append(Fault("audio", "error", found.problem.message, found.problem.hint))
+        if (wrong := found.problem_of(cut.recording, cut.channel)) is not None:
+            faults.append(Fault("audio", "error", wrong.message, wrong.hint))
             findings.add(path, item, faults[-1], "")
         for note in found.notes:
             findings.add(path, item, Fault("audio", "note", note, LOOK), "")

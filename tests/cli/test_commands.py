@@ -324,6 +324,19 @@ def test_validate_shows_the_first_findings_of_a_check_and_counts_the_others(smoe
     assert shown.endswith("FAILED: 12 errors, 1 notes in 1,200 cuts, 600 recordings read\n")
 
 
+def test_findings_and_tables_do_nothing_to_a_terminal_and_json_has_what_was_written(smoe, replace):
+    forged = "\x1b]0;owned\x07\nerror: more"
+    report = validated(errors=1)
+    findings = [finding.model_copy(update={"where": forged, "message": "has an id \x9b2J"}) for finding in report.findings]
+    rows = [row.model_copy(update={"subset": forged}) for row in report.rows]
+    replace("validate", report.model_copy(update={"findings": findings, "rows": rows}))
+    shown = smoe("validate").stdout
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+    assert r"error: text: \x1b]0;owned\x07\nerror: more: has an id \x9b2J" + "\n" in shown
+    assert shown.count(r"\x1b]0;owned\x07\nerror: more") == 1 + len(rows)
+    assert json.loads(smoe("validate", "--json").stdout)["findings"][0]["where"] == forged
+
+
 def test_validate_hands_on_its_options_and_says_what_it_took_out(smoe, replace, recipe, tmp_path):
     recipe.unlink()
     (tmp_path / "cuts.train.jsonl.gz").touch()

@@ -1,6 +1,7 @@
 """However a command ends, the exit code and the message say so, in this process and in one of its own."""
 
 import errno
+import re
 import signal
 
 import pytest
@@ -117,6 +118,19 @@ def test_a_full_disk_or_missing_rights_exit_with_2_and_the_cure(smoe, replace, e
     assert result.exit_code == 2
     assert said in result.stderr
     assert "exp_dir" in result.stderr
+
+
+FORGED = "a\x1b]0;owned\x07\x9b2J\u202egnp\ud800"
+HARMLESS = r"a\x1b]0;owned\x07\x9b2J\u202egnp\ud800"
+
+
+@pytest.mark.parametrize("error", [DataError(f"cut `{FORGED}`:\nsilent", f"remove {FORGED}"), Interrupted(FORGED), ValueError(FORGED)])
+def test_what_somebody_wrote_into_an_id_does_nothing_to_a_terminal(smoe, replace, error):
+    replace("params", error)
+    for shown in (smoe("params").stderr, smoe("--debug", "params").stderr):
+        assert HARMLESS in shown
+        assert not re.search(r"[^\n -~]", shown)
+        assert "`:\nsilent\n\nhint: remove" in shown or not isinstance(error, DataError)
 
 
 def test_a_command_may_end_with_a_code_of_its_own(smoe, replace):

@@ -48,8 +48,10 @@ WORK = """
 from smoe_cli.cli.watcher import open_watcher
 with open_watcher() as watcher:
     watcher.log("[bold] is no markup")
+    watcher.log("\\x1b]0;owned\\x07")
     for done in range(3):
         watcher.progress("train", done, 2, "[loss 1]")
+        watcher.progress("\\x1b]0;owned\\x07", done, 2, "\\x1b]0;owned\\x07")
 print("result")
 """
 
@@ -61,6 +63,7 @@ def test_a_log_file_gets_no_control_characters():
     assert done.stdout == "result\n"
     assert done.stderr.splitlines()[0] == "[bold] is no markup"
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stderr)
+    assert done.stderr.splitlines()[1] == r"\x1b]0;owned\x07"
 
 
 def on_terminal(**environment: str) -> str:
@@ -94,6 +97,7 @@ def test_a_terminal_gets_a_bar_and_keeps_a_line():
     assert "\x1b[" in text
     assert "━" in text
     assert "[bold] is no markup" in text
+    assert r"\x1b]0;owned\x07" in text and "\x1b]" not in text and "\x07" not in text
     assert "train  2/2  0:00:00  [loss 1]" in text
 
 

@@ -71,6 +71,13 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
         ("no audio named", edit(MUSTC + "/txt/train.yaml", "wav: ted_1.wav", "x: y"), r"segment 1: names no audio as `wav`"),
         ("far outside", edit(MUSTC + "/txt/train.yaml", "duration: 1.0", "duration: 100.0"), r"from 2.00 to 102.00 s, but audio"),
         ("backwards", edit(MUSTC + "/txt/train.yaml", "duration: 1.0", "duration: -1.0"), r"lasts -1.00 s"),
+        ("late", edit(MUSTC + "/txt/train.yaml", "0.250000", "1.0e306"), r"segment 1: `offset` `1.0e306` is out of all bounds"),
+        ("deep", edit(MUSTC + "/txt/train.yaml", "0.250000", "[" * 200_000), r"train.yaml` is no list of segments from line 1 on"),
+        (
+            "a list in lists",
+            edit(MUSTC + "/txt/train.yaml", "- {", "- " * 100_000 + "{"),
+            r"train.yaml` is no list of segments from line 1",
+        ),
         ("nested", edit(MUSTC + "/txt/train.yaml", "0.250000", "[0.25]"), r"train.yaml` is no list of segments from line 1 on"),
         ("no YAML", edit(MUSTC + "/txt/train.yaml", "}", ""), r"train.yaml` line \d is not YAML"),
         ("latin-1", lambda r: (r / MUSTC / "txt/train.de").write_bytes(b"a\n\xfcber\nc\n"), r"train.de` line 2 is not UTF-8: byte 0xfc"),
@@ -92,6 +99,12 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
         ("missing audio", lose("fleurs/en_us/audio/dev/200.wav"), r"1 of 9 .*no audio file `.*audio/dev/200.wav`"),
         ("cut-off audio", break_off("fleurs/en_us/audio/dev/200.wav"), r"200.wav.* breaks off"),
         ("lost field", edit("fleurs/en_us/test.tsv", "\tFEMALE", ""), r"test.tsv` line 1 has 6 fields, 7 are expected"),
+        (
+            "another length",
+            edit("fleurs/en_us/test.tsv", "\t16000\t", "\t17000\t"),
+            r"1 of 9 .*test.tsv` line 1 says that `.*300.wav` lasts 1.0625 s; it lasts 1\n",
+        ),
+        ("no length", edit("fleurs/en_us/test.tsv", "\t16000\t", "\tlong\t"), r"test.tsv` line 1: `num_samples` `long` is not a number"),
         ("missing translations", lose("fleurs/de_de/train.tsv"), r"no file `.*de_de/train.tsv`"),
     ],
     "europarl-st": [
@@ -138,6 +151,7 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
             write(CALLS + "/corpus/ldc/fisher_dev.en.2", "Hi"),
             r"fisher_dev.en.2` has 1 lines, `.*mapping/fisher_dev` 3",
         ),
+        ("line of many digits", edit(CALLS + "/mapping/fisher_train", " 4", " " + "9" * 5000), r"has no line `9+`"),
         ("damaged line", edit(FISHER, "\t0\t0.0\t0.9", "\t0\tnow\t0.9"), r"fisher_train` line 1: start `now` is not a number"),
         (
             "unknown call",
