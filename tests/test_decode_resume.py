@@ -233,7 +233,7 @@ def test_bare_audio_whose_text_is_only_printed_keeps_nothing(config, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-HEADER = Header(smoe="0", model="a", settings=DecodeSettings(), batches="b", utterances=9, matmul="highest")
+HEADER = Header(smoe="0", model="a", texts="t", settings=DecodeSettings(), batches="b", utterances=9, matmul="highest")
 
 
 def test_two_processes_never_write_to_one_part_file(tmp_path):

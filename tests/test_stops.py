@@ -28,6 +28,7 @@ from smoe_cli.errors import CheckpointError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.loss import Losses
 from smoe_cli.training import Trainer
+from smoe_cli.training.guard import leave_locks, locked
 from smoe_cli.training.loading import feed
 from tests.test_diary import Listener, lines
 from tests.test_training import assert_bit_identical, dense, prepared, trainer, weights
@@ -526,3 +527,18 @@ def test_metrics_have_every_step_once_and_no_torn_line(prepared, tmp_path):
         assert [line["step"] for line in lines(tmp_path / name)] == [line["step"] for line in before], name
     trainer(prepared, tmp_path, **settings).run()
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [4, 8, 8], "the average at the end is not told twice"
+
+
+def test_a_loader_that_outlives_a_killed_trainer_does_not_hold_its_lock(tmp_path):
+    asked, told = os.pipe()
+    with locked(tmp_path / "training.lock"):
+        child = os.fork()
+        if child == 0:
+            leave_locks()
+            os.read(asked, 1)
+            os._exit(0)
+        with pytest.raises(SmoeError, match="another process is training"), locked(tmp_path / "training.lock"):
+            pass
+    with locked(tmp_path / "training.lock"):
+        os.write(told, b".")
+    assert os.waitpid(child, 0)[1] == 0

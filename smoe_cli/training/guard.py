@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from smoe_cli.errors import SmoeError
 
@@ -35,6 +36,16 @@ def stop_flag() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+_held: list[IO[str]] = []
+"""The locks of this process, which one that it forks has too, for as long as it lives."""
+
+
+def leave_locks() -> None:
+    """In a process that was forked: the locks are its parent's alone, and end with it."""
+    while _held:
+        _held.pop().close()
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process per folder; the lock ends with the process, however that ends.
@@ -52,4 +63,8 @@ def locked(path: Path) -> Iterator[None]:
                 f"`{path}` cannot be locked, so that no second process trains in its folder: {error.strerror or error}",
                 "set exp_dir to a folder on a file system that has locks, or mount this one with them",
             ) from error
-        yield
+        _held.append(file)
+        try:
+            yield
+        finally:
+            _held.remove(file)

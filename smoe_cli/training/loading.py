@@ -26,6 +26,7 @@ from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.train_settings import AugmentSettings
+from smoe_cli.training.guard import leave_locks
 from smoe_cli.watch import Watcher
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -89,6 +90,7 @@ def obey_the_trainer_alone(worker: int) -> None:
     that the trainer needs to finish its step. That it ends after the trainer, however that ends, is torch's own doing: it looks every 5 s.
     """
     del worker
+    leave_locks()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # for processes that do not begin as a copy of the trainer
 
     def wait() -> None:

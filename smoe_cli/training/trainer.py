@@ -219,7 +219,7 @@ class Trainer:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
         coming = feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size, stop)
-        # Closed at once, whatever ends the loop: processes that load hold the lock of the folder as long as they live.
+        # Closed at once, whatever ends the loop: its processes end with it.
         with closing(coming):
             for batches in meter.waiting_for(coming):
                 losses = self.train_step(*batches)
