@@ -177,10 +177,9 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
         for name, count in gathered.assumed.items()
         if count
     ]
-    notes += [
-        f"{count} utterances in `{language}` serve no task: no cut was written{_renaming(config, [language])}"
-        for language, count in sorted(gathered.unserved.items())
-    ]
+    for language, count in sorted(gathered.unserved.items()):
+        cure = _renaming(config, [language])
+        notes.append(f"{count} utterances in `{language}` serve no task: no cut was written" + (f"; {cure}" if cure else ""))
     notes += gathered.left_out
     notes += contradictions(gathered.bands.rows())
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
@@ -200,10 +199,16 @@ def _check_served(config: Config, gathered: Gathered, corpora: Sequence[str]) ->
                 f"{nobody} a label `{config.label(task)}` for task `{task}`",
                 "name it under `data.corpora.*.labels`, its column under `label_columns`, or its field under `label_fields`",
             )
+        spoken = config.kind(task).target == "transcript"
+        where = f"their speech is in {', '.join(f'`{one}`' for one in sorted(gathered.spoken))}" if spoken else "no translation says it"
+        first = _renaming(config, sorted(gathered.spoken)) or (
+            "name the spoken language: `data.corpora.*.language`"
+            if spoken
+            else "name the column or field under `data.corpora.*.translations`"
+        )
         raise DataError(
-            f"{nobody} a text for task `{task}`, language `{lang}`",
-            f"name the column or field under `data.corpora.*.translations`, or take `{lang}` out of `tasks.{task}.languages`"
-            + _renaming(config, sorted(gathered.spoken)),
+            f"{nobody} a text for task `{task}`, language `{lang}`: {where}",
+            f"{first}; or take `{lang}` out of `tasks.{task}.languages`",
         )
 
 
@@ -211,7 +216,7 @@ def _renaming(config: Config, languages: Iterable[str]) -> str:
     """How to say that languages are those of the recipe under other names, where they look so; else empty."""
     known = {lang for _, lang in config.targets()}
     meant = {name: base for name in languages if name not in known and (base := re.split("[-_]", name)[0].lower()) in known}
-    return f"; `data.corpora.*.languages: {{{', '.join(f'{name}: {lang}' for name, lang in meant.items())}}}` renames" if meant else ""
+    return f"`data.corpora.*.languages: {{{', '.join(f'{name}: {lang}' for name, lang in meant.items())}}}` renames" if meant else ""
 
 
 def _unheard(config: Config, gathered: Gathered) -> list[str]:

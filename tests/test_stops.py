@@ -530,15 +530,18 @@ def test_metrics_have_every_step_once_and_no_torn_line(prepared, tmp_path):
 
 
 def test_a_loader_that_outlives_a_killed_trainer_does_not_hold_its_lock(tmp_path):
-    asked, told = os.pipe()
+    (asked, told), (heard, ready) = os.pipe(), os.pipe()
     with locked(tmp_path / "training.lock"):
         child = os.fork()
         if child == 0:
+            os.close(told)
             leave_locks()
+            os.write(ready, b".")
             os.read(asked, 1)
             os._exit(0)
+        os.read(heard, 1)
         with pytest.raises(SmoeError, match="another process is training"), locked(tmp_path / "training.lock"):
             pass
     with locked(tmp_path / "training.lock"):
-        os.write(told, b".")
+        os.close(told)
     assert os.waitpid(child, 0)[1] == 0

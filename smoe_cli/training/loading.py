@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -54,15 +55,16 @@ def feed(
     Raises:
         SmoeError: If a batch cannot be made, or a worker has ended.
     """
-    loader = DataLoader(
-        CutBatches(collator, table_of(batches)),
-        sampler=From(batches, step, per_step, rank, size),
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=False,
-        worker_init_fn=obey_the_trainer_alone,
-    )
-    with _unheard():
+    # How many processes read is the user's choice, also where torch would take fewer.
+    with _unheard(), warnings.catch_warnings(action="ignore", category=UserWarning):
+        loader = DataLoader(
+            CutBatches(collator, table_of(batches)),
+            sampler=From(batches, step, per_step, rank, size),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=False,
+            worker_init_fn=obey_the_trainer_alone,
+        )
         made = map(_sound, iter(loader))
     with workers_noticed():
         try:

@@ -237,7 +237,7 @@ class Trainer:
         self._save_checkpoint()
         raise Interrupted(
             f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
-            "run `smoe train` again to continue exactly there",
+            "run the same command again to continue exactly there",
         )
 
     def _review(self, meter: Meter) -> None:
