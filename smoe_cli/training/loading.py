@@ -55,8 +55,9 @@ def feed(
     Raises:
         SmoeError: If a batch cannot be made, or a worker has ended.
     """
-    # How many processes read is the user's choice, also where torch would take fewer.
-    with _unheard(), warnings.catch_warnings(action="ignore", category=UserWarning):
+    with _unheard(), warnings.catch_warnings():
+        # How many processes read is the user's choice, also where torch would take fewer.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader = DataLoader(
             CutBatches(collator, table_of(batches)),
             sampler=From(batches, step, per_step, rank, size),
