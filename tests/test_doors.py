@@ -224,6 +224,14 @@ def test_recordings_of_kaldi_do_not_fill_the_memory(kaldi, tmp_path, monkeypatch
     assert most_bytes() > 200, "what the measure sees of one table in memory"
 
 
+@pytest.mark.parametrize(("name", "setting"), [("text", "text"), ("text.tc.de", "translations.de")])
+def test_texts_that_have_another_name_are_no_reason_to_correct_the_folder(kaldi, tmp_path, name, setting):
+    (kaldi / name).rename(kaldi / "other")
+    with pytest.raises(DataError, match=rf"no file `.*train/{name}`") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", KALDI))
+    assert caught.value.hint.startswith(f"correct `data.corpora.theirs.{setting}`, or bring the file back; ")
+
+
 def test_a_damaged_recording_is_said_once_for_all_its_segments(kaldi, tmp_path):
     (kaldi / "wav" / "r1.wav").unlink()
     found, problems = read(tmp_path / "corpus", KALDI)
@@ -375,6 +383,13 @@ def test_splits_of_an_audio_folder_may_have_files_of_the_same_name(tmp_path):
     shutil.copytree(tmp_path / "corpus" / "train", tmp_path / "corpus" / "test")
     found, problems = read(tmp_path / "corpus", FOLDER | {"splits": {"dev": None}})
     assert problems == [] and [u.id for u in found] == ["train-sub-b", "train-a", "test-sub-b", "test-a"]
+
+
+def test_a_table_of_the_other_kind_is_pointed_out(tmp_path):
+    audiofolder(tmp_path / "corpus", ROWS, "metadata.jsonl")
+    with pytest.raises(DataError, match=r"no table `.*metadata.csv`") as caught:
+        pipeline.prepare(recipe(tmp_path / "corpus", FOLDER))
+    assert caught.value.hint == "there is `metadata.jsonl`: say `data.corpora.theirs.metadata: metadata.jsonl`"
 
 
 def test_audio_that_no_row_of_an_audio_folder_names_is_counted_in_a_note(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smoe_cli.corpora.files import Named, recording_of
+from smoe_cli.corpora.files import Named, is_file, recording_of
 from smoe_cli.corpora.lines import (
     answers_of,
     bounded,
@@ -29,6 +29,7 @@ from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
 
 FILE = "file_name"
+TABLES = ("metadata.csv", "metadata.jsonl")
 
 
 def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
@@ -40,7 +41,10 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     """
 
     def folder(split: str, name: str) -> Iterator[Utterance]:
-        table = found(work.root / settings.path / name / settings.metadata, settings, work, f"folders.{split}", "table")
+        place = work.root / settings.path / name
+        others = [other for other in TABLES if other != settings.metadata and is_file(place / other)]
+        cure = f"there is `{others[0]}`: say `data.corpora.{work.name}.metadata: {others[0]}`" if others else ""
+        table = found(place / settings.metadata, settings, work, f"folders.{split}", "table", cure)
         rows: Iterator[tuple[str, Mapping[str, Any]]]
         rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
         with table.open("rb") as file:
@@ -54,7 +58,7 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
         yield from utterances(rows, total, make, work, f"{split} rows")
         named.report_others([table.parent], work, f"that no row of `{table}` names")
 
-    yield from each_split(settings, settings.folders, work, folder)
+    yield from each_split(settings, settings.folders, work, "path", folder)
 
 
 def _columns(settings: AudioFolderCorpus) -> list[str]:

@@ -172,12 +172,16 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
         for table in folder.beside():
             table.end()
 
-    yield from each_split(settings, settings.folders, work, read_folder)
+    yield from each_split(settings, settings.folders, work, "path", read_folder)
 
 
 def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
-    def table(name: str) -> _Table:
-        return _Table(found(path / name, settings, work, f"folders.{split}", "file"), work)
+    def table(name: str, cure: str = "") -> _Table:
+        return _Table(found(path / name, settings, work, f"folders.{split}", "file", cure), work)
+
+    def texts(name: str, setting: str, none: str) -> _Beside:
+        # The folder is there, as it has a list of its recordings.
+        return _Beside(table(name, f"correct `data.corpora.{work.name}.{setting}`, or bring the file back; {none}"), listing)
 
     def table_if_any(name: str) -> _Table | None:
         # A link that leads nowhere is a file that was lost, not one that never was.
@@ -199,8 +203,11 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
         listing=listing,
         wavs=None if segments is None else held(wavs),
         channels=held(table_if_any("reco2file_and_channel")),
-        transcripts=beside(table(settings.text) if settings.text else None),
-        translations={lang: [_Beside(table(name), listing) for name in names] for lang, names in named.items()},
+        transcripts=texts(settings.text, "text", "`null`: there are no transcripts") if settings.text else None,
+        translations={
+            lang: [texts(name, f"translations.{lang}", "an empty one: nothing is translated here") for name in names]
+            for lang, names in named.items()
+        },
         speakers=beside(table_if_any("utt2spk")),
         languages=beside(table_if_any("utt2lang")),
         outside=Outside(settings.allow_sources, work, path if settings.audio_root is None else work.root / settings.audio_root),

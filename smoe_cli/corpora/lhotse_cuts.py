@@ -43,7 +43,7 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
         items = ((f"`{path}` line {item.number}", item) for item in _items(path, settings, work))
         yield from utterances(items, sum(1 for _ in read_lines(path)), make, work, f"{split} cuts")
 
-    yield from each_split(settings, settings.cuts, work, manifest)
+    yield from each_split(settings, settings.cuts, work, "cuts", manifest)
 
 
 def _items(path: Path, settings: LhotseCorpus, work: Work) -> Iterator[Item]:

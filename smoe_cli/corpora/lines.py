@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, TypeVar
 
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.files import is_file
+from smoe_cli.corpora.files import is_dir, is_file
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen
-from smoe_cli.corpus_settings import CorpusSettings
+from smoe_cli.corpus_settings import CorpusSettings, FolderCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object
 from smoe_cli.tags import Bandwidth
@@ -30,16 +30,24 @@ def wanted(settings: CorpusSettings, parts: Mapping[str, P]) -> list[tuple[str, 
 
 
 def each_split(
-    settings: CorpusSettings, parts: Mapping[str, P], work: Work, read: Callable[[str, P], Iterable[Utterance]]
+    settings: CorpusSettings, parts: Mapping[str, P], work: Work, key: str, read: Callable[[str, P], Iterable[Utterance]]
 ) -> Iterator[Utterance]:
     """Yield what is read of each split that the recipe does not leave out; what ends one goes to `work.lost`, and the next is read.
 
     Args:
+        key: The setting that says where they lie, e.g. `manifests`.
         read: Called with the split and its file or folder; raises DataError.
 
     Raises:
         Unwritable: If audio cannot be written.
     """
+    folder = work.root / settings.path if isinstance(settings, FolderCorpus) else work.root
+    paths = [folder / path for _, path in wanted(settings, parts)]
+    if paths and not any(_may_be_there(path) for path in paths):
+        # All hang on one setting then, which is likelier to be wrong than each for itself.
+        listed = ", ".join(f"`{path}`" for path in paths)
+        work.lost(DataError(f"nothing of the corpus is there: no {listed}", where_it_lies("them", f"data.corpora.{work.name}.{key}")))
+        return
     for split, path in wanted(settings, parts):
         try:
             yield from read(split, path)
@@ -49,12 +57,13 @@ def each_split(
             work.lost(error)
 
 
-def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str = "manifest") -> Path:
+def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str = "manifest", cure: str = "") -> Path:
     """A file that a corpus starts from.
 
     Args:
         key: The setting that names it, e.g. `manifests.train`.
         what: What to call it.
+        cure: What to do if it is missing, where another setting than `key` is likelier to be wrong.
 
     Raises:
         DataError: If it is missing, or lies outside the corpus's folder and is not trusted.
@@ -64,9 +73,23 @@ def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str 
         check_within(path, work.root, f"`{where}`")
     if not is_file(path):
         split = key.partition(".")[2]
-        leave_out = f"; if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`" if split else ""
-        raise DataError(f"no {what} `{path}`", f"correct `{where}` or `data.root`{leave_out}")
+        leave_out = f"if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`"
+        cure = cure or (f"correct `{where}` or `data.root`; {leave_out}" if split else where_it_lies("it", where))
+        raise DataError(f"no {what} `{path}`", cure)
     return path
+
+
+def _may_be_there(path: Path) -> bool:
+    """Whether there is such a file or folder; one that nobody may see counts, and whoever reads it says so."""
+    try:
+        return is_file(path) or is_dir(path)
+    except DataError:
+        return True
+
+
+def where_it_lies(what: str, key: str) -> str:
+    """The cure for a corpus of which nothing is there."""
+    return f"set `data.root` to the folder that holds {what}, for example --set data.root=FOLDER, or correct `{key}`"
 
 
 def utterances(

@@ -64,7 +64,7 @@ def read(settings: NemoCorpus, work: Work) -> Iterator[Utterance]:
 
         yield from utterances(rows, total, make, work, f"{split} rows")
 
-    yield from each_split(settings, settings.manifests, work, manifest)
+    yield from each_split(settings, settings.manifests, work, "manifests", manifest)
 
 
 def _merged(path: Path, many: Counter[bytes], settings: NemoCorpus, work: Work) -> Iterator[tuple[str, _Row]]:

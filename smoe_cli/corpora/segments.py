@@ -19,7 +19,7 @@ from lhotse import Recording
 
 from smoe_cli.audio import LONGEST_S, TOLERANCE_S
 from smoe_cli.corpora.files import CALL_SUFFIXES, files_below, is_dir, is_file, recording_of, refuse
-from smoe_cli.corpora.lines import table_rows, text_lines
+from smoe_cli.corpora.lines import table_rows, text_lines, where_it_lies
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import PublishedCorpus
 from smoe_cli.errors import DataError
@@ -83,7 +83,7 @@ class Source:
             name = f"data.corpora.{self.work.name}"
             raise DataError(
                 f"no folder `{folder}`, where `{name}.{setting}` says that the corpus lies",
-                f"set `data.root` to the folder that holds it, for example --set data.root=FOLDER, or correct `{name}.{setting}`",
+                where_it_lies("it", f"{name}.{setting}"),
             )
         return folder
 

@@ -53,7 +53,7 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
             except DataError as error:
                 work.lost(error)
 
-    yield from each_split(settings, settings.folders, work, folder)
+    yield from each_split(settings, settings.folders, work, "path", folder)
 
 
 def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[tuple[Path, Path]]:
