@@ -15,7 +15,7 @@ from smoe_cli.config import Config
 from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
 from tests.conftest import tiny_config
-from tests.corpora.test_published_damage import FISHER, LIBRI, MUSTC, SWB, lose
+from tests.corpora.test_damaged_trees import FISHER, LIBRI, MUSTC, SWB, lose
 from tests.corpora.trees import TREES
 from tests.corpora.trees import recipe as published
 from tests.test_training import write_corpus

@@ -1,10 +1,12 @@
 """The recipes on recorded speech: each prepares from the true corpus, every route of it is served."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from smoe_cli import pipeline
+from smoe_cli.corpus_settings import Corpus
 from smoe_cli.recipe import load_config
 from tests.corpora.trees import TREES
 
@@ -26,6 +28,14 @@ def test_a_recipe_finds_its_corpus_and_every_route_is_served(name, real_speech, 
     rows = pipeline.prepare(config).rows
     assert {(row.task, row.lang, row.bandwidth) for row in rows} == {(r.task, r.lang, str(r.bandwidth)) for r in config.routes()}
     assert all(row.cuts > 0 and row.hours > 0 for row in rows)
+
+
+def test_every_kind_of_corpus_has_a_recipe():
+    """Somebody who has such a corpus has a `smoe.yaml` to begin with."""
+    kinds = {kind.model_fields["type"].default for kind in get_args(get_args(Corpus)[0])}
+    shown = {corpus.type for path in RECIPES.glob("*/smoe.yaml") for corpus in load_config(path, ["data.root=."]).data.corpora.values()}
+    assert len(kinds) >= 16
+    assert shown == kinds
 
 
 def test_every_recipe_is_tested_here_or_over_a_tiny_tree_or_synthetic():

@@ -1,12 +1,13 @@
-"""Tiny trees of published corpora: the folders, names and formats that their archives unpack to, with tones instead of speech."""
+"""Tiny trees of published corpora: the folders, names and formats that their archives unpack to, with tones instead of speech.
+
+`doors.py` has those of tables and other toolkits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import soundfile
 from lhotse import MonoCut
 
 from smoe_cli import pipeline
@@ -15,6 +16,8 @@ from smoe_cli.cuts import read_cuts
 from smoe_cli.layout import Layout
 from smoe_cli.preparation import PrepareReport
 from smoe_cli.recipe import load_config
+from tests.corpora.doors import DOORS
+from tests.corpora.writing import text, tone
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -30,18 +33,6 @@ def prepared(name: str, root: Path, *changes: str) -> tuple[PrepareReport, list[
     report = pipeline.prepare(config)
     paths = [Layout.of(config).cuts(split) for split in ("train", "dev", "test")]
     return report, [cut for path in paths if path.is_file() for cut in read_cuts(path)]
-
-
-def tone(path: Path, seconds: float = 1.0, rate: int = 16000, levels: Sequence[float] = (0.3,), **form: str) -> None:
-    """A file with one tone per channel, each as loud as its level."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wave = np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
-    soundfile.write(path, np.stack([level * wave for level in levels], axis=1), rate, **form)
-
-
-def text(path: Path, *lines: str, encoding: str = "utf-8") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode(encoding))
 
 
 def _librispeech_part(root: Path, part: str, speaker: int) -> None:
@@ -206,7 +197,7 @@ def switchboard(root: Path) -> None:
             text(folder / f"{name}-trans.text", *(f"{name}-{number:04d} {line}" for number, line in enumerate(lines, start=1)))
 
 
-TREES: dict[str, Callable[[Path], None]] = {
+PUBLISHED: dict[str, Callable[[Path], None]] = {
     "librispeech": librispeech,
     "mini-librispeech": mini_librispeech,
     "mustc": mustc,
@@ -218,4 +209,5 @@ TREES: dict[str, Callable[[Path], None]] = {
     "fisher-callhome": fisher_callhome,
     "switchboard": switchboard,
 }
+TREES = PUBLISHED | DOORS
 """Recipe -> what writes the corpus that it expects."""
