@@ -42,7 +42,8 @@ from typing import Any
 
 import torch
 from peer_worker import GEMM, PEERS, SCALES, Shape, Variant
-from routing import interval, machine
+from routing import machine
+from turns import interval
 
 from smoe_cli.model.cost import FRAMES_PER_S, TOKENS_PER_S, UTTERANCE_S, multiply_adds_per_second
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText

@@ -6,10 +6,10 @@
     python benchmarks/routing.py --json
 
 One process holds the dense model and one S-MoE model at a time, whose experts are all copies of the dense model's
-networks: that both compute the same is checked before anything is timed. The variants then take turns, round after round
-in changing order, in training step by step, in decoding token by token; so a machine that becomes busier or slower in between
-slows both sides of each ratio. What is reported is the geometric mean over rounds of (variant / dense in the same round), and the
-interval that holds it with 95 % certainty (bootstrap over rounds): a bound within that interval is not decided.
+networks: that both compute the same is checked before anything is timed. Each variant then takes turns with the dense model, round after
+round, in training layer by layer, forward and backward, in decoding token by token; so a machine that becomes busier or slower in between
+slows both sides of each ratio (`turns.py`). What is reported is the geometric mean over rounds of (variant / dense in the same round), and
+the interval that holds it with 95 % certainty (bootstrap over rounds): a bound within that interval is not decided.
 
 Measured on one thread, CPU seconds leave out the time in which other processes had the core. Experts that no batch here
 uses are parameters of model and optimiser like all others, but lie in the memory of one that is used: nothing reads or
@@ -24,20 +24,18 @@ import gc
 import json
 import os
 import platform
-import random
 import re
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
 import torch
 from torch import Tensor
+from turns import Times, Turn, hand_on, hand_on_after, interval, one_arena, take_turns, use_memory
 
 from smoe_cli import __version__
 from smoe_cli.batching import Batch
@@ -58,7 +56,7 @@ TINY = {"dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "encode
 class Scale:
     """How large everything is: the model's `Dimensions`, N, T, U, tokens that a decoding is forced to write, beam widths.
 
-    At paper scale a batch is of 120 s, the default of `train.batch_s`.
+    At paper scale a batch is of 120 s, the default of `train.batch_s`. All of it together takes `memory_gb`.
     """
 
     model: dict[str, Any]
@@ -67,6 +65,7 @@ class Scale:
     tokens: int = 40
     forced_tokens: int = 30
     beams: tuple[int, ...] = (1, 5)
+    memory_gb: float = 14
 
     def without_ctc(self) -> Scale:
         return replace(self, model=self.model | {"ctc": False})
@@ -74,24 +73,16 @@ class Scale:
 
 SCALES = {
     "paper": Scale({"vocab_size": 40_000}),
-    "small": Scale({"vocab_size": 8_000, "subsampling_channels": 512} | SMALL),
-    "tiny": Scale({"vocab_size": 300, "mel_bins": 8, "subsampling_channels": 16} | TINY, frames=60, tokens=6, forced_tokens=4),
+    "small": Scale({"vocab_size": 8_000, "subsampling_channels": 512} | SMALL, memory_gb=3),
+    "tiny": Scale(
+        {"vocab_size": 300, "mel_bins": 8, "subsampling_channels": 16} | TINY, frames=60, tokens=6, forced_tokens=4, memory_gb=0.1
+    ),
 }
 USED_EXPERTS = 8
 """Experts of each layer that batches use, at most: a mixed one all of them, single-route ones one after the other."""
 BOUNDS = {"single-route": 1.02, "mixed": 1.05}
-RESAMPLES = 2000
 FLAT = 0.03
 """How far decoding may move from the fewest experts to any other number of them."""
-
-
-@dataclass
-class Times:
-    """Seconds of one variant, by round."""
-
-    cpu: list[float] = field(default_factory=list)
-    wall: list[float] = field(default_factory=list)
-    phases: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,33 +112,6 @@ class Row:
     cpu_s: float
     dense_cpu_s: float
     phases: dict[str, float]
-
-
-class Clock:
-    """Seconds of the pieces of work that were done under it, and of the phases that were marked."""
-
-    def __init__(self) -> None:
-        self.wall = self.cpu = 0.0
-        self.phases: dict[str, float] = {}
-
-    def piece(self, work: Iterator[object]) -> bool:
-        """Do the next piece of work; false if there is none."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        done = next(work, self) is not self
-        self.cpu += time.process_time() - cpu
-        self.wall += time.perf_counter() - wall
-        return done
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.process_time()
-        yield
-        self.phases[name] = time.process_time() - start
-
-    def put_into(self, times: Times) -> None:
-        times.cpu.append(self.cpu)
-        times.wall.append(self.wall)
-        times.phases.append(self.phases)
 
 
 def noise(scale: Scale) -> Batch:
@@ -190,23 +154,23 @@ class Trained:
         self.model, self.batch, self.precision = model, batch, precision
         self.settings = TrainSettings()
         self.optimiser = make_optimiser(model, self.settings)
+        hand_on_after([*model.encoder.layers, *model.decoder.layers])
 
     def with_experts(self, expert_N: Tensor) -> Batch:
         return replace(self.batch, encoder_expert=expert_N, decoder_expert=expert_N)
 
-    def phases(self, expert_N: Tensor, clock: Clock) -> Iterator[None]:
-        """One optimiser step with these experts, in one piece: the next model's then has all the memory that this one used."""
+    def step(self, expert_N: Tensor, turn: Turn) -> None:
+        """One optimiser step with these experts; a piece is a layer's forward or backward pass, and what lies between two layers."""
         batch, model = self.with_experts(expert_N), self.model
         self.optimiser.zero_grad(set_to_none=True)
-        with clock.phase("forward"):
+        with turn.phase("forward"):
             loss = losses_of(model, batch, batch.features, self.settings, self.precision, PAD_ID).total
-        with clock.phase("backward"):
+        with turn.phase("backward"):
             loss.backward()
-        with clock.phase("clipping"):
+        with turn.phase("clipping"):
             clip(model, self.optimiser, self.settings.clip_norm)
-        with clock.phase("AdamW"):
+        with turn.phase("AdamW"):
             self.optimiser.step()
-        yield
 
     @torch.inference_mode()
     def decode(self, beams: int, forced_tokens: int, expert_N: Tensor) -> Iterator[Tensor]:
@@ -218,26 +182,6 @@ class Trained:
         for position in range(forced_tokens):
             tokens_M = batch.tokens_in[:, position % batch.tokens_in.shape[1]].repeat_interleave(beams)
             yield model.decoder.step(tokens_M, state, memory, batch.decoder_expert)
-
-
-def take_turns(variants: dict[str, Callable[[int, Clock], Iterator[object]]], rounds: int, say: Callable[[str], None]) -> dict[str, Times]:
-    """Time every variant once in each round, piece by piece in turn, in an order that changes; one round before them warms up."""
-    times = {name: Times() for name in variants}
-    order, shuffle = list(variants), random.Random(0)
-    for number in range(-1, rounds):
-        clocks = {name: Clock() for name in variants}
-        running = {name: variants[name](number, clocks[name]) for name in variants}
-        while running:
-            shuffle.shuffle(order)
-            for name in order:
-                if name in running and not clocks[name].piece(running[name]):
-                    del running[name]
-        if number >= 0:
-            for name, clock in clocks.items():
-                clock.put_into(times[name])
-        if number >= 0:
-            say("  ".join(f"{name} {times[name].cpu[-1]:.3f}" for name in variants))
-    return times
 
 
 def compare(work: str, experts: int, batch: str, routes: int, times: Times, dense: Times) -> Row:
@@ -261,13 +205,6 @@ def compare(work: str, experts: int, batch: str, routes: int, times: Times, dens
     )
 
 
-def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Where the geometric mean lies with 95 % certainty: percentiles of its bootstrap over rounds."""
-    generator = random.Random(0)
-    means = sorted(geometric_mean(generator.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]
-
-
 def mixed_batch(utterances: int, routes: int) -> Tensor:
     """Expert of each utterance: spread evenly, in no order, as a mixed batch would come."""
     generator = torch.Generator().manual_seed(0)
@@ -277,20 +214,17 @@ def mixed_batch(utterances: int, routes: int) -> Tensor:
 def measure_training(scale: Scale, dense: Trained, routed: Trained, experts: int, rounds: int, say: Callable[[str], None]) -> list[Row]:
     n, routes = scale.utterances, min(USED_EXPERTS, experts, scale.utterances)
     zeros, mixed = torch.zeros(n, dtype=torch.int64), mixed_batch(n, routes)
-    times = take_turns(
-        {
-            "dense": lambda _, clock: dense.phases(zeros, clock),
+    rows = []
+    # Mixed batches first: after them every expert has its optimiser state, which costs time once and not again.
+    for name, used, expert_N in (("mixed", routes, mixed), ("single-route", 1, None)):
+
+        def step(number: int, turn: Turn, given: Tensor | None = expert_N) -> None:
             # Each round another route, as training interleaves them.
-            "single-route": lambda number, clock: routed.phases(torch.full((n,), number % routes), clock),
-            "mixed": lambda _, clock: routed.phases(mixed, clock),
-        },
-        rounds,
-        say,
-    )
-    return [
-        compare("training step", experts, batch, used, times[batch], times["dense"])
-        for batch, used in (("single-route", 1), ("mixed", routes))
-    ]
+            routed.step(torch.full((n,), number % routes) if given is None else given, turn)
+
+        times = take_turns({"dense": lambda _, turn: dense.step(zeros, turn), name: step}, rounds, say)
+        rows.append(compare("training step", experts, name, used, times[name], times["dense"]))
+    return rows
 
 
 def measure_decoding(scale: Scale, dense: Trained, routed: Trained, experts: int, rounds: int, say: Callable[[str], None]) -> list[Row]:
@@ -298,8 +232,9 @@ def measure_decoding(scale: Scale, dense: Trained, routed: Trained, experts: int
     zeros = torch.zeros(n, dtype=torch.int64)
     for beams in scale.beams:
 
-        def run(trained: Trained, expert: int, beams: int = beams) -> Iterator[Tensor]:
-            return trained.decode(beams, scale.forced_tokens, zeros + expert)
+        def run(trained: Trained, expert: int, beams: int = beams) -> None:
+            for _ in trained.decode(beams, scale.forced_tokens, zeros + expert):
+                hand_on()
 
         times = take_turns(
             {"dense": lambda _, __: run(dense, 0), "single-route": lambda number, _: run(routed, number % min(USED_EXPERTS, experts))},
@@ -343,6 +278,8 @@ def measure(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     keep_memory()
+    one_arena()
+    use_memory(scale.memory_gb)
     load_before = os.getloadavg()
     train_precision = choose_precision(precision, torch.device("cpu"))
     say(f"{train_precision}, load {load_before[0]:.1f}")
@@ -430,7 +367,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="paper", help="default: %(default)s")
     parser.add_argument("--experts", type=int, nargs="+", default=[2, 8, 32, 64], metavar="E", help="of each layer; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=6, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s, so that CPU seconds count work and no waiting")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of training; default: as `smoe train`")
     parser.add_argument("--utterances", type=int, help="of 10 s in a batch; default: 12")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lhotse import MonoCut
 
     from smoe_cli.checkpoint import System
-    from smoe_cli.training import TrainReport
+    from smoe_cli.training import Trainer, TrainReport
 
 __all__ = [
     "DecodeReport",
@@ -51,6 +51,7 @@ __all__ = [
     "check_pack",
     "check_slim",
     "check_start",
+    "check_train",
     "convert",
     "decode",
     "export",
@@ -93,6 +94,28 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     Raises:
         ConfigError: If `resume` is neither `auto` nor `never`.
     """
+    trainer = _trainer(config, resume, watcher or Silent())
+    report = trainer.run(resume)
+    if trainer.ranks.leads:
+        write_json(trainer.folder / "report.json", report)
+        mark(config, "train")
+    return report
+
+
+def check_train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> None:
+    """Refuse what `train` refuses before its first step, and write nothing; of cuts and tokenizer, once they are there.
+
+    Arguments and errors are those of `train`.
+    """
+    layout = Layout.of(config)
+    if all(path.exists() for path in (layout.cuts("train"), layout.cuts("dev"), layout.tokenizer)):
+        _trainer(config, resume, watcher or Silent()).check(resume)
+    else:
+        check_start(config)
+
+
+def _trainer(config: Config, resume: str, watcher: Watcher) -> Trainer:
+    """The trainer of the recipe's files; arguments and errors are those of `train`."""
     from smoe_cli.cut_table import open_cuts
     from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
@@ -100,14 +123,11 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     if resume not in ("auto", "never"):
         raise ConfigError(f"unknown --resume `{resume}`; known: auto, never", "auto continues, never starts anew")
     layout = Layout.of(config)
-    trainer = Trainer(
-        config, layout.model, open_cuts(layout.cuts("train")), open_cuts(layout.cuts("dev")), open_tokenizer(layout.tokenizer), watcher
-    )
-    report = trainer.run(resume)
-    if trainer.ranks.leads:
-        write_json(layout.model / "report.json", report)
-        mark(config, "train")
-    return report
+    cuts, tokenizer = [open_cuts(layout.cuts(split)) for split in ("train", "dev")], open_tokenizer(layout.tokenizer)
+    trainer = Trainer(config, layout.model, cuts[0], cuts[1], tokenizer, watcher)
+    if errors := _errors(layout):
+        trainer.watcher.log(f"warning: the manifests have {errors}, with which `smoe run` would not train: `{layout.validation}`")
+    return trainer
 
 
 def check_start(config: Config, own_tokenizer: bool = True) -> None:
@@ -294,12 +314,13 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
     watcher = watcher or Silent()
     source = config.train.init_from
     # A run that goes on does not need it any more. Its tokenizer is the recipe's, once `tokenize` has run.
-    if not dry_run and source is not None and (force or source.exists()):
+    if source is not None and (force or source.exists()):
         check_start(config, own_tokenizer=False)
+    resume = "never" if force else "auto"
     functions: dict[str, Callable[[], object]] = {
         "prepare": lambda: prepare(config, watcher=watcher),
         "tokenize": lambda: tokenize(config, watcher=watcher),
-        "train": lambda: train(config, resume="never" if force else "auto", watcher=watcher),
+        "train": lambda: train(config, resume=resume, watcher=watcher),
         "decode": lambda: decode(config, watcher=watcher),
         "score": lambda: score(config, watcher=watcher),
         "route-audit": lambda: route_audit(config, watcher=watcher),
@@ -310,6 +331,9 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         step = plan_step(config, name)
         wanted = force or step.state == "would run"
         if dry_run:
+            if name == "train" and wanted and not upstream:
+                _check_valid(Layout.of(config))
+                check_train(config, resume=resume, watcher=watcher)
             # What an earlier step will rewrite may make this one stale.
             reason = step.reason or ("forced" if force else "an earlier step would run")
             steps.append(step.model_copy(update={"state": "would run", "reason": reason}) if wanted or upstream else step)
@@ -334,11 +358,17 @@ def _check_valid(layout: Layout) -> None:
     Raises:
         CheckError: If their validation, where there is one, has errors.
     """
+    if errors := _errors(layout):
+        raise CheckError(
+            f"the manifests have {errors}: `{layout.validation}`",
+            "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
+        )
+
+
+def _errors(layout: Layout) -> str:
+    """How many errors the manifests have, as far as they have been validated; empty for none."""
     from smoe_cli.validation.report import ValidationReport
 
     path = layout.validation
-    if path.exists() and (errors := read_json(path, ValidationReport, "validation", "smoe validate").errors):
-        raise CheckError(
-            f"the manifests have {errors:,} errors: `{path}`",
-            "`smoe validate` shows them; correct the corpus and prepare again, or take them out with `smoe validate --fix`",
-        )
+    count = read_json(path, ValidationReport, "validation", "smoe validate").errors if path.exists() else 0
+    return f"{count:,} error{'s' * (count > 1)}" if count else ""

@@ -48,8 +48,9 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     """
     path = path or Path(RECIPE_FILE)
     try:
-        # As safe as `safe_load`: the loader is a SafeLoader.
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_EachKeyOnce)
+        with path.open(encoding="utf-8") as file:
+            # As safe as `safe_load`: the loader is a SafeLoader.
+            tree = yaml.load(file, Loader=_EachKeyOnce)
     except FileNotFoundError:
         raise ConfigError(
             f"no recipe `{path}`", "change into a recipe folder or name one with --config; a trained model alone is used with --checkpoint"

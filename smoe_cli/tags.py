@@ -193,7 +193,7 @@ def experts_of(by: str, groups: Mapping[str, Sequence[str]], routes: Iterable[Ro
     for group, values in groups.items():
         for value in values:
             if value not in parts:
-                raise RouteError(f"group `{group}` names `{value}`; values of `{by}`: {', '.join(parts)}", "correct the value")
+                raise RouteError(f"group `{group}` names `{value}`; values of `{by}`: {', '.join(parts)}", "name one of these")
             if value in expert:
                 where = "twice" if expert[value] == group else f"and so does group `{expert[value]}`"
                 raise RouteError(f"group `{group}` names `{value}` {where}", "a value has one expert: name it once")
@@ -291,7 +291,7 @@ def check_routes(choice: Choice, routes: Iterable[Route], whose: str) -> None:
         values = list(dict.fromkeys(route.tags[axis] for route in routes))
         if value is not None and value not in values:
             raise RouteError(
-                f"{whose} has no route `{choice}`: of {axis} it has {', '.join(f'`{known}`' for known in values)}", "correct the value"
+                f"{whose} has no route `{choice}`: of {axis} it has {', '.join(f'`{known}`' for known in values)}", "name one of these"
             )
     if not any(choice.has(route) for route in routes):
         raise RouteError(f"{whose} has no route `{choice}`; it has: {', '.join(str(route) for route in routes)}", HOW_TO_CHOOSE)

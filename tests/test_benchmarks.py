@@ -28,10 +28,10 @@ def test_the_routing_benchmark_measures_every_variant():
     works = ["decoding, beam 1", "decoding, beam 5", "training step", "training step"]
     assert [row["work"] for row in result["rows"]] == works * 2
     assert [(row["experts"], row["batch"], row["routes"]) for row in result["rows"] if row["work"] == "training step"] == [
-        (2, "single-route", 1),
         (2, "mixed", 2),
-        (9, "single-route", 1),
+        (2, "single-route", 1),
         (9, "mixed", 8),
+        (9, "single-route", 1),
     ]
     assert all(row["ratio"] > 0 and row["lowest"] <= row["ratio"] <= row["highest"] for row in result["rows"])
 
@@ -88,3 +88,18 @@ def test_the_benchmark_of_data_compares_the_same_work_and_measures_every_way(tmp
     assert len({row["work"] for row in rows}) == 7
     assert all(row["speed"] > 0 and row["ratio"] > 0 for row in rows)
     assert len(rows) >= 17
+
+
+def test_the_benchmark_of_waiting_trains_with_each_number_of_workers(tmp_path):
+    lines = ["id\tpath\tsplit\tspeaker\ttranscript"]
+    for number in range(12):
+        split, name = ("dev" if number % 4 == 0 else "train"), f"{number}.flac"
+        folder = tmp_path / "real-read"
+        folder.mkdir(exist_ok=True)
+        soundfile.write(folder / name, speech(1.5, seed=number), 16000)
+        lines.append(f"u{number}\t{name}\t{split}\t{split}{number % 2}\tthe call number {number} was put through")
+    (tmp_path / "real-read" / "real-read.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = script("waiting.py", "--preset", "tiny", "--workers", "0", "1", "--steps", "2", "--intervals", "2", SMOE_DATA=str(tmp_path))
+    assert [row["workers"] for row in rows] == [0, 1]
+    assert all(0 <= share < 1 and speed > 0 for row in rows for share, speed in zip(row["waiting_share"], row["frames_per_s"], strict=True))
+    assert all(len(row["waiting_share"]) == 2 for row in rows)

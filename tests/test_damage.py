@@ -163,7 +163,7 @@ DAMAGES = {
         lambda at: None,
         "decode --task summarise",
         r"no route `summarise/\*/\*`: of task it has `transcribe`, `translate`",
-        "correct the value",
+        "name one of these",
     ),
     "empty manifest": Damage(
         lambda at: (at / TRAIN).write_bytes(gzip.compress(b"")), "tokenize", f"manifest `{TRAIN}` is empty", "prepare it again"

@@ -175,6 +175,19 @@ def test_a_validation_that_is_too_large_for_memory_is_done_in_parts_with_the_sam
                 run.validate()
 
 
+def test_a_validation_in_shards_that_is_too_large_for_memory_ends_with_what_to_do(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path)
+
+    def no_memory(*_args: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(validations, "losses_of", no_memory)
+    monkeypatch.setattr(validations, "is_divided", lambda _: True)
+    with pytest.raises(SmoeError, match=r"does not suffice for a batch of the dev split, and with `train.shard`") as refused:
+        run.validate()
+    assert "`train.activation_checkpointing`" in refused.value.hint
+
+
 def test_memory_that_does_not_suffice_for_the_optimisers_state_ends_training_with_what_to_do(prepared, tmp_path, monkeypatch):
     run = trainer(prepared, tmp_path)
 

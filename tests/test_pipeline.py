@@ -15,7 +15,7 @@ from lhotse import CutSet
 
 from smoe_cli import pipeline
 from smoe_cli.config import Config
-from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError
+from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.records import read_hypotheses
 from smoe_cli.steps import STEPS, plan_step
@@ -193,6 +193,26 @@ def test_run_does_everything_once_and_then_only_what_changed(config):
     assert (changed["prepare"], changed["train"], changed["decode"], changed["route-audit"]) == ("skipped", "skipped", "done", "done")
     hypotheses = list(read_hypotheses(Layout.of(config).hypotheses("test", "transcribe", "en")))
     assert {item.references[0] for item in hypotheses} == {"one", "two", "three"}
+
+
+def test_a_dry_run_of_training_refuses_what_training_refuses_and_writes_nothing(config):
+    def changed(**train: object) -> Config:
+        return config.model_copy(update={"train": config.train.model_copy(update=train)})
+
+    pipeline.run(config)
+    before = {path: path.stat().st_mtime_ns for path in config.exp_dir.rglob("*")}
+    faster = changed(learning_rate=0.5)
+    for wrong, message in ((faster, "train.learning_rate: "), (changed(freeze=["tail"]), "`train.freeze` names `tail`")):
+        with pytest.raises(SmoeError, match=message):
+            pipeline.check_train(wrong)
+        with pytest.raises(SmoeError, match=message):
+            pipeline.run(wrong, dry_run=True)
+    pipeline.check_train(config)
+    pipeline.check_train(faster, resume="never")
+    pipeline.run(faster, dry_run=True, force=True)
+    assert {path: path.stat().st_mtime_ns for path in config.exp_dir.rglob("*")} == before
+    with pytest.raises(CheckpointError, match=r"train.learning_rate: "):
+        pipeline.train(faster)
 
 
 def test_unknown_settings_are_named(tmp_path):

@@ -216,7 +216,7 @@ def test_one_expert_serves_several_tag_values(tmp_path):
 @pytest.mark.parametrize(
     ("groups", "problem"),
     [
-        ({"romance": ["fr", "es"]}, "group `romance` names `es`; values of `lang`: en, de, fr; correct the value"),
+        ({"romance": ["fr", "es"]}, "group `romance` names `es`; values of `lang`: en, de, fr; name one of these"),
         ({"romance": ["fr"], "all": ["de", "fr"]}, "group `all` names `fr` and so does group `romance`; a value has one expert"),
         ({"romance": ["fr", "fr"]}, "group `romance` names `fr` twice"),
         ({"de": ["fr"]}, "group `de` has the name of a value that is not in it; rename the group, or add `de` to it"),

@@ -9,6 +9,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from smoe_cli.validation import texts
 from smoe_cli.validation.languages import FEWEST_WORDS, other_language
 from smoe_cli.validation.mend import take_out
 from smoe_cli.validation.report import ValidationReport
+from smoe_cli.watch import Silent
 from tests.test_training import recipe, write_corpus
 
 
@@ -269,9 +271,13 @@ def test_prepare_validates_what_it_wrote_without_reading_audio_again(tmp_path, m
     found = {finding.check: finding for finding in pipeline.prepare(config).findings}
     assert (found["script"].severity, found["audio"].severity) == ("error", "note")
     assert "is clipped" in found["audio"].message
-    with pytest.raises(CheckError, match=r"the manifests have 1 errors: `.*validation.json`") as caught:
+    with pytest.raises(CheckError, match=r"the manifests have 1 error: `.*validation.json`") as caught:
         pipeline.run(config)
     assert caught.value.exit_code == 1
+    pipeline.tokenize(config)
+    watcher = Mock(spec=Silent)
+    pipeline.check_train(config, watcher=watcher)
+    assert any("warning: the manifests have 1 error, " in call.args[0] for call in watcher.log.call_args_list)
     assert plan_step(config, "prepare").state == "up to date"
     assert pipeline.validate(config, fix=True, audio=False).errors == 0
     assert plan_step(config, "prepare").state == "up to date", "what was taken out stays out"

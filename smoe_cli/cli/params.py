@@ -57,5 +57,5 @@ def params(
     rows = [("total", report.total), ("active for one utterance", report.active)]
     rows += [(f"expert {name}", count) for name, count in report.experts.items()]
     rows += [("CTC head, not in the total", report.ctc_head)]
-    print_table(("parameters", "count"), rows, title=f"{report.preset}, vocabulary {report.vocab_size:,}")
+    print_table(("parameters", "count"), rows, title=f"{checkpoint or report.preset}, vocabulary {report.vocab_size:,}")
     say(f"multiply-adds per second of audio: {report.macs_per_second / 1e6:,.0f} million")

@@ -56,10 +56,10 @@ def train(
     """
     recipe = options.load_recipe(config, overrides, [*options.init_flags(init_from), *([f"train.batch_s={batch}"] if batch else [])])
     if dry_run:
-        if recipe.train.init_from is not None:
-            from smoe_cli import pipeline
+        from smoe_cli import pipeline
 
-            pipeline.check_start(recipe)
+        with open_watcher() as watcher:
+            pipeline.check_train(recipe, resume=resume, watcher=watcher)
         show_plan(recipe, "train", as_json)
         return
     from smoe_cli import pipeline

@@ -7,7 +7,7 @@ import sys
 
 # From malloc.h; Python has no names for them.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-KEPT_BYTES, MORE_BYTES = 2**31 - 1, 64 * 2**20
+NEVER, MORE_BYTES = -1, 64 * 2**20
 
 
 def keep_memory() -> bool:
@@ -22,4 +22,4 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    return all(mallopt(what, value) for what, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT_BYTES), (M_TOP_PAD, MORE_BYTES)))
+    return all(mallopt(what, value) for what, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, MORE_BYTES)))

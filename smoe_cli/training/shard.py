@@ -136,10 +136,10 @@ def agree_on_ctc(model: SpeechToText, total: Tensor, transcripts: int) -> Tensor
     return total + sum(0.0 * weight.sum() for weight in model.ctc.parameters())
 
 
-def out_of_memory(step: int) -> SmoeError:
-    """The error of a batch that memory does not suffice for."""
+def out_of_memory(batch: str) -> SmoeError:
+    """The error of a batch, e.g. `of step 7`, that memory does not suffice for."""
     return SmoeError(
-        f"memory does not suffice for the batch of step {step}, and with `train.shard` no process can take its batch in parts: the others "
+        f"memory does not suffice for a batch {batch}, and with `train.shard` no process can take its batch in parts: the others "
         "wait for the whole of it",
         "set `train.loss_chunk` or `train.activation_checkpointing` and run the same command again, or start anew with a lower "
         "`train.batch_s`",

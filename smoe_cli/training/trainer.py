@@ -148,6 +148,16 @@ class Trainer:
 
     # --- the loop ----------------------------------------------------------------------------------------
 
+    def check(self, resume: str = "auto") -> None:
+        """Refuse what `run` would refuse before its first step; nothing is written. Not to be run afterwards: weights may be others.
+
+        Raises:
+            SmoeError: As `run`, but for what depends on other processes and on files that cannot be written.
+        """
+        check_start(self.settings, self.folder)
+        if resume == "never" or self.checkpoints.newest(self.system, self.watcher) is None:
+            self._start()
+
     def run(self, resume: str = "auto") -> TrainReport:
         """Train to `train.max_steps`, continuing from the last checkpoint if there is one.
 
@@ -304,7 +314,7 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 if self.divides:
-                    raise out_of_memory(self.step) from error
+                    raise out_of_memory(f"of step {self.step}") from error
                 batches = self._halved(batches)
         if not self.divides:
             self.ranks.sum_gradients(list(self.system.model.parameters()))

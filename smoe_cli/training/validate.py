@@ -17,7 +17,7 @@ from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.memory import in_halves, is_out_of_memory
 from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
-from smoe_cli.training.shard import is_divided, let_go
+from smoe_cli.training.shard import is_divided, let_go, out_of_memory
 from smoe_cli.training.step import losses_of
 from smoe_cli.watch import Watcher
 
@@ -82,9 +82,10 @@ def _losses(
             moved = (batch.to(device) for batch in batches)
             return [losses_of(model, batch, batch.features, settings, precision, blank_id, label_smoothing=0.0) for batch in moved]
         except RuntimeError as error:
-            # In shards, the others wait for the whole of it.
-            if not is_out_of_memory(error) or is_divided(model):
+            if not is_out_of_memory(error):
                 raise
+            if is_divided(model):
+                raise out_of_memory("of the dev split") from error
         batches = in_halves(batches, "in validation", device)
         watcher.log(f"out of memory in validation: the utterances of a batch are taken in {len(batches)} parts; lower `train.batch_s`")
 
