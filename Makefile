@@ -26,7 +26,7 @@ demo: $(STAMP) ## Install, then prepare, train, decode, score and audit the quic
 	*) printf 'error: make: "smoe run" failed with exit status %s; what it said is above\n' $$status >&2; exit $$status;; esac
 
 test: $(STAMP) ## Install, then run every test.
-	$(call step,pytest,$(BIN)/python -m pytest)
+	$(call step,pytest,$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile)
 
 lint: $(STAMP) ## Install, then check style, import rules and types.
 	$(call step,ruff check,$(BIN)/python -m ruff check .)
