@@ -70,6 +70,8 @@ class Turn(threading.Thread):
 
     def run(self) -> None:
         _here.turn = self
+        # OpenMP's number of threads is each thread's own.
+        torch.set_num_threads(torch.get_num_threads())
         self._mine.acquire()
         try:
             self._work(self)

@@ -105,8 +105,9 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
 def check_train(config: Config, *, resume: str = "auto", watcher: Watcher | None = None) -> None:
     """Refuse what `train` refuses before its first step, and write nothing; of cuts and tokenizer, once they are there.
 
-    Arguments and errors are those of `train`.
+    Arguments and errors are those of `train`; not found out is whether another process trains in the folder, and whether memory suffices.
     """
+    _check_resume(resume)
     layout = Layout.of(config)
     if all(path.exists() for path in (layout.cuts("train"), layout.cuts("dev"), layout.tokenizer)):
         _trainer(config, resume, watcher or Silent()).check(resume)
@@ -120,14 +121,23 @@ def _trainer(config: Config, resume: str, watcher: Watcher) -> Trainer:
     from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
 
-    if resume not in ("auto", "never"):
-        raise ConfigError(f"unknown --resume `{resume}`; known: auto, never", "auto continues, never starts anew")
+    _check_resume(resume)
     layout = Layout.of(config)
     cuts, tokenizer = [open_cuts(layout.cuts(split)) for split in ("train", "dev")], open_tokenizer(layout.tokenizer)
     trainer = Trainer(config, layout.model, cuts[0], cuts[1], tokenizer, watcher)
-    if errors := _errors(layout):
-        trainer.watcher.log(f"warning: the manifests have {errors}, with which `smoe run` would not train: `{layout.validation}`")
+    try:
+        errors = _errors(layout)
+    except DataError as error:
+        trainer.watcher.log(f"warning: {error.message}")
+    else:
+        if errors:
+            trainer.watcher.log(f"warning: the manifests have {errors}, with which `smoe run` would not train: `{layout.validation}`")
     return trainer
+
+
+def _check_resume(resume: str) -> None:
+    if resume not in ("auto", "never"):
+        raise ConfigError(f"unknown --resume `{resume}`; known: auto, never", "auto continues, never starts anew")
 
 
 def check_start(config: Config, own_tokenizer: bool = True) -> None:
@@ -332,7 +342,6 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         wanted = force or step.state == "would run"
         if dry_run:
             if name == "train" and wanted and not upstream:
-                _check_valid(Layout.of(config))
                 check_train(config, resume=resume, watcher=watcher)
             # What an earlier step will rewrite may make this one stale.
             reason = step.reason or ("forced" if force else "an earlier step would run")
@@ -345,7 +354,7 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
             steps.append(step.model_copy(update={"state": "done", "seconds": round(time.monotonic() - started, 1)}))
         else:
             steps.append(step.model_copy(update={"state": "skipped", "reason": "up to date"}))
-        if name == "prepare" and not dry_run:
+        if name == "prepare" and not (dry_run and wanted):
             _check_valid(Layout.of(config))
     layout = Layout.of(config)
     findings = len(read_json(layout.audit / "audit.json", AuditReport, "audit", "smoe route-audit").findings) if not dry_run else 0

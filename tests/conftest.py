@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Files are tested side by side, one on each core: before torch is imported, which counts cores then.
+    # Files are tested side by side, and more threads than cores would wait for each other. Torch reads it when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

@@ -99,7 +99,6 @@ def test_the_benchmark_of_waiting_trains_with_each_number_of_workers(tmp_path):
         soundfile.write(folder / name, speech(1.5, seed=number), 16000)
         lines.append(f"u{number}\t{name}\t{split}\t{split}{number % 2}\tthe call number {number} was put through")
     (tmp_path / "real-read" / "real-read.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = script("waiting.py", "--preset", "tiny", "--workers", "0", "1", "--steps", "2", "--intervals", "2", SMOE_DATA=str(tmp_path))
+    rows = script("waiting.py", "--preset", "tiny", "--workers", "0", "1", "--steps", "2", SMOE_DATA=str(tmp_path))
     assert [row["workers"] for row in rows] == [0, 1]
-    assert all(0 <= share < 1 and speed > 0 for row in rows for share, speed in zip(row["waiting_share"], row["frames_per_s"], strict=True))
-    assert all(len(row["waiting_share"]) == 2 for row in rows)
+    assert all(0 <= row["waiting_share"] < 1 and row["frames_per_s"] > 0 for row in rows)

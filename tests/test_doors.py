@@ -74,6 +74,16 @@ def kaldi(tmp_path) -> Path:
     return folder
 
 
+def test_data_folders_of_other_names_are_named_one_by_one(tmp_path):
+    (tmp_path / "data" / "train_nodup").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no file `.*data/train/wav.scp`") as caught:
+        pipeline.prepare(recipe(tmp_path, KALDI | {"splits": {}}))
+    assert "correct `data.corpora.theirs.folders.train`" in caught.value.hint and "leave it out" in caught.value.hint
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(DataError, match="nothing of the corpus is there"):
+        pipeline.prepare(recipe(tmp_path, KALDI | {"splits": {}}))
+
+
 def test_kaldi_segments_come_sorted_with_texts_speakers_and_translations(kaldi, tmp_path):
     found, problems = read(tmp_path / "corpus", KALDI)
     assert problems == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,20 @@ LIMIT_S = 300
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
+def free_port() -> int:
+    """A port that is free, and that nobody is given who asks for any: those of Linux begin at 32768."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("of a hundred ports none is free")
+
+
 def start(config: Config, folder: Path, processes: int, *scenarios: str) -> list[subprocess.Popen[str]]:
     """Processes that know each other as torchrun would let them."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(config.model_dump_json())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     common = os.environ | {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),

@@ -278,6 +278,13 @@ def test_prepare_validates_what_it_wrote_without_reading_audio_again(tmp_path, m
     watcher = Mock(spec=Silent)
     pipeline.check_train(config, watcher=watcher)
     assert any("warning: the manifests have 1 error, " in call.args[0] for call in watcher.log.call_args_list)
+    with pytest.raises(CheckError, match="the manifests have 1 error"):
+        pipeline.run(config, dry_run=True)
+    report = Layout.of(config).validation.read_bytes()
+    Layout.of(config).validation.write_bytes(report[:9])
+    pipeline.check_train(config, watcher=watcher)
+    assert any(call.args[0].startswith("warning: cannot read validation") for call in watcher.log.call_args_list)
+    Layout.of(config).validation.write_bytes(report)
     assert plan_step(config, "prepare").state == "up to date"
     assert pipeline.validate(config, fix=True, audio=False).errors == 0
     assert plan_step(config, "prepare").state == "up to date", "what was taken out stays out"

@@ -96,7 +96,7 @@ def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, 
     if len(cut.supervisions) != 1:
         raise DataError(
             f"{where}: cut `{cut.id}` has {len(cut.supervisions)} supervisions; exactly one is expected",
-            "trim the cuts to their supervisions (`lhotse cut trim-to-supervisions`)",
+            "trim the cuts to their supervisions (`lhotse cut trim-to-supervisions --discard-overlapping`)",
         )
     segment = cut.supervisions[0]
     custom = segment.custom or {}

@@ -43,8 +43,9 @@ def each_split(
     """
     folder = work.root / settings.path if isinstance(settings, FolderCorpus) else work.root
     paths = [folder / path for _, path in wanted(settings, parts)]
-    if paths and not any(_may_be_there(path) for path in paths):
-        # All hang on one setting then, which is likelier to be wrong than each for itself.
+    # All hang on one setting, which is likelier to be wrong than each for itself.
+    where = [folder] if isinstance(settings, FolderCorpus) else paths if len(paths) > 1 else []
+    if where and paths and not any(_may_be_there(path) for path in where):
         listed = ", ".join(f"`{path}`" for path in paths)
         work.lost(DataError(f"nothing of the corpus is there: no {listed}", where_it_lies("them", f"data.corpora.{work.name}.{key}")))
         return

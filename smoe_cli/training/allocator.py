@@ -14,7 +14,8 @@ def keep_memory() -> bool:
     """Let glibc keep what is freed, instead of handing large blocks back to the system.
 
     Every step allocates the same tensors again. By default each of them is mapped anew, and the system clears its pages one by one: a
-    million of them in a step of the model at paper scale, an eighth of its time. The most memory that is ever in use stays the same.
+    million of them in a step of the model at paper scale, an eighth of its time. The most memory that is ever in use stays the same; the
+    process has it to its end.
 
     Returns:
         Whether it does; elsewhere than on glibc nothing changes.

@@ -152,7 +152,7 @@ class Trainer:
         """Refuse what `run` would refuse before its first step; nothing is written. Not to be run afterwards: weights may be others.
 
         Raises:
-            SmoeError: As `run`, but for what depends on other processes and on files that cannot be written.
+            SmoeError: As `run`, but for what depends on other processes, on memory, and on files that cannot be written.
         """
         check_start(self.settings, self.folder)
         if resume == "never" or self.checkpoints.newest(self.system, self.watcher) is None:
