@@ -99,7 +99,7 @@ class Row:
         cpu, wall: Seconds of a step, by round.
         frames_per_s, wall_frames_per_s: Real frames, without padding, per second.
         ratio: Geometric mean over rounds of (CPU seconds of the best peer / own); None without a peer.
-        lowest, highest: The interval that holds it with 95 % certainty.
+        lowest, highest: Its interval, by a bootstrap over rounds.
         wall_ratio: The same of wall seconds, beside the same peer.
         memory_mb: Most that a step took.
         memory_ratio: Of that of the peer which takes least.

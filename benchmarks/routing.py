@@ -9,7 +9,7 @@ One process holds the dense model and one S-MoE model at a time, whose experts a
 networks: that both compute the same is checked before anything is timed. Each variant then takes turns with the dense model, round after
 round, in training layer by layer, forward and backward, in decoding token by token; so a machine that becomes busier or slower in between
 slows both sides of each ratio (`turns.py`). What is reported is the geometric mean over rounds of (variant / dense in the same round), and
-the interval that holds it with 95 % certainty (bootstrap over rounds): a bound within that interval is not decided.
+its interval by a bootstrap over rounds: a bound within that interval is not decided.
 
 Measured on one thread, CPU seconds leave out the time in which other processes had the core. Experts that no batch here
 uses are parameters of model and optimiser like all others, but lie in the memory of one that is used: nothing reads or
@@ -95,7 +95,7 @@ class Row:
         batch: `single-route` or `mixed`.
         routes: Experts that one batch uses in each layer.
         ratio: Geometric mean over rounds of CPU seconds / the dense model's in the same round.
-        lowest, highest: The interval that holds it with 95 % certainty.
+        lowest, highest: Its interval, see `interval`.
         wall_ratio: The same of wall seconds.
         cpu_s, dense_cpu_s: Medians.
         phases: Part of a training step -> ratio, as above.

@@ -1,15 +1,13 @@
 """Timing that a busy machine disturbs little: the sides of a comparison take turns, piece by piece, many times in each round.
 
-What a machine is doing besides lasts for seconds; a training step at paper scale takes ten or more, so that steps one after the other
-differ by a twelfth though they compute the same. Here each side runs in a thread of its own, of which only one runs at a time, and hands
-on after every piece of its work, such as a layer's forward or backward pass: both sides then meet the same good and bad times.
+What a machine is doing besides lasts for seconds, and a training step at paper scale takes ten or more: steps one after the other meet
+other times. Here each side runs in a thread of its own, of which only one runs at a time, and hands on after every piece of its work, such
+as a layer's forward or backward pass: both sides then meet the same good and bad times.
 """
 
 from __future__ import annotations
 
-import ctypes
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from smoe_cli.training.allocator import mallopt
 
 RESAMPLES = 2000
 M_ARENA_MAX = -8
@@ -118,13 +118,11 @@ def hand_on_after(layers: Sequence[nn.Module]) -> None:
 
 def one_arena() -> None:
     """Let all threads share one heap, of which glibc keeps what is freed if it was told to; elsewhere than on glibc nothing changes."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
+    mallopt(M_ARENA_MAX, 1)
 
 
 def use_memory(gigabytes: float) -> None:
-    """Use so much memory once and leave it to the heap: a page's first use takes time, on some machines a second for each gigabyte.
+    """Use so much memory once and leave it to the heap: a page's first use takes time, here and there half a second for each gigabyte.
 
     Without it, whichever side first needs more than was ever in use pays for all.
     """
@@ -155,7 +153,7 @@ def take_turns(sides: Mapping[str, Callable[[int, Turn], object]], rounds: int, 
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Where the geometric mean lies with 95 % certainty: percentiles of its bootstrap over rounds."""
+    """Percentiles 2.5 and 97.5 of the geometric mean, by a bootstrap over rounds: how much rounds differ, not how much runs do."""
     generator = random.Random(0)
     means = sorted(geometric_mean(generator.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES)]

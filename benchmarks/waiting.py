@@ -1,6 +1,6 @@
 """How much of its time training waits for data: features on the fly, half of the utterances narrowband twins that are made when read.
 
-    SMOE_DATA=FOLDER python benchmarks/waiting.py                     paper scale, 0 and 2 workers: a quarter of an hour, 8 GB of memory
+    SMOE_DATA=FOLDER python benchmarks/waiting.py                     paper scale, 0 and 2 workers: a quarter of an hour
     SMOE_DATA=FOLDER python benchmarks/waiting.py --preset tiny       steps so short that loading weighs
     SMOE_DATA=FOLDER python benchmarks/waiting.py --json
 

@@ -94,7 +94,8 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     Raises:
         ConfigError: If `resume` is neither `auto` nor `never`.
     """
-    trainer = _trainer(config, resume, watcher or Silent())
+    _check_resume(resume)
+    trainer = _trainer(config, watcher or Silent())
     report = trainer.run(resume)
     if trainer.ranks.leads:
         write_json(trainer.folder / "report.json", report)
@@ -110,18 +111,17 @@ def check_train(config: Config, *, resume: str = "auto", watcher: Watcher | None
     _check_resume(resume)
     layout = Layout.of(config)
     if all(path.exists() for path in (layout.cuts("train"), layout.cuts("dev"), layout.tokenizer)):
-        _trainer(config, resume, watcher or Silent()).check(resume)
+        _trainer(config, watcher or Silent()).check(resume)
     else:
         check_start(config)
 
 
-def _trainer(config: Config, resume: str, watcher: Watcher) -> Trainer:
-    """The trainer of the recipe's files; arguments and errors are those of `train`."""
+def _trainer(config: Config, watcher: Watcher) -> Trainer:
+    """The trainer of the recipe's files."""
     from smoe_cli.cut_table import open_cuts
     from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
 
-    _check_resume(resume)
     layout = Layout.of(config)
     cuts, tokenizer = [open_cuts(layout.cuts(split)) for split in ("train", "dev")], open_tokenizer(layout.tokenizer)
     trainer = Trainer(config, layout.model, cuts[0], cuts[1], tokenizer, watcher)
@@ -316,7 +316,7 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
 
     Args:
         force: Do all of them.
-        dry_run: Only say which would run.
+        dry_run: Only say which would run; of training, whether it would be refused, where it would run first.
 
     Raises:
         CheckpointError: If `train.init_from` is no checkpoint, or one of another model; before anything is done.

@@ -252,6 +252,14 @@ def test_a_part_of_a_step_does_not_count_as_the_step(config):
     assert (states["train"], states["decode"]) == ("up to date", "would run")
 
 
+def test_a_recipe_that_is_not_yaml_is_named_with_the_line(tmp_path):
+    from smoe_cli.recipe import load_config
+
+    (tmp_path / "smoe.yaml").write_text("name: a\ntasks: [\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r'in ".*smoe.yaml", line 3'):
+        load_config(tmp_path / "smoe.yaml")
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
 def test_hypotheses_with_unicode_line_separators_are_read_back(tmp_path, separator):
     from smoe_cli.records import Hypothesis, write_jsonl

@@ -20,7 +20,10 @@ def keep_memory() -> bool:
     Returns:
         Whether it does; elsewhere than on glibc nothing changes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
     return all(mallopt(what, value) for what, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, MORE_BYTES)))
+
+
+def mallopt(what: int, value: int) -> bool:
+    """Set an option of glibc's allocator; false elsewhere than on glibc, or if it refuses."""
+    function = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return function is not None and bool(function(what, value))
