@@ -1,7 +1,7 @@
 """What supervised routing costs: time of training steps and of decoding, S-MoE against the dense model it is made of.
 
     python benchmarks/routing.py                    paper scale, an hour, 16 GB of memory
-    python benchmarks/routing.py --scale small      the preset `small`, five minutes and 4 GB
+    python benchmarks/routing.py --scale small      the preset `small`, some minutes, 3 GB of memory used at once
     python benchmarks/routing.py --scale tiny       seconds; shows that it runs, its numbers mean nothing
     python benchmarks/routing.py --json
 
