@@ -449,9 +449,36 @@ def test_one_bad_row_can_be_left_out_but_never_those_that_nobody_can_count(tmp_p
 
 
 def test_a_row_of_json_without_a_column_that_is_asked_for_is_named(tmp_path):
-    audiofolder(tmp_path / "corpus", [{"file_name": "a.wav"}], "metadata.jsonl")
+    audiofolder(tmp_path / "corpus", [{"file_name": "a.wav"}, ROWS[0]], "metadata.jsonl")
     found, problems = read(tmp_path / "corpus", FOLDER | {"metadata": "metadata.jsonl"})
-    assert found == [] and problems[0].endswith("metadata.jsonl` line 1: the row has no `transcription`")
+    assert len(found) == 1 and problems[0].endswith("metadata.jsonl` line 1: the row has no `transcription`")
+
+
+@pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"translations": {"de": "german"}},
+        {"label_columns": {"wish": "wish"}},
+        {"tag_columns": {"accent": "dialect"}},
+        {"bandwidth_column": "band"},
+        {"subset_column": "part"},
+    ],
+)
+def test_a_column_that_no_row_of_an_audio_folder_has_is_refused_whatever_the_table_is(tmp_path, table, named):
+    """Nobody would miss the translations or labels of a misspelt column: rows may be without."""
+    audiofolder(tmp_path / "corpus", ROWS, table)
+    axes = {"accent": ["us"]} if "tag_columns" in named else {}
+    ((column,),) = [one.values() if isinstance(one, dict) else [one] for one in named.values()]
+    with pytest.raises(DataError, match=rf"^table `.*{table}` has no column `{column}`; it has: file_name, transcription, de, who\n"):
+        pipeline.prepare(recipe(tmp_path / "corpus", FOLDER | {"metadata": table} | named, axes=axes))
+
+
+def test_a_column_that_only_a_late_object_has_is_one(tmp_path):
+    rows = [{"file_name": "a.wav", "transcription": "one"}, {"file_name": "sub/b.wav", "transcription": "two", "de": "zwei"}]
+    audiofolder(tmp_path / "corpus", rows, "metadata.jsonl")
+    found, problems = read(tmp_path / "corpus", FOLDER | {"metadata": "metadata.jsonl", "translations": {"de": "de"}})
+    assert problems == [] and [utterance.translations for utterance in found] == [{}, {"de": ["zwei"]}]
 
 
 # --- all -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,9 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     """
 
     def folder(split: str, name: str) -> Iterator[Utterance]:
-        place = work.root / settings.path / name
-        others = [other for other in TABLES if other != settings.metadata and is_file(place / other)]
-        cure = f"there is `{others[0]}`: say `data.corpora.{work.name}.metadata: {others[0]}`" if others else ""
-        table = found(place / settings.metadata, settings, work, f"folders.{split}", "table", cure)
+        table = look(split, name, settings, work)
         rows: Iterator[tuple[str, Mapping[str, Any]]]
-        rows = objects(table, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
+        rows = _objects(table, settings, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
         with table.open("rb") as file:
             total = sum(1 for _ in bounded(file, table)) - (table.suffix == ".csv")
 
@@ -61,11 +59,37 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     yield from each_split(settings, settings.folders, work, "path", folder)
 
 
+def look(split: str, name: str, settings: AudioFolderCorpus, work: Work) -> Path:
+    """The table of a folder.
+
+    Raises:
+        DataError: If it is missing.
+    """
+    place = work.root / settings.path / name
+    others = [other for other in TABLES if other != settings.metadata and is_file(place / other)]
+    cure = f"there is `{others[0]}`: say `data.corpora.{work.name}.metadata: {others[0]}`" if others else ""
+    return found(place / settings.metadata, settings, work, f"folders.{split}", "table", cure)
+
+
 def _columns(settings: AudioFolderCorpus) -> list[str]:
     """Every column that the settings name."""
     whose = (settings.id_column, settings.speaker_column, settings.language_column, settings.subset_column, settings.bandwidth_column)
     several = (settings.translations, settings.tag_columns, settings.label_columns)
     return [FILE, settings.transcript_column, *(name for name in whose if name), *(name for some in several for name in some.values())]
+
+
+def _objects(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a table that has no header: a column is what at least one of them has. Most often the first has all."""
+    first: list[str] = []
+    columns = dict.fromkeys(_columns(settings), False)
+    for _, row in objects(table, replace(work, problems=[])):
+        first = first or list(row)
+        columns |= {name: True for name in columns if name in row}
+        if all(columns.values()):
+            break
+    if first:
+        lacking(columns, list(dict.fromkeys([*first, *(name for name, there in columns.items() if there)])), table)
+    yield from objects(table, work)
 
 
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
