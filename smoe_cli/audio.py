@@ -14,7 +14,7 @@ from lhotse.audio.backend import set_current_audio_backend
 from numpy.typing import NDArray
 
 from smoe_cli.containers import cut_off
-from smoe_cli.errors import DataError
+from smoe_cli.errors import DataError, MissingAudio
 from smoe_cli.manifests import cure_of
 from smoe_cli.records import write_atomically
 from smoe_cli.transforms import chain_of, check_rate
@@ -44,7 +44,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         DataError: If the file is missing, unreadable, empty, or has another number of channels or a rate that no speech has.
     """
     if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
-        raise DataError(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
+        raise MissingAudio(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
     try:
         info = soundfile.info(str(path))
     except SOUNDFILE_RAISES as error:
@@ -221,7 +221,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
             cure_of(source.type),
         )
     if not os.path.isfile(source.source):
-        raise DataError(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
+        raise MissingAudio(f"{where} does not exist", "correct the path in the manifest, or bring the file back")
     try:
         info = soundfile.info(source.source)
     except SOUNDFILE_RAISES as error:

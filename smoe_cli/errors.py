@@ -35,6 +35,10 @@ class DataError(SmoeError):
     """A corpus, manifest, audio file or hypothesis file is missing, damaged or contradictory."""
 
 
+class MissingAudio(DataError):
+    """A file of audio is not where it is said to be."""
+
+
 class RouteError(SmoeError):
     """A task, language or bandwidth that the model or the recipe does not have."""
 

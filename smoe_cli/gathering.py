@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from lhotse import MonoCut
@@ -16,9 +16,12 @@ from smoe_cli.band_check import Bands, estimated
 from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora import read_corpus
 from smoe_cli.corpora.archive import Unwritable
+from smoe_cli.corpora.files import is_dir
+from smoe_cli.corpora.looking import look_for
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen
+from smoe_cli.corpus_settings import AudioFolderCorpus, CorpusSettings, LhotseCorpus, NemoCorpus, TsvCorpus
 from smoe_cli.cuts import check_utterance, lines_to_write, make_cuts, route_of, tags_of
-from smoe_cli.errors import DataError, writable
+from smoe_cli.errors import DataError, MissingAudio, writable
 from smoe_cli.listening import PARTS_EACH, Listener
 from smoe_cli.records import name_digest
 from smoe_cli.telephone import ToWrite, write_lines_of
@@ -170,8 +173,39 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         Refused: With all that is wrong with it, if that is more than `max_unfit`, or more than single utterances.
         DataError: If something cannot be written.
     """
-    auto = "auto" in (config.data.bandwidth, config.data.corpora[work.name].bandwidth)
-    utterances, read = read_corpus(config.data.corpora[work.name], work), 0
+    # Who is stopped while recordings are heard leaves no thread of a reader's at work.
+    with closing(read_corpus(config.data.corpora[work.name], work)) as utterances:
+        read = _gather(gathered, config, work, listener, put, utterances)
+    if not read and not work.losses:
+        work.lost(DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`"))
+    if _too_much(work, config):
+        raise _refusal(work, read, config.data.corpora[work.name])
+    if work.problems:
+        gathered.unfit[work.name] = [problem.message for problem in work.problems]
+    gathered.left_out += [f"`{work.name}`: {count:,} {writable(what)} left out" for what, count in sorted(work.left_out.items())]
+
+
+def look(config: Config, work: Work) -> None:
+    """Look for what a corpus starts from, without reading it.
+
+    Raises:
+        Refused: If something is not there, in the words of `gather`.
+    """
+    look_for(config.data.corpora[work.name], work)
+    if work.losses:
+        raise _refusal(work, 0, config.data.corpora[work.name])
+
+
+def _gather(
+    gathered: Gathered,
+    config: Config,
+    work: Work,
+    listener: Listener,
+    put: Callable[[str, MonoCut], None],
+    utterances: Iterator[Utterance],
+) -> int:
+    """Hand on the cuts of all utterances; returns how many there were, those included that the corpus found unfit."""
+    auto, read = "auto" in (config.data.bandwidth, config.data.corpora[work.name].bandwidth), 0
     while True:
         before = len(work.problems)
         some = _next(utterances, work, listener.readers)
@@ -189,13 +223,7 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
             for cut in _served(gathered, utterance, work, config):
                 put(utterance.split, cut)
         gathered.read(some)
-    if not read and not work.losses:
-        work.lost(DataError(f"corpus `{work.name}` gives no utterance", f"check the filters under `data.corpora.{work.name}`"))
-    if _too_much(work, config):
-        raise _refusal(work, read)
-    if work.problems:
-        gathered.unfit[work.name] = [problem.message for problem in work.problems]
-    gathered.left_out += [f"`{work.name}`: {count:,} {writable(what)} left out" for what, count in sorted(work.left_out.items())]
+    return read
 
 
 def _next(utterances: Iterator[Utterance], work: Work, readers: int) -> list[Utterance]:
@@ -290,7 +318,7 @@ def _served(gathered: Gathered, utterance: Utterance, work: Work, config: Config
     return [] if _too_much(work, config) else made
 
 
-def _refusal(work: Work, read: int) -> Refused:
+def _refusal(work: Work, read: int, settings: CorpusSettings) -> Refused:
     """All that is wrong with a corpus at once, a line for each thing; what is wrong with more than one utterance comes first."""
     if len(work.losses) == 1 and not work.problems:
         return Refused(work.name, work.losses[0].message, work.losses[0].hint)
@@ -298,13 +326,31 @@ def _refusal(work: Work, read: int) -> Refused:
     shown = list(said)[:SHOWN_PROBLEMS]
     many = [f"{len(work.losses)} files or folders that many utterances hang on"] if work.losses else []
     single = [f"{len(work.problems)} of {read} utterances"] if work.problems else []
-    lines = [f"corpus `{work.name}`: {' and '.join(many + single)} are not fit for use:", *shown]
+    # Then it is no file that was lost, but the place where all are looked for that is wrong.
+    none_there = len(work.problems) == read > 1 and all(isinstance(problem, MissingAudio) for problem in work.problems)
+    why = ", as not one audio file was found" if none_there else ""
+    lines = [f"corpus `{work.name}`: {' and '.join(many + single)} are not fit for use{why}:", *shown]
     lines += [f"... and {len(said) - SHOWN_PROBLEMS} more"] if len(said) > SHOWN_PROBLEMS else []
-    cures = list(dict.fromkeys(said.values()))
+    cures = [*([_where_audio_lies(settings, work)] if none_there else []), *dict.fromkeys(said.values())]
     hint = "; or ".join(cures[:SHOWN_CURES]) + "; no manifest was written"
-    if not work.losses:
+    if not work.losses and not none_there:
         hint += f"; `data.corpora.{work.name}.max_unfit: {len(work.problems)}` would leave them out"
     return Refused(work.name, "\n".join(lines), hint, [f"{message}; {_line(cure)}" for message, cure in said.items()])
+
+
+def _where_audio_lies(settings: CorpusSettings, work: Work) -> str:
+    """What to look at if not one audio file of a corpus is there."""
+    if "audio_root" in type(settings).model_fields:
+        key, root = f"`data.corpora.{work.name}.audio_root`", getattr(settings, "audio_root", None)
+        if root is None:
+            return f"relative paths start from the folder of the table that has them, unless {key} names another, such as `.`, `data.root`"
+        none = "" if is_dir(work.root / root) else ", which is no folder"
+        return f"{key} says that relative paths start from `{work.root / root}`{none}: correct it"
+    if isinstance(settings, LhotseCorpus):
+        return f"relative paths start from `{work.root}`, as `data.root` says: correct it, for example --set data.root=FOLDER"
+    if isinstance(settings, TsvCorpus | NemoCorpus | AudioFolderCorpus):
+        return "relative paths start from the folder of the table that has them: bring table and audio together as they were"
+    return "bring back the audio of the whole corpus"
 
 
 def _line(text: str) -> str:

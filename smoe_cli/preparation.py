@@ -18,7 +18,7 @@ from smoe_cli.config import SPLITS, Config
 from smoe_cli.corpora.utterance import ASSUMED_LANGUAGE, Work
 from smoe_cli.cuts import line_of_cut
 from smoe_cli.errors import ConfigError, DataError
-from smoe_cli.gathering import Gathered, Refused, gather
+from smoe_cli.gathering import Gathered, Refused, gather, look
 from smoe_cli.layout import Layout
 from smoe_cli.listening import Listener
 from smoe_cli.manifests import manifest_writer
@@ -26,7 +26,7 @@ from smoe_cli.recipe import data_root
 from smoe_cli.records import Finding, Record, write_json, write_text_atomically
 from smoe_cli.validation.report import Row
 from smoe_cli.validation.validate import Ears, validate
-from smoe_cli.watch import Watcher
+from smoe_cli.watch import Silent, Watcher
 
 
 class PrepareReport(Record):
@@ -70,9 +70,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         put = _Manifests(layout, stack)
         refused: list[Refused] = []
         for name in corpora:
-            # What is made here lies in no folder of the user's.
-            root = Path() if config.data.corpora[name].made else data_root(config)
-            work = Work(name, root, layout.audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
+            work = _work(config, name, jobs, watcher)
             try:
                 gather(gathered, config, work, listener, put)
             except Refused as error:
@@ -112,6 +110,33 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
     return report
 
 
+def check(config: Config, corpora: Sequence[str] | None) -> None:
+    """Refuse what `prepare` would refuse at once; no table and no audio is read, and nothing is written.
+
+    Raises:
+        ConfigError: As `prepare`.
+        DataError: If a table, a manifest or a folder is missing that a corpus starts from, in the words of `prepare`.
+    """
+    refused: list[Refused] = []
+    for name in chosen_corpora(config, corpora):
+        try:
+            look(config, _work(config, name, 1, Silent()))
+        except Refused as error:
+            refused.append(error)
+    _refuse(refused, [error.hint for error in refused])
+
+
+def _work(config: Config, name: str, jobs: int, watcher: Watcher) -> Work:
+    # What is made here lies in no folder of the user's.
+    root = Path() if config.data.corpora[name].made else data_root(config)
+    return Work(name, root, Layout.of(config).audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
+
+
+def _refuse(refused: Sequence[Refused], hints: Sequence[str]) -> None:
+    if refused:
+        raise DataError("\n".join(error.message for error in refused), "; ".join(dict.fromkeys(hints)))
+
+
 def _account_for(refused: Sequence[Refused], corpora: Sequence[str], layout: Layout) -> None:
     """Write down all that is wrong with corpora, beyond what a message can hold.
 
@@ -130,8 +155,7 @@ def _account_for(refused: Sequence[Refused], corpora: Sequence[str], layout: Lay
                 write_text_atomically(layout.refused(error.corpus), "\n".join(error.lines) + "\n")
                 hint += f"; `{layout.refused(error.corpus)}` has a line for each"
         hints.append(hint)
-    if refused:
-        raise DataError("\n".join(error.message for error in refused), "; ".join(dict.fromkeys(hints)))
+    _refuse(refused, hints)
 
 
 class _Manifests:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -284,10 +285,12 @@ class ConvertReport(Record):
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a whole file or nothing: the block fills a sibling, which is flushed to disk, then renamed.
 
+    Threads that write the same file have a sibling each; the last one's is the file.
+
     Raises:
         DataError: If the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

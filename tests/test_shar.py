@@ -100,7 +100,7 @@ def test_a_half_written_file_is_never_believed_and_extraction_goes_on(root, monk
 
     monkeypatch.setattr(archive, "whole_file", stop)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.prepare(config)
+        pipeline.prepare(config, jobs=1)
     (first,) = extracted(root)
     monkeypatch.undo()
     before = first.stat().st_mtime_ns
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_it_at_once_and_is_called_what_it_is(root, monkeypatch)
 
     monkeypatch.setattr(archive, "whole_file", full)
     with pytest.raises(DataError, match=r"^cannot write `.*`: No space left on device\n"):
-        pipeline.prepare(theirs(root))
+        pipeline.prepare(theirs(root), jobs=1)
     assert len(tried) == 1
 
 

@@ -61,7 +61,9 @@ def prepare(
             show_default="the recipe's; else both are refused",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Recordings read at once; 0: one per CPU core.")] = 0,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=0, help="Recordings read, or made, at once; 0: one per CPU core.")
+    ] = 0,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -91,9 +93,9 @@ def prepare(
     if added:
         recipe = options.load_recipe(config, overrides, [*flags, *added])
     if dry_run:
-        from smoe_cli.preparation import chosen_corpora
+        from smoe_cli import preparation
 
-        chosen_corpora(recipe, corpus)
+        preparation.check(recipe, corpus)
         show_plan(recipe, "prepare", as_json)
         return
     from smoe_cli import pipeline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib import import_module
 
 from smoe_cli.config import SPLITS
@@ -11,7 +11,7 @@ from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
 
 
-def read_corpus(settings: CorpusSettings, work: Work) -> Iterator[Utterance]:
+def read_corpus(settings: CorpusSettings, work: Work) -> Generator[Utterance, None, None]:
     """Yield a corpus's utterances with the recipe's split names, and what its settings say of all of them.
 
     What is wrong with one utterance, such as a split that is none of train, dev, test, goes to `work.unfit`; what is wrong with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ class Archive:
 
     Lhotse's own reader is not used: it holds whole recordings in memory, follows links, believes any manifest that it finds, and stops
     in silence where cuts and archive differ in number.
+
+    Several threads may take audio out of it at the same time.
 
     Attributes:
         audio: Cut's id -> the member with its audio; None: the cut has none.
@@ -112,8 +115,7 @@ class Archive:
         member = self._described.get(cut_id)
         if member is None:
             raise DataError(f"`{self.path}` has no description `{cut_id}.json` of the audio", CURE)
-        self._file.seek(member.offset_data)
-        return read_object(self._file.read(member.size), f"`{self.path}`: member `{member.name}`")
+        return read_object(self._part(member, 0, member.size), f"`{self.path}`: member `{member.name}`")
 
     def take_out(self, cut_id: str, folder: Path) -> Path:
         """A cut's audio as a file of its own, written whole or not at all; what was taken out before is not written again.
@@ -145,17 +147,20 @@ class Archive:
 
     def _blocks(self, member: tarfile.TarInfo) -> Iterator[bytes]:
         """The bytes of a member, a bounded number at a time."""
-        self._file.seek(member.offset_data)
-        left = member.size
-        while left:
-            try:
-                block = self._file.read(min(CHUNK, left))
-            except OSError as error:
-                raise DataError(f"cannot read `{self.path}` in member `{member.name}`: {error.strerror}", CURE) from None
+        done = 0
+        while done < member.size:
+            block = self._part(member, done, min(CHUNK, member.size - done))
             if not block:
                 raise DataError(f"`{self.path}` breaks off in member `{member.name}`", CURE)
             yield block
-            left -= len(block)
+            done += len(block)
+
+    def _part(self, member: tarfile.TarInfo, start: int, size: int) -> bytes:
+        """Bytes of a member, read from their own place: the file's position is everybody's."""
+        try:
+            return os.pread(self._file.fileno(), size, member.offset_data + start)
+        except OSError as error:
+            raise DataError(f"cannot read `{self.path}` in member `{member.name}`: {error.strerror}", CURE) from None
 
 
 @contextmanager
@@ -165,9 +170,17 @@ def open_archive(path: Path) -> Iterator[Archive]:
     Raises:
         DataError: If there is no such file. What is damaged in it is among its problems.
     """
+    with archive_file(path) as file:
+        yield Archive(path, file)
+
+
+def archive_file(path: Path) -> IO[bytes]:
+    """An archive, opened and not read.
+
+    Raises:
+        DataError: If there is no such file.
+    """
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as error:
         raise DataError(f"no archive `{path}`: {error.strerror}", "bring it back, or remove its manifest of cuts") from error
-    with file:
-        yield Archive(path, file)

@@ -175,13 +175,35 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
     yield from each_split(settings, settings.folders, work, "path", read_folder)
 
 
+def look(split: str, name: str, settings: KaldiCorpus, work: Work) -> None:
+    """Refuse a folder that lacks its list of recordings, or a text that the settings name; none is read.
+
+    Raises:
+        DataError: If it does.
+    """
+    for file, cure in {"wav.scp": "", **_texts(settings, work)}.items():
+        found(work.root / settings.path / name / file, settings, work, f"folders.{split}", "file", cure)
+
+
+def _translations(settings: KaldiCorpus) -> dict[str, list[str]]:
+    """Target language -> files with the right answers."""
+    return {lang: [names] if isinstance(names, str) else names for lang, names in settings.translations.items()}
+
+
+def _texts(settings: KaldiCorpus, work: Work) -> dict[str, str]:
+    """Text file -> what to do if it is not there. The folder is, as it has a list of its recordings."""
+    named = [(settings.text, "text", "`null`: there are no transcripts")] if settings.text else []
+    for lang, names in _translations(settings).items():
+        named += [(name, f"translations.{lang}", "an empty one: nothing is translated here") for name in names]
+    return {name: f"correct `data.corpora.{work.name}.{setting}`, or bring the file back; {none}" for name, setting, none in named}
+
+
 def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
     def table(name: str, cure: str = "") -> _Table:
         return _Table(found(path / name, settings, work, f"folders.{split}", "file", cure), work)
 
-    def texts(name: str, setting: str, none: str) -> _Beside:
-        # The folder is there, as it has a list of its recordings.
-        return _Beside(table(name, f"correct `data.corpora.{work.name}.{setting}`, or bring the file back; {none}"), listing)
+    def texts(name: str) -> _Beside:
+        return _Beside(table(name, cures[name]), listing)
 
     def table_if_any(name: str) -> _Table | None:
         # A link that leads nowhere is a file that was lost, not one that never was.
@@ -196,18 +218,15 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
     def beside(table: _Table | None) -> _Beside | None:
         return None if table is None else _Beside(table, listing)
 
-    named = {lang: [names] if isinstance(names, str) else names for lang, names in settings.translations.items()}
+    cures = _texts(settings, work)
     return _Folder(
         path=path,
         split=split,
         listing=listing,
         wavs=None if segments is None else held(wavs),
         channels=held(table_if_any("reco2file_and_channel")),
-        transcripts=texts(settings.text, "text", "`null`: there are no transcripts") if settings.text else None,
-        translations={
-            lang: [texts(name, f"translations.{lang}", "an empty one: nothing is translated here") for name in names]
-            for lang, names in named.items()
-        },
+        transcripts=texts(settings.text) if settings.text else None,
+        translations={lang: [texts(name) for name in names] for lang, names in _translations(settings).items()},
         speakers=beside(table_if_any("utt2spk")),
         languages=beside(table_if_any("utt2lang")),
         outside=Outside(settings.allow_sources, work, path if settings.audio_root is None else work.root / settings.audio_root),

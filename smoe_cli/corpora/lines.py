@@ -5,15 +5,17 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, AnyStr, TypeVar
 
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import is_dir, is_file
-from smoe_cli.corpora.utterance import Utterance, Work, foreseen
+from smoe_cli.corpora.utterance import Utterance, Work, foreseen, placed
 from smoe_cli.corpus_settings import CorpusSettings, FolderCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object
@@ -21,6 +23,8 @@ from smoe_cli.tags import Bandwidth
 
 T = TypeVar("T")
 P = TypeVar("P", Path, str)
+AHEAD = 4
+"""Rows for each thread that may be made before they are asked for: no thread waits while utterances are checked and listened to."""
 JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
@@ -113,6 +117,58 @@ def utterances(
             continue
         yield utterance
         work.progress(done, total, f"{work.name}: {what}")
+
+
+def made_at_once(rows: Iterable[tuple[str, T]], make: Callable[[str, T], Utterance], work: Work) -> Iterator[Utterance | None]:
+    """Yield what `work.jobs` threads make of each row, in the order of the rows, whichever is finished first.
+
+    Threads do: what takes long is disks and libsndfile, which hold no lock of Python's. Who is stopped waits for the rows that are being
+    made, and begins no other.
+
+    Args:
+        rows: (place, row), the place as it stands in messages. They are read ahead, so they must not go to `work` themselves.
+        make: Called with both, by several threads at the same time; raises DataError for a row that cannot be used, which goes to
+            `work.unfit`, with its place, when it is its turn; then None is yielded.
+
+    Raises:
+        Unwritable: If audio cannot be written; of the rows behind, none is begun.
+        DataError: What reading the rows raises, after those before are made.
+    """
+    stop = threading.Event()
+
+    def one(where: str, row: T) -> Utterance | DataError:
+        if stop.is_set():
+            raise CancelledError
+        try:
+            with foreseen():
+                return make(where, row)
+        except BaseException as error:
+            if isinstance(error, DataError) and not isinstance(error, Unwritable):
+                return placed(error, where)
+            stop.set()
+            raise
+
+    pool, waiting = ThreadPoolExecutor(work.jobs), iter(rows)
+    under_way: deque[Future[Utterance | DataError]] = deque()
+    ended: StopIteration | DataError | None = None
+    try:
+        while True:
+            while ended is None and len(under_way) < AHEAD * work.jobs:
+                try:
+                    under_way.append(pool.submit(one, *next(waiting)))
+                except (StopIteration, DataError) as error:
+                    ended = error
+            if not under_way:
+                break
+            made = under_way.popleft().result()
+            if isinstance(made, DataError):
+                work.unfit(made)
+            yield None if isinstance(made, DataError) else made
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    if isinstance(ended, DataError):
+        raise ended
 
 
 def text_lines(

@@ -27,6 +27,7 @@ from smoe_cli.manifests import check_within
 
 T = TypeVar("T")
 PUBLISHED = "bring back the file as it was published"
+LOST = "bring it back, or unpack the corpus again"
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Only its parser is used, and everything stays text: some ids of talks look like numbers. It cannot be made to call anything."""
 AT_ONCE = 1000
@@ -100,7 +101,7 @@ class Source:
         if self.settings.untrusted:
             check_within(path, self.work.root, f"corpus `{self.work.name}`")
         if not is_file(path):
-            raise DataError(f"no file `{path}`", "bring it back, or unpack the corpus again")
+            raise DataError(f"no file `{path}`", LOST)
         yield from text_lines(path, refuse, encoding, PUBLISHED)
 
     def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:

@@ -9,11 +9,11 @@ from typing import Any
 from lhotse import MonoCut
 
 from smoe_cli.audio import TOLERANCE_S
-from smoe_cli.corpora.archive import Archive, Unwritable, open_archive
+from smoe_cli.corpora.archive import Archive, Unwritable, archive_file, open_archive
 from smoe_cli.corpora.files import entries, is_dir, recording_of, refuse
 from smoe_cli.corpora.lhotse_cuts import utterance_of
-from smoe_cli.corpora.lines import each_split
-from smoe_cli.corpora.utterance import Utterance, Work, foreseen
+from smoe_cli.corpora.lines import each_split, made_at_once
+from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import SharCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within, make_cut, read_lines, read_object
@@ -26,7 +26,7 @@ PREPARED = frozenset({"utterance", "corpus", "task", "bandwidth"})
 
 
 def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
-    """Yield one utterance per cut, shard by shard; its audio is taken out of the archive once, to `work.audio_dir`.
+    """Yield one utterance per cut, shard by shard; its audio is taken out of the archive once, to `work.audio_dir`, by `work.jobs` threads.
 
     Cuts that `smoe pack` wrote come as they were prepared.
 
@@ -54,6 +54,16 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
                 work.lost(error)
 
     yield from each_split(settings, settings.folders, work, "path", folder)
+
+
+def look(split: str, name: str, settings: SharCorpus, work: Work) -> None:
+    """Refuse a folder without shards, or without the archive of one; none is read.
+
+    Raises:
+        DataError: If it is so.
+    """
+    for _, archive in _shards(work.root / settings.path / name, split, settings, work):
+        archive_file(archive).close()
 
 
 def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[tuple[Path, Path]]:
@@ -84,19 +94,13 @@ def _read(cuts: Path, archive: Archive, split: str, settings: SharCorpus, work: 
     for problem in archive.problems:
         work.unfit(problem)
     unnamed = set(archive.audio)
-    for number, raw in read_lines(cuts):
-        where = f"`{cuts}` line {number}"
-        try:
-            tree = read_object(raw, where)
-            unnamed.discard(str(tree.get("id")))
-            with foreseen():
-                utterance = _utterance(tree, archive, split, settings, work, where)
-        except Unwritable:
-            raise
-        except DataError as error:
-            work.unfit(error, where)
-            utterance = None
-        yield utterance
+
+    def make(where: str, raw: bytes) -> Utterance:
+        tree = read_object(raw, where)
+        unnamed.discard(str(tree.get("id")))
+        return _utterance(tree, archive, split, settings, work, where)
+
+    yield from made_at_once(((f"`{cuts}` line {number}", raw) for number, raw in read_lines(cuts)), make, work)
     for name in sorted(unnamed):
         work.unfit(
             DataError(f"no cut of `{cuts}` has the id `{name}`, whose audio is in `{archive.path}`", "bring back the cut, or pack again")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ import soundfile
 
 from smoe_cli.audio import TOLERANCE_S, check_readable, write_flac
 from smoe_cli.corpora.files import can_name_a_file, is_file, recording_of
-from smoe_cli.corpora.lines import found, said_band, table_rows, text_lines
-from smoe_cli.corpora.utterance import Utterance, Work, foreseen
+from smoe_cli.corpora.lines import found, made_at_once, said_band, table_rows, text_lines
+from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import TsvCorpus
 from smoe_cli.errors import DataError
 from smoe_cli.manifests import check_within
@@ -24,21 +26,37 @@ LONGEST_GAP_MS = 60_000
 
 
 def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
-    """Yield the rows that the settings keep.
+    """Yield the rows that the settings keep; `work.jobs` threads open their audio, and join it where it has segments.
 
     Raises:
         DataError: If the table is missing or unreadable or lacks a column. A line with an empty or superfluous field, or audio
             that is not as listed, goes to `work.unfit`.
     """
     table = found(work.root / settings.path, settings, work, "path", "table")
-    for where, row in _rows(table, settings, work):
-        try:
-            with foreseen():
-                utterance = _utterance(row, settings, work, table.parent, where)
-        except DataError as error:
-            work.unfit(error, where)
-            continue
-        yield utterance
+    # Lines are read ahead of the rows that are made, and what is wrong with one is said when it is its turn.
+    ahead, total = replace(work, problems=[]), sum(1 for _ in _lines(table, lambda _: None)) - 1
+    under_way: deque[int] = deque()
+
+    def rows() -> Iterator[tuple[str, dict[str, str] | DataError]]:
+        for number, where, row in _rows(table, settings, ahead):
+            under_way.extend([number] * (len(ahead.problems) + 1))
+            yield from (("", problem) for problem in ahead.problems)
+            ahead.problems.clear()
+            yield where, row
+
+    def make(where: str, row: dict[str, str] | DataError) -> Utterance:
+        if isinstance(row, DataError):
+            raise row
+        return _utterance(row, settings, work, table.parent, where)
+
+    try:
+        for utterance in made_at_once(rows(), make, work):
+            work.progress(under_way.popleft(), total, f"{work.name}: rows")
+            if utterance is not None:
+                yield utterance
+    finally:
+        work.problems.extend(ahead.problems)
+    work.progress(total, total, f"{work.name}: rows")
 
 
 def _utterance(row: dict[str, str], settings: TsvCorpus, work: Work, folder: Path, where: str) -> Utterance:
@@ -88,8 +106,8 @@ def _lines(table: Path, unfit: Callable[[DataError], None]) -> Iterator[tuple[in
             empty.clear()
 
 
-def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of each row that `splits`, `where` and `minimum` keep."""
+def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """(how many rows were read, place, row) of each row that `splits`, `where` and `minimum` keep."""
     audio = (settings.segments_column, "gaps_ms") if settings.segments_column else ("path",)
     texts = (settings.translations, settings.tag_columns, settings.label_columns)
     named = (
@@ -99,9 +117,7 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
         *(column for some in texts for column in some.values()),
     )
     needed = ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
-    total = sum(1 for _ in _lines(table, lambda _: None)) - 1
     for done, (where, row) in enumerate(table_rows(table, _lines(table, work.unfit), needed, work), start=1):
-        work.progress(done, total, f"{work.name}: rows")
         try:
             kept = (
                 settings.split_of(row["split"]) is not None
@@ -112,7 +128,7 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[str, d
             work.unfit(error)
             continue
         if kept:
-            yield where, row
+            yield done, where, row
 
 
 def _number(text: str, where: str) -> float:

@@ -91,7 +91,7 @@ class Utterance:
 def placed(error: DataError, where: str) -> DataError:
     """The same error with the place in its message, unless it names one."""
     known = not where or where in error.message or PLACE.match(error.message)
-    return error if known else DataError(f"{where}: {error.message}", error.hint)
+    return error if known else type(error)(f"{where}: {error.message}", error.hint)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ class Work:
         name: The corpus's name in the recipe.
         root: Folder that relative source paths start from.
         audio_dir: Folder for audio that the corpus must make (synthesis, joined segments).
-        jobs: Processes that may run at once.
+        jobs: Processes or threads that may run at once.
         progress: Called with (done, total, what) as work goes on.
         problems: What is wrong with single utterances, which are then not yielded.
         losses: What is wrong with files and folders that more than one utterance hangs on.

@@ -93,6 +93,16 @@ def test_a_dry_run_refuses_what_the_command_refuses(smoe, tmp_path, words, messa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["call.wav", "model", "smoe.yaml"]
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--dry-run", "--json")])
+def test_a_dry_run_refuses_a_corpus_that_is_not_there(smoe, recipe, tmp_path, more):
+    recipe.write_text(recipe.read_text() + "data: {corpora: {calls: {type: tsv, path: calls.tsv}}}\n", encoding="utf-8")
+    result = smoe("prepare", *more)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no table `calls.tsv`" in result.stderr and "or correct `data.corpora.calls.path`" in result.stderr
+    (tmp_path / "calls.tsv").touch()
+    assert smoe("prepare", "--dry-run").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
