@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from unittest.mock import Mock
 
 import pytest
@@ -25,7 +26,7 @@ from smoe_cli import pipeline
 from smoe_cli.config import Config
 from smoe_cli.corpora import archive, tsv
 from smoe_cli.corpora.archive import Unwritable
-from smoe_cli.corpora.lines import made_at_once
+from smoe_cli.corpora.lines import AHEAD, made_at_once
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
@@ -179,13 +180,21 @@ def test_where_rows_break_off_those_before_are_made(tmp_path, jobs):
 
 def test_a_disk_that_is_full_ends_it_and_no_more_is_tried(tmp_path):
     tried: list[int] = []
+    waiting = threading.Event()
+
+    def rows() -> Iterator[tuple[str, int]]:
+        for number in range(50):
+            if number == AHEAD - 1:
+                waiting.set()  # those before are there to be begun
+            yield str(number), number
 
     def make(where: str, number: int) -> Utterance:
         tried.append(number)
+        waiting.wait(30)
         raise Unwritable("no space left", "free some")
 
     with pytest.raises(Unwritable):
-        list(made_at_once(((str(number), number) for number in range(50)), make, Work("theirs", tmp_path, tmp_path, 1)))
+        list(made_at_once(rows(), make, Work("theirs", tmp_path, tmp_path, 1)))
     assert tried == [0]
 
 
@@ -214,9 +223,10 @@ def test_who_is_stopped_while_recordings_are_heard_leaves_no_thread_at_work(kind
     config = over(tmp_path / "corpus", kind)
     monkeypatch.setattr("smoe_cli.gathering.CHUNK", 2)
     monkeypatch.setattr("smoe_cli.listening.listen", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         pipeline.prepare(config, jobs=1)
     assert_no_thread_is_left()
+    assert caught.tb is not None  # what the command shows holds the readers; only who closes them ends their threads
 
 
 def assert_no_thread_is_left() -> None:
@@ -274,12 +284,22 @@ def test_two_threads_that_write_the_same_file_both_leave_it_whole(tmp_path):
 
 def test_an_archive_gives_each_of_many_threads_its_own_bytes(tmp_path, monkeypatch):
     """A file has one position: who sets it for one member would read another's bytes."""
+
+    class Shared:
+        def __init__(self, file: IO[bytes]) -> None:
+            self.read, self.fileno, self._seek = file.read, file.fileno, file.seek
+
+        def seek(self, place: int) -> None:
+            self._seek(place)
+            time.sleep(0.002)  # others may move it
+
     over(tmp_path / "corpus", "shar")
     path = tmp_path / "corpus/shar/train/recording.000000.tar"
     with tarfile.open(path) as tar:
         content = {item.name.removesuffix(".flac"): tar.extractfile(item).read() for item in tar if item.name.endswith(".flac")}
     monkeypatch.setattr(archive, "CHUNK", 64)
     with archive.open_archive(path) as opened:
+        monkeypatch.setattr(opened, "_file", Shared(opened._file))
         taken: dict[str, bytes] = {}
         threads = [
             threading.Thread(target=lambda name=name: taken.update({name: opened.take_out(name, tmp_path / "out").read_bytes()}))
