@@ -50,7 +50,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
 
     Args:
         corpora: Names of corpora to take; None: all of the recipe.
-        jobs: Recordings read at once; 0: one per core.
+        jobs: Recordings read, or made, at once; 0: one per core.
         cluster: Reads the recordings instead, and writes simulated audio.
 
     Raises:
