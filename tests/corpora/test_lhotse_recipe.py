@@ -112,6 +112,19 @@ def test_parts_of_several_languages_are_named_with_both_and_give_what_lhotse_ret
     ]
 
 
+def test_a_corpus_without_parts_is_one_part_named_all(tmp_path):
+    folder = tmp_path / "LJSpeech-1.1"
+    tone(folder / "wavs" / "LJ001-0001.wav", rate=22050)
+    text(folder / "metadata.csv", "LJ001-0001|Printing, in 1440|Printing, in fourteen forty", "LJ001-0002|Lost|Lost")
+    found, work = read(tmp_path, "ljspeech", path="LJSpeech-1.1")
+    assert [(one.id, one.transcript, one.language, one.split) for one in found] == [("LJ001-0001", "Printing, in 1440", "en", "train")]
+    assert [problem.message for problem in work.problems] == [
+        f"Lhotse's recipe `ljspeech` warns: No such file: {folder}/wavs/LJ001-0002.wav"
+    ]
+    _, work = read(tmp_path, "ljspeech", path="LJSpeech-1.1", splits={"all": "train", "dev": "dev"})
+    assert "names `dev`; Lhotse's recipe `ljspeech` found: all" in work.losses[0].message
+
+
 def test_a_corpus_that_changed_is_read_anew_though_the_recipe_keeps_manifests(tmp_path):
     trees.mini_librispeech(tmp_path)
     splits = {"train-clean-5": "train", "dev-clean-2": "dev"}
@@ -200,6 +213,18 @@ def test_audio_of_commands_addresses_and_other_folders_is_checked_as_in_manifest
     expected = r"leads out of .* marked untrusted" if kind == "outside" else rf"takes audio from a source of type `{kind}`"
     assert not found and re.search(rf"supervision `s-a`.*{expected}", work.problems[0].message)
     assert not (tmp_path / "ran").exists()
+
+
+def test_audio_of_a_command_that_is_allowed_is_brought_in_once(tmp_path, corpus, stands_for):
+    def recipe(corpus_dir: Path) -> Returned:
+        found = Recording("a", [AudioSource("command", [0], "echo ran >> log; cat corpus/a.wav")], 16000, 16000, 1.0)
+        return manifests(corpus_dir, said=("a",)) | {"recordings": RecordingSet.from_recordings([found])}
+
+    stands_for(recipe)
+    for _ in range(2):
+        (one,), work = read(tmp_path, allow_sources=["command"])
+        assert not work.problems and one.recording.sources[0].source.endswith(".flac")
+    assert (tmp_path / "log").read_text() == "ran\n"
 
 
 def test_what_an_untrusted_corpus_links_to_is_not_even_opened(tmp_path, corpus, stands_for):
