@@ -169,6 +169,25 @@ def test_what_lacks_its_other_half_is_counted_or_named(tmp_path, corpus, stands_
     }
 
 
+@pytest.mark.parametrize("linked", ["a folder", "files"])
+def test_audio_behind_a_link_inside_the_corpus_is_not_counted_as_left_over(tmp_path, corpus, stands_for, linked):
+    (corpus / "data").mkdir()
+    if linked == "a folder":
+        (corpus / "train").symlink_to("data")
+    for name in ("a.wav", "b.wav"):
+        (corpus / name).rename(corpus / "data" / name)
+        if linked == "files":
+            (corpus / "train").mkdir(exist_ok=True)
+            (corpus / "train" / name).symlink_to(f"../data/{name}")
+
+    def recipe(corpus_dir: Path) -> Returned:
+        return manifests(corpus_dir / "train")
+
+    stands_for(recipe)
+    found, work = read(tmp_path)
+    assert len(found) == 2 and not work.left_out
+
+
 def test_a_part_that_is_no_split_and_one_that_is_not_there_are_named_and_the_others_read(tmp_path, corpus, stands_for):
     def recipe(corpus_dir: Path) -> Returned:
         return {"en": {"train": manifests(corpus_dir)}, "odd": manifests(corpus_dir), "none": manifests(corpus_dir)}
@@ -235,14 +254,14 @@ def test_what_an_untrusted_corpus_links_to_is_not_even_opened(tmp_path, corpus, 
     (root / "corpus" / "texts").symlink_to(tmp_path)
     opened = []
 
-    def recipe(corpus_dir: Path, transcript_dir: Path) -> Returned:
+    def recipe(corpus_dir: Path, transcript_dir: Path | None = None) -> Returned:
         opened.append((corpus_dir / "texts" / "secret.txt").read_text())
         return manifests(corpus_dir)
 
     stands_for(recipe)
     for changes in ({}, {"transcript_dir": ".."}):
         with pytest.raises(DataError, match=r"leads out of `.*inside`, and what is marked untrusted may not"):
-            read(root, untrusted=True, options={"transcript_dir": "corpus"} | changes)
+            read(root, untrusted=True, options=changes)
         (root / "corpus" / "texts").unlink(missing_ok=True)
     assert not opened
 
