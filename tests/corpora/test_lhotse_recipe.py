@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
@@ -348,6 +349,24 @@ def test_an_option_that_a_recipe_does_not_take_or_lacks_is_refused_with_what_is_
     with pytest.raises(ConfigError, match=message) as caught:
         pipeline.prepare(config(tmp_path, recipe, options=options))
     assert caught.value.hint
+
+
+def test_every_recipe_of_lhotse_is_known_and_has_a_path_and_types_that_can_be_checked(tmp_path, corpus):
+    source = Path(recipes.__file__).read_text(encoding="utf-8")
+    names = sorted(name.removeprefix("prepare_") for name in dir(recipes) if name.startswith("prepare_"))
+    assert len(names) >= 90 and all(f"prepare_{name}" in source for name in names)
+    work, lacking = Work("theirs", tmp_path, tmp_path / "exp" / "audio"), []
+    for name in names:
+        settings = config(tmp_path, name).data.corpora["theirs"]
+        assert not settings.problem()
+        try:
+            function = getattr(recipes, f"prepare_{name}")
+            arguments = lhotse_recipe._arguments(function, settings, work, corpus, tmp_path)
+            inspect.signature(function).bind(**arguments)
+            assert corpus in arguments.values() or [corpus] in arguments.values()
+        except ConfigError as error:
+            lacking.append(error.message)
+    assert len(lacking) < 15 and all(" needs `" in message for message in lacking)
 
 
 # --- what may not get out --------------------------------------------------------------------------------
