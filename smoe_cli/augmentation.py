@@ -1,31 +1,37 @@
-"""What is done to the audio of training cuts, each time otherwise: speed, rooms and noise, through Lhotse.
+"""What is done to training cuts, each time otherwise, through Lhotse: to their audio speed, rooms and noise, to their features SpecAugment.
 
 Every draw is a function of the seed, the batch and the cut, so a training that resumes hears what it would have heard.
 """
 
 from __future__ import annotations
 
+import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from lhotse import MonoCut, Recording
 from lhotse.audio.mixer import AudioMixer
 from lhotse.augmentation import Resample, ReverbWithImpulseResponse, Speed
+from lhotse.dataset import SpecAugment
 from numpy.typing import NDArray
+from torch import Tensor
 
 from smoe_cli.audio import read_samples
 from smoe_cli.corpora.files import AUDIO_SUFFIXES, files_below, is_dir, recording_of, refuse
 from smoe_cli.errors import DataError
 from smoe_cli.tags import TELEPHONE_HZ, Bandwidth
-from smoe_cli.train_settings import AugmentSettings
+from smoe_cli.train_settings import AugmentSettings, TrainSettings
 from smoe_cli.transforms import check_rate, resampled_too_finely
 
 EXACT = (".wav", ".flac")
 """What can be read from the middle with the samples that it has there; lossy formats depend on what comes before."""
 Samples = NDArray[np.float32]
 # (1,N): one channel, N samples
+# T frames, F mel bins
 
 
 class Augmentation:
@@ -69,7 +75,7 @@ class Augmentation:
         Raises:
             DataError: If noise or room cannot be read.
         """
-        generator = np.random.default_rng([self.seed, batch, zlib.crc32(cut.id.encode())])
+        generator = np.random.default_rng(drawn_for(self.seed, batch, cut))
         speed = self.settings.speeds[generator.integers(len(self.settings.speeds))]
         room = self._drawn(generator, self._rooms, self.settings.rooms_share)
         noise = self._drawn(generator, self._noises, self.settings.noise_share)
@@ -105,6 +111,61 @@ class Augmentation:
         loud = read_samples(noise.resample(self.rate_hz), what, cure=cure)
         start = int(generator.integers(loud.shape[1])) if start is None else start
         return np.take(loud, np.arange(start, start + length), axis=1, mode="wrap")
+
+
+class Masking:
+    """Lhotse's SpecAugment (arXiv:1904.08779) on the features of one utterance: no mask falls on padding, none is the mean of any.
+
+    Args:
+        settings: Of training; their masks are as long as a share of the utterance, Lhotse's as a number of frames.
+    """
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, cut: MonoCut, features_TF: Tensor, batch: int) -> Tensor:
+        """The features of a cut (T,F) as they are learned from in a batch.
+
+        Args:
+            batch: Number of the batch, which the draw depends on.
+        """
+        settings, (frames, bins) = self.settings, features_TF.shape
+        # Lhotse draws widths below the size that it is given, and cannot do without time masks: at size 1 they are of no width.
+        masks = max(1, settings.time_masks)
+        size = 1 + (int(settings.time_mask_share * frames) if settings.time_masks else 0)
+        augment = SpecAugment(
+            time_warp_factor=settings.time_warp_frames,
+            num_feature_masks=settings.frequency_masks,
+            features_mask_size=1 + min(settings.frequency_mask_bins, bins),
+            num_frame_masks=masks,
+            frames_mask_size=size,
+            max_frames_mask_fraction=(masks * size + 0.5) / frames,  # all masks at their longest, whatever is lost in rounding
+            p=1.0,
+        )
+        with _seeded(drawn_for(self.settings.seed, batch, cut)):
+            augmented: Tensor = augment(features_TF[None])[0]
+        return augmented
+
+
+def drawn_for(seed: int, batch: int, cut: MonoCut) -> list[int]:
+    """What seeds the draws of a cut in a batch."""
+    return [seed, batch, zlib.crc32(cut.id.encode())]
+
+
+@contextmanager
+def _seeded(by: list[int]) -> Iterator[None]:
+    """Within it, the generators that all of Python, numpy and torch share draw anew from a seed; then they go on as if nothing had been."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(by).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which is for GPUs too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def sounds(folder: Path | None, setting: str) -> list[Recording]:

@@ -21,7 +21,7 @@ from lhotse.dataset import DynamicBucketingSampler
 from lhotse.dataset.sampling.base import TimeConstraint
 from torch import Tensor
 
-from smoe_cli.augmentation import Augmentation
+from smoe_cli.augmentation import Augmentation, Masking
 from smoe_cli.cut_table import corpus_of, letters_of, route_of, whole
 from smoe_cli.cuts import tags_of
 from smoe_cli.errors import DataError, RouteError
@@ -86,7 +86,7 @@ class Collator:
 
     Args:
         max_tokens: Guiding tokens and text of one utterance, if the model has a limit.
-        augmentation: What is done to the audio of batches that have a number.
+        augmentation, masking: What is done to the audio, and to the features, of batches that have a number.
     """
 
     def __init__(
@@ -96,16 +96,17 @@ class Collator:
         plan: RoutingPlan,
         max_tokens: int | None = None,
         augmentation: Augmentation | None = None,
+        masking: Masking | None = None,
     ) -> None:
         self.front_end, self.tokenizer, self.plan, self.max_tokens = front_end, tokenizer, plan, max_tokens
-        self.augmentation = augmentation
+        self.augmentation, self.masking = augmentation, masking
 
     def __call__(self, cuts: Sequence[MonoCut], batch: int | None = None) -> Batch:
         """Read, compute and pad.
 
         Args:
             cuts: Of the batch.
-            batch: Its number in training, which augmentation is drawn for; None: the audio as it is.
+            batch: Its number in training, which augmentation and masks are drawn for; None: the audio as it is.
 
         Raises:
             DataError: If audio cannot be read, tags are missing, or a text has more tokens than the model takes.
@@ -141,10 +142,14 @@ class Collator:
         )
 
     def _features(self, cut: MonoCut, route: Route, batch: int | None) -> Tensor:
-        if self.augmentation is None or batch is None:
+        if batch is None:
             return self.front_end(cut)
-        samples = self.augmentation(cut, self.front_end.read(cut), route.bandwidth, batch)
-        return self.front_end.of_samples(torch.from_numpy(samples[0]))
+        if self.augmentation is None:
+            features = self.front_end(cut)
+        else:
+            samples = self.augmentation(cut, self.front_end.read(cut), route.bandwidth, batch)
+            features = self.front_end.of_samples(torch.from_numpy(samples[0]))
+        return features if self.masking is None else self.masking(cut, features, batch)
 
 
 def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from smoe_cli.tags import Bandwidth
 
@@ -59,6 +62,10 @@ class CorpusSettings(Settings):
         """The tables or manifests that it starts from, relative to `data.root`: when one changes, it must be prepared again."""
         return []
 
+    def problem(self) -> str:
+        """What keeps it from being prepared on this machine, if that is quick to tell; a trained model does not need to know."""
+        return ""
+
     def split_of(self, part: str) -> str | None:
         """The recipe's name of one of the corpus's own splits; None: it is left out."""
         return self.splits.get(part, self.parts.get(part, part))
@@ -83,6 +90,17 @@ class OutsideCorpus(CorpusSettings):
         return self
 
 
+class SupervisedCorpus(CorpusSettings):
+    """What corpora have in common whose texts stand in Lhotse's supervisions."""
+
+    translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
+    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
+    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
+    bandwidth_field: str | None = Field(
+        None, description="Custom field of the supervision with what the recording carries, `nb` or `wb`, where it says so."
+    )
+
+
 class TsvCorpus(CorpusSettings):
     """A tab-separated table: id, path, split, speaker, sample_rate, duration, transcript, one column per target language."""
 
@@ -103,21 +121,45 @@ class TsvCorpus(CorpusSettings):
         return [self.path]
 
 
-class LhotseCorpus(OutsideCorpus):
+class LhotseCorpus(OutsideCorpus, SupervisedCorpus):
     """Existing Lhotse cut manifests, one per split."""
 
     reader = "smoe_cli.corpora.lhotse_cuts"
     type: Literal["lhotse"] = "lhotse"
     cuts: dict[str, Path] = Field(description="Split -> cut manifest (`.jsonl` or `.jsonl.gz`); audio paths in it start from `data.root`.")
-    translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
-    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
-    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
-    bandwidth_field: str | None = Field(
-        None, description="Custom field of the supervision with what the recording carries, `nb` or `wb`, where it says so."
-    )
 
     def sources(self) -> list[Path]:
         return list(self.cuts.values())
+
+
+class LhotseRecipeCorpus(OutsideCorpus, SupervisedCorpus):
+    """Any corpus that Lhotse has a recipe for: what its own function `lhotse.recipes.prepare_RECIPE` finds.
+
+    `splits` has the parts that the recipe returns, `train`, or `en/train` where it has some for each language; without parts, `all`.
+    """
+
+    reader = "smoe_cli.corpora.lhotse_recipe"
+    type: Literal["lhotse_recipe"] = "lhotse_recipe"
+    recipe: str = Field(description="Its name, e.g. `tedlium`.")
+    path: Path = Field(description="The corpus's folder, which the recipe gets as its first path.")
+    options: dict[str, JsonValue] = Field(
+        {},
+        description="Further arguments of the recipe, by name; paths start from `data.root`. Unless they say otherwise, `num_jobs` is "
+        "`--jobs` and `absolute_paths` true, where it has these; `output_dir` is in `exp_dir`.",
+    )
+    language: str = Field(
+        "", description="Spoken language, whatever the recipe calls it, most often `English`; where it has several, `languages` renames."
+    )
+
+    def problem(self) -> str:
+        # By its source: to import it takes seconds.
+        spec = find_spec("lhotse")
+        if spec is None or spec.origin is None:
+            return ""
+        source = Path(spec.origin).with_name("recipes").joinpath("__init__.py").read_text(encoding="utf-8")
+        known = sorted(set(re.findall(r"\bprepare_(\w+)", source)))
+        near = get_close_matches(self.recipe.lower(), known, n=5) or known
+        return "" if self.recipe in known else f"Lhotse has no recipe `{self.recipe}`; it has, among others: {', '.join(near)}"
 
 
 class SynthCorpus(CorpusSettings):
@@ -216,17 +258,11 @@ class AudioFolderCorpus(FolderCorpus):
         return self.inside(self.metadata)
 
 
-class SharCorpus(FolderCorpus):
+class SharCorpus(FolderCorpus, SupervisedCorpus):
     """Lhotse Shar: in the folder of each split `cuts.*.jsonl.gz` and `recording.*.tar`; audio is taken out of the archives once."""
 
     reader = "smoe_cli.corpora.shar"
     type: Literal["shar"] = "shar"
-    translations: dict[str, str] = Field({}, description="Target language -> custom field of the supervision that holds its text.")
-    tag_fields: dict[str, str] = Field({}, description="Axis of the recipe's `axes` -> custom field of the supervision.")
-    label_fields: dict[str, str] = Field({}, description="Label, e.g. `intent` -> custom field of the supervision.")
-    bandwidth_field: str | None = Field(
-        None, description="Custom field of the supervision with what the recording carries, `nb` or `wb`, where it says so."
-    )
 
     def sources(self) -> list[Path]:
         return self.inside("cuts.*jsonl*")
@@ -403,6 +439,7 @@ class SwitchboardCorpus(PublishedCorpus):
 Corpus = Annotated[
     TsvCorpus
     | LhotseCorpus
+    | LhotseRecipeCorpus
     | SynthCorpus
     | KaldiCorpus
     | NemoCorpus

@@ -215,34 +215,3 @@ class FrontEnd:
     def of_samples(self, samples: Tensor) -> Tensor:
         """Features (T,F) of samples in [-1, 1], shape (samples,)."""
         return self._kind(samples)
-
-
-def spec_augment(
-    features_NTF: Tensor, lengths_N: Tensor, time_masks: int, time_share: float, frequency_masks: int, frequency_bins: int, seed: int
-) -> Tensor:
-    """Blank random stripes of time and frequency with zero, for most kinds of features the mean. Source: arXiv:1904.08779.
-
-    Lhotse's `SpecAugment` takes a batch's padding for speech, in the mean as in the places of masks, cannot do without time masks, and
-    draws from generators that others draw from too, so that a resumed run would not hear the same.
-
-    Args:
-        time_share: Longest time mask, as a share of the utterance.
-        frequency_bins: Widest frequency mask.
-        seed: Same seed, same masks: training resumes exactly.
-    """
-    n, t, f = features_NTF.shape
-    generator = torch.Generator().manual_seed(seed)
-
-    def stripes(count: int, sizes_N: Tensor, longest_N: Tensor, axis_length: int) -> Tensor:
-        """(N, axis_length), true where masked."""
-        width = torch.rand(n, count, generator=generator) * (longest_N[:, None] + 1)
-        start = torch.rand(n, count, generator=generator) * (sizes_N[:, None] - width).clamp_min(0)
-        axis = torch.arange(axis_length)
-        return ((axis >= start.floor()[..., None]) & (axis < (start.floor() + width.floor())[..., None])).any(dim=1)
-
-    lengths = lengths_N.cpu().float()
-    masked_time = stripes(time_masks, lengths, lengths * time_share, t)
-    bins = torch.full((n,), float(f))
-    masked_frequency = stripes(frequency_masks, bins, torch.full((n,), float(min(frequency_bins, f))), f)
-    masked = masked_time[:, :, None] | masked_frequency[:, None, :]
-    return features_NTF.masked_fill(masked.to(features_NTF.device), 0.0)

@@ -85,22 +85,20 @@ class Item:
     problem: DataError | None
 
 
-def read_manifest(path: Path, within: Path | None = None, archives: bool = False, start: Path | None = None) -> Iterator[Item]:
+def read_manifest(path: Path, within: Path | None = None) -> Iterator[Item]:
     """Yield a manifest's lines one by one; no audio is opened.
 
     Args:
         path: `.jsonl` or `.jsonl.gz`, one cut a line.
         within: Folder that audio must lie in, symbolic links followed, because the manifest is not trusted; None: anywhere.
-        archives: Whether cuts may name archives of features and arrays. They are never opened.
-        start: Folder that relative paths of audio start from; None: the working folder, as in Lhotse.
 
     Raises:
         DataError: If the manifest is missing or unreadable, or would fill the memory. What is wrong with one line is in its item.
     """
     for number, raw in read_lines(path):
-        cut, problem = None, None
+        cut, problem, where = None, None, f"`{path}` line {number}"
         try:
-            cut = _parse(raw, f"`{path}` line {number}", within, archives, start)
+            cut = make_cut(read_object(raw, where), where, within, archives=False)
         except DataError as error:
             problem = error
         yield Item(number, raw, cut, problem)
@@ -141,10 +139,6 @@ def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
         raise DataError(f"cannot read manifest `{path}`: {error}", "bring back the whole file, or prepare it again") from error
 
 
-def _parse(raw: bytes, where: str, within: Path | None, archives: bool, start: Path | None) -> MonoCut:
-    return make_cut(read_object(raw, where), where, within, archives, start)
-
-
 def read_object(raw: bytes, where: str) -> dict[str, Any]:
     """The JSON object of a line.
 
@@ -167,7 +161,13 @@ def read_object(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bool, start: Path | None = None) -> MonoCut:
-    """The cut that a JSON object describes; arguments as of `read_manifest`.
+    """The cut that a JSON object describes.
+
+    Args:
+        where: Names the place that has it.
+        within: As of `read_manifest`.
+        archives: Whether it may name archives of features and arrays. They are never opened.
+        start: Folder that relative paths of audio start from; None: the working folder, as in Lhotse.
 
     Raises:
         DataError: If it describes none, or one that may not be used.

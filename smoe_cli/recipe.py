@@ -101,6 +101,9 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
                 train["augment"] = augment | {name: _from(base, augment[name]) for name in ("rooms", "noise") if augment.get(name)}
     _inherit(tree)
     config = parse_settings(Config, tree, where=f"`{where}`: ")
+    for name, corpus in config.data.corpora.items():
+        if problem := corpus.problem():
+            raise ConfigError(f"`{where}`: data.corpora.{name}: {problem}", "correct `recipe`")
     config.lies_in(base)
     return config
 

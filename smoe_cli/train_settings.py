@@ -143,10 +143,11 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of probability spread over the vocabulary.")
     ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of the CTC loss in the total.")
     augment: AugmentSettings = AugmentSettings()
+    time_warp_frames: int = Field(0, ge=0, description="SpecAugment: how far a place in the middle may move in time; usual: 80; 0: none.")
     time_masks: int = Field(2, ge=0, description="SpecAugment: masks along time.")
     time_mask_share: float = Field(0.1, ge=0, le=1, description="SpecAugment: longest time mask, as a share of the utterance.")
     frequency_masks: int = Field(2, ge=0, description="SpecAugment: masks along frequency.")
-    frequency_mask_bins: int = Field(27, ge=0, description="SpecAugment: widest frequency mask.")
+    frequency_mask_bins: int = Field(27, ge=0, description="SpecAugment: widest frequency mask. Masks have the mean of the utterance.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: the faster of fp32 and bf16, measured on this machine at start."
     )

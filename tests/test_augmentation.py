@@ -1,17 +1,20 @@
 """Augmentation: the same draw gives the same audio, each part does what it says, and narrowband stays narrowband."""
 
+import random
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from lhotse import MonoCut, Recording
+from lhotse.dataset import SpecAugment
 
 from smoe_cli import augmentation, checkpoint, pipeline
-from smoe_cli.augmentation import Augmentation
+from smoe_cli.augmentation import Augmentation, Masking
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.recipe import load_config
 from smoe_cli.tags import Bandwidth
-from smoe_cli.train_settings import AugmentSettings
+from smoe_cli.train_settings import AugmentSettings, TrainSettings
 from tests.test_training import recipe, write_corpus
 
 RATE = 16000
@@ -124,11 +127,57 @@ def test_shares_are_kept(cut, folder):
     assert changed and 0.6 < same / 400 < 0.8
 
 
+def masked(cut, features, batch=0, **settings):
+    return Masking(TrainSettings(**{"time_masks": 0, "frequency_masks": 0} | settings))(cut, features, batch)
+
+
+def test_masks_are_within_their_limits_and_reach_them(cut):
+    """The value of a mask is the mean, which no other value equals."""
+    features = torch.rand(100, 80) + torch.arange(2.0).repeat(40)
+    blank = [(masked(cut, features, batch, time_masks=1, time_mask_share=0.2) == features.mean()).all(1).sum() for batch in range(300)]
+    assert {int(width) for width in blank} == set(range(21))
+    blank = [
+        (masked(cut, features, batch, frequency_masks=1, frequency_mask_bins=10) == features.mean()).all(0).sum() for batch in range(300)
+    ]
+    assert {int(width) for width in blank} == set(range(11))
+    for batch in range(100):
+        both = masked(cut, features, batch, time_masks=3, time_mask_share=0.1, frequency_masks=2, frequency_mask_bins=30) != features
+        assert both.all(1).sum() <= 30
+        assert torch.equal(both, both.all(1)[:, None] | both.all(0)[None])
+    assert torch.equal(masked(cut, features), features)
+    assert all(
+        masked(cut, torch.ones(frames, 80), time_masks=4, time_mask_share=1.0, time_warp_frames=80).shape[0] == frames
+        for frames in (1, 2, 170)
+    )
+
+
+def test_masks_are_those_of_lhotse(cut):
+    """With the generators as they are seeded for a cut, Lhotse's own transform gives the same."""
+    features, seed = torch.rand(400, 80), int(np.random.SeedSequence(augmentation.drawn_for(7, 3, cut)).generate_state(1)[0])
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    theirs = SpecAugment(80, 2, 28, 2, 41, 0.25, p=1.0)(features[None])[0]
+    settings = {"time_warp_frames": 80, "time_masks": 2, "frequency_masks": 2, "seed": 7}
+    assert torch.equal(masked(cut, features, 3, **settings), theirs)
+    assert not torch.equal(masked(cut, features, 4, **settings), theirs)
+    warped = masked(cut, features, 3, time_warp_frames=80)
+    assert not torch.equal(warped, features)
+
+
+def test_masks_move_no_generator_that_others_draw_from(cut):
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    masked(cut, torch.rand(400, 80, generator=torch.Generator().manual_seed(0)), time_masks=2, frequency_masks=2, time_warp_frames=80)
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(one, other) for one, other in zip(np.random.get_state(), before[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
 def trained(tmp_path, name, sounds, **train):
     if not (tmp_path / "corpus").exists():
         write_corpus(tmp_path / "corpus")
     augment = {"speeds": [0.9, 1.0, 1.1], "noise": sounds / "noise", "noise_share": 0.5}
-    config = recipe(tmp_path / "corpus", tmp_path / name, train={"max_steps": 8, "validate_every": 4, "augment": augment} | train)
+    masks = {"time_warp_frames": 10, "time_masks": 2}
+    config = recipe(tmp_path / "corpus", tmp_path / name, train={"max_steps": 8, "validate_every": 4, "augment": augment} | masks | train)
     pipeline.prepare(config)
     pipeline.tokenize(config)
     return config

@@ -16,7 +16,6 @@ from lhotse.dataset import DynamicBucketingSampler
 from smoe_cli.batching import Limits, RouteBatches, by_route, chunk
 from smoe_cli.cuts import Tags, route_of
 from smoe_cli.errors import DataError, RouteError
-from smoe_cli.features import spec_augment
 from smoe_cli.loss import Weights, combined_loss
 from smoe_cli.routing import RoutingPlan, StackPlan
 from tests.conftest import as_given
@@ -202,17 +201,6 @@ def test_chunks_keep_order_and_limits(cuts):
     parts = list(chunk(list(cuts), 15.0, 5))
     assert [item.id for part in parts for item in part] == [item.id for item in cuts]
     assert all(len(part) * max(item.duration for item in part) <= 15.0 + 1e-6 and len(part) <= 5 for part in parts)
-
-
-def test_spec_augment_masks_within_its_limits_and_by_seed():
-    x, lengths = torch.ones(4, 100, 80), torch.tensor([100, 80, 60, 40])
-    one, again, other = (spec_augment(x, lengths, 2, 0.1, 2, 10, seed) for seed in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-    blank_frames, blank_bins = (one == 0).all(2), (one == 0).all(1)
-    assert all(int(blank_frames[n].sum()) <= 2 * 0.1 * int(lengths[n]) + 2 for n in range(4))
-    assert int(blank_bins.sum(1).max()) <= 20
-    assert torch.equal(spec_augment(x, lengths, 0, 0.1, 0, 10, 1), x)
 
 
 def test_loss_equals_torchs_own_on_hand_made_batches():

@@ -330,8 +330,8 @@ def test_audio_that_is_longer_than_its_manifest_says_is_not_decoded(folder, monk
 def test_a_manifest_is_read_line_by_line(folder, monkeypatch):
     """The second line is not looked at before the first one was handed out."""
     seen = []
-    parse = manifests._parse
-    monkeypatch.setattr(manifests, "_parse", lambda raw, *rest: (seen.append(raw), parse(raw, *rest))[1])
+    parse = manifests.read_object
+    monkeypatch.setattr(manifests, "read_object", lambda raw, where: (seen.append(raw), parse(raw, where))[1])
     (folder / "cuts.jsonl").write_text(2 * (json.dumps(entry(folder)) + "\n"), encoding="utf-8")
     next(read_manifest(folder / "cuts.jsonl"))
     assert len(seen) == 1

@@ -176,7 +176,7 @@ def source_flags(kinds: Sequence[str], names: Sequence[str], recipe: Config) -> 
     if kinds and not found:
         raise ConfigError(
             f"--allow-sources {kinds[0]}: no corpus of {', '.join(f'`{name}`' for name in corpora)} can name anything but files",
-            "leave it out: manifests of Lhotse (`lhotse`) and data folders of Kaldi (`kaldi`) can",
+            "leave it out: manifests of Lhotse (`lhotse`, `lhotse_recipe`) and data folders of Kaldi (`kaldi`) can",
         )
     allowed = {name: dict.fromkeys([*corpus.allow_sources, *kinds]) for name, corpus in found.items() if kinds}
     return [f"data.corpora.{name}.allow_sources=[{', '.join(all_kinds)}]" for name, all_kinds in allowed.items()]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import typer.main
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic_core import PydanticUndefined
 
 from smoe_cli.cli.app import app
@@ -22,7 +22,7 @@ from smoe_cli.corpus_settings import Settings
 from smoe_cli.records import write_text_atomically
 
 FOLDER = Path("docs/reference")
-TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
+TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", JsonValue: "any value"}
 GENERATED = "<!-- Written by `python -m smoe_cli.cli.reference`; change the source instead. -->\n"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lhotse import MonoCut
 
@@ -13,10 +13,13 @@ from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.lines import each_split, found, said_band, utterances
 from smoe_cli.corpora.outside import Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work, placed
-from smoe_cli.corpus_settings import LhotseCorpus, SharCorpus
+from smoe_cli.corpus_settings import LhotseCorpus, LhotseRecipeCorpus, SupervisedCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import Item, make_cut, read_lines, read_manifest, read_object
+from smoe_cli.manifests import make_cut, read_lines, read_object
 
+Sourced: TypeAlias = LhotseCorpus | LhotseRecipeCorpus
+Tree: TypeAlias = dict[str, Any] | DataError
+"""An object that should describe a cut, or why there is none."""
 TOGETHER = 64
 """Lines in memory whose commands and addresses are brought in at once."""
 
@@ -34,44 +37,57 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
 
     def manifest(split: str, relative: Path) -> Iterator[Utterance]:
         path = found(work.root / relative, settings, work, f"cuts.{split}", "cut manifest")
-
-        def make(where: str, item: Item) -> Utterance:
-            if item.cut is None:
-                raise item.problem or AssertionError
-            return utterance_of(item.cut, split, settings, work, where)
-
-        items = ((f"`{path}` line {item.number}", item) for item in _items(path, settings, work))
-        yield from utterances(items, sum(1 for _ in read_lines(path)), make, work, f"{split} cuts")
+        yield from utterances_of(_trees(path), sum(1 for _ in read_lines(path)), split, settings, work)
 
     yield from each_split(settings, settings.cuts, work, "cuts", manifest)
 
 
-def _items(path: Path, settings: LhotseCorpus, work: Work) -> Iterator[Item]:
-    """The lines of a manifest; audio of commands and addresses that the settings allow is a file in them."""
-    if not settings.allow_sources:
-        yield from read_manifest(path, work.root if settings.untrusted else None, archives=not settings.untrusted, start=work.root)
-        return
-    outside, lines = Outside(settings.allow_sources, work, work.root), read_lines(path)
-    while some := list(islice(lines, TOGETHER)):
-        trees: list[dict[str, Any] | DataError] = []
-        for number, raw in some:
-            try:
-                trees.append(read_object(raw, f"`{path}` line {number}"))
-            except DataError as error:
-                trees.append(error)
-        outside.bring(named for tree in trees if isinstance(tree, dict) for _, named in _outside(tree, outside))
-        for (number, raw), tree in zip(some, trees, strict=True):
-            where = f"`{path}` line {number}"
+def _trees(path: Path) -> Iterator[tuple[str, Tree]]:
+    """(place, object) of each line of a manifest."""
+    for number, raw in read_lines(path):
+        where = f"`{path}` line {number}"
+        try:
+            yield where, read_object(raw, where)
+        except DataError as error:
+            yield where, error
+
+
+def utterances_of(trees: Iterable[tuple[str, Tree]], total: int, split: str, settings: Sourced, work: Work) -> Iterator[Utterance]:
+    """Yield one utterance for each object that describes a cut; what is wrong with one goes to `work.unfit`.
+
+    Args:
+        trees: (place, object or why there is none).
+        total: How many there are, for the progress.
+
+    Raises:
+        Unwritable: As `read`.
+    """
+
+    def make(where: str, cut: MonoCut | DataError) -> Utterance:
+        if isinstance(cut, DataError):
+            raise cut
+        return utterance_of(cut, split, settings, work, where)
+
+    yield from utterances(_cuts(iter(trees), settings, work), total, make, work, f"{split} cuts")
+
+
+def _cuts(trees: Iterator[tuple[str, Tree]], settings: Sourced, work: Work) -> Iterator[tuple[str, MonoCut | DataError]]:
+    """The cut that each object describes; audio of commands and addresses that the settings allow is a file in it."""
+    outside = Outside(settings.allow_sources, work, work.root)
+    within = work.root if settings.untrusted else None
+    while some := list(islice(trees, TOGETHER if outside.allowed else 1)):
+        outside.bring(named for _, tree in some if isinstance(tree, dict) for _, named in _outside(tree, outside))
+        for where, tree in some:
             try:
                 if isinstance(tree, DataError):
                     raise tree
                 for source, named in _outside(tree, outside):
                     source |= {"type": "file", "source": str(outside.file_of(named).resolve())}
-                yield Item(number, raw, make_cut(tree, where, None, archives=True), None)
+                yield where, make_cut(tree, where, within, archives=not settings.untrusted, start=work.root)
             except Unwritable:
                 raise
             except DataError as error:
-                yield Item(number, raw, None, placed(error, where))
+                yield where, placed(error, where)
 
 
 def _outside(tree: dict[str, Any], outside: Outside) -> list[tuple[dict[str, Any], Named]]:
@@ -87,7 +103,7 @@ def _outside(tree: dict[str, Any], outside: Outside) -> list[tuple[dict[str, Any
     return [(one, Named(one["type"], one["source"], promised)) for one in ours]
 
 
-def utterance_of(cut: MonoCut, split: str, settings: LhotseCorpus | SharCorpus, work: Work, where: str) -> Utterance:
+def utterance_of(cut: MonoCut, split: str, settings: SupervisedCorpus, work: Work, where: str) -> Utterance:
     """What a cut of one supervision says.
 
     Raises:

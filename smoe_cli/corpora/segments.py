@@ -1,8 +1,8 @@
 """What the readers of published corpora share: recordings, segments and texts that lie in files of their own -> utterances.
 
-Lhotse has recipes for most of these corpora; tests compare them with these readers. They are not used: they pass over audio and segments
-that lack their other half (`fix_manifests`), have transcripts or translations but not both, and some write files, start processes or
-reach the network. What each of them has otherwise: `docs/how-to/corpora.md`.
+Lhotse has recipes for most of these corpora (`lhotse_recipe.py` runs them); tests compare them with these readers, which exist because
+the recipes pass over audio and segments that lack their other half (`fix_manifests`), have transcripts or translations but not both, and
+some write files, start processes or reach the network. What each of them has otherwise: `docs/how-to/corpora.md`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from lhotse import CutSet, MonoCut
 from torch.utils.data import DataLoader
 
-from smoe_cli.augmentation import Augmentation
+from smoe_cli.augmentation import Augmentation, Masking
 from smoe_cli.batching import Batch, Collator, RouteBatches
 from smoe_cli.config import Config
 from smoe_cli.cut_table import CutTable, Stub, number_of
@@ -129,7 +129,9 @@ def collator_of(config: Config, tokenizer: Tokenizer, plan: RoutingPlan) -> Coll
     augment, features = config.train.augment, config.features
     augmentation = Augmentation(augment, features.sample_rate_hz, config.train.seed) if augment != AugmentSettings() else None
     store = FeatureStore(Layout.of(config).features, features) if features.stored else None
-    return Collator(FrontEnd(features, store=store), tokenizer, plan, config.model.max_tokens, augmentation)
+    masks = config.train.time_warp_frames or config.train.time_masks or config.train.frequency_masks
+    masking = Masking(config.train) if masks else None
+    return Collator(FrontEnd(features, store=store), tokenizer, plan, config.model.max_tokens, augmentation, masking)
 
 
 def batches_of(config: Config, groups: dict[Route, CutSet], batch_s: float, watcher: Watcher) -> RouteBatches:

@@ -11,7 +11,6 @@ import torch
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from smoe_cli.batching import IGNORE_ID, Batch
-from smoe_cli.features import spec_augment
 from smoe_cli.loss import Counts, Losses, Weights, combined_loss, count
 from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.train_settings import TrainSettings
@@ -71,23 +70,14 @@ def add_gradients(
     """Add the gradients of a batch, which may be a part of the whole, to those that are there.
 
     Args:
-        seed: Of its dropout and its masks.
+        seed: Of its dropout.
         whole: What its loss is averaged over; None: its own tokens.
         blank_id: CTC's blank.
     """
-    features = spec_augment(
-        batch.features,
-        batch.feature_lengths,
-        settings.time_masks,
-        settings.time_mask_share,
-        settings.frequency_masks,
-        settings.frequency_mask_bins,
-        seed,
-    )
     torch.manual_seed(seed)
     # FSDP's hooks must come to the end of what is computed again.
     with set_checkpoint_early_stop(not is_divided(model)):
-        losses = losses_of(model, batch, features, settings, precision, blank_id, whole=whole)
+        losses = losses_of(model, batch, batch.features, settings, precision, blank_id, whole=whole)
     if whole is not None and settings.ctc_weight:
         losses.total = agree_on_ctc(model, losses.total, whole.transcripts)
     losses.total.backward()

@@ -121,12 +121,23 @@ def shar(root: Path) -> None:
                 path.unlink()
 
 
+def tedlium(root: Path) -> None:
+    """TED-LIUM 3, which Lhotse has a recipe for: a talk in two segments, with one between them that nobody scores."""
+    for split in SPLITS:
+        folder, talk = root / "TEDLIUM_release-3" / "legacy" / split, f"AnnaLee_{split}"
+        tone(folder / "sph" / f"{talk}.sph", 4.0, format="NIST", subtype="PCM_16")
+        segments = ["0.25 1.75 <o,f0,female> thank you so much chris", "2.00 3.50 <o,f0,female> it 's a great <unk> honor"]
+        unscored = "1.75 2.00 <o,,unknown> ignore_time_segment_in_scoring"
+        text(folder / "stm" / f"{talk}.stm", *(f"{talk} 1 {talk} {line}" for line in (segments[0], unscored, segments[1])))
+
+
 DOORS: dict[str, Callable[[Path], None]] = {
     "table": table,
     "audiofolder": audiofolder,
     "kaldi": kaldi,
     "nemo": nemo,
     "lhotse": lhotse,
+    "lhotse-recipe": tedlium,
     "shar": shar,
 }
 """Recipe to copy -> what writes a corpus as it expects one."""

@@ -20,6 +20,7 @@ from lhotse.recipes import (
     prepare_librispeech,
     prepare_mtedx,
     prepare_switchboard,
+    prepare_tedlium,
 )
 from lhotse.recipes.must_c import prepare_must_c
 
@@ -169,6 +170,13 @@ def lhotse(root: Path) -> tuple[list[Row], list[Row]]:
     return cuts_of("lhotse", root, (cut for path in paths for cut in CutSet.from_file(path)))
 
 
+def tedlium(root: Path) -> tuple[list[Row], list[Row]]:
+    theirs = prepare_tedlium(root / "TEDLIUM_release-3", normalize_text="kaldi")
+    return [row(one, one.transcript) for one in ours("lhotse-recipe", root)], [
+        one for part in theirs.values() for one in rows(**named(part))
+    ]
+
+
 def shar(root: Path) -> tuple[list[Row], list[Row]]:
     paths = sorted((root / "shar").iterdir())
     return cuts_of("shar", root, (cut for path in paths for cut in CutSet.from_shar(in_dir=path)))
@@ -185,6 +193,7 @@ COMPARED: dict[str, Callable[[Path], tuple[list[Row], list[Row]]]] = {
     "fisher-callhome": fisher,
     "kaldi": kaldi,
     "lhotse": lhotse,
+    "lhotse-recipe": tedlium,
     "shar": shar,
 }
 NOT_COMPARED = {

@@ -53,6 +53,7 @@ VOX = "voxpopuli/transcribed_data/de"
 CALLS = "fisher-callhome-corpus"
 FISHER = "LDC2010T04/fisher_spa_tr/data/transcripts/20050908_182943_20_fsp.tdf"
 FISHER_CALL = "LDC2010S01/fisher_spa_d1/data/speech/20050908_182943_20_fsp.sph"
+TALK = "TEDLIUM_release-3/legacy/dev"
 SWB = "swb_ms98_transcriptions/20/2041/sw2041B-ms98-a-trans.text"
 
 DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
@@ -196,6 +197,21 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
             r"1 of 9 .*cuts.train.jsonl.gz` line 3: audio `.*talk-train.flac` .* not exist",
         ),
         ("missing split", lose("manifests/cuts.dev.jsonl.gz"), r"no cut manifest `.*manifests/cuts.dev.jsonl.gz`"),
+    ],
+    "lhotse-recipe": [
+        (
+            "missing audio",
+            lose(TALK + "/sph/AnnaLee_dev.sph"),
+            r"Lhotse's recipe `tedlium` .* fails: AssertionError: Mismatch: found 0 sph",
+        ),
+        ("missing part", lose(TALK), r"fails: AssertionError: No recordings left .* \(tedlium.py, line \d+: `.*fix_manifests"),
+        ("no number", edit(TALK + "/stm/AnnaLee_dev.stm", "0.25", "soon"), r"fails: ValueError: could not convert string to float: 'soon'"),
+        ("outside", edit(TALK + "/stm/AnnaLee_dev.stm", "3.50", "9.50"), r"1 of 7 .*`tedlium` warns: Trimmed 1 supervisions exceeding"),
+        (
+            "line without text",
+            edit(TALK + "/stm/AnnaLee_dev.stm", " thank you so much chris", ""),
+            r"1 of 6 .*part `dev`: supervision `AnnaLee_dev-0`: .* has no transcript",
+        ),
     ],
     "shar": [
         ("missing archive", lose("shar/dev/recording.000001.tar"), r"no archive `.*shar/dev/recording.000001.tar`"),

@@ -40,6 +40,7 @@ ROWS = {
     "kaldi": {"train": 8, "dev": 8, "test": 8},
     "nemo": {"train": 10, "dev": 10, "test": 10},
     "lhotse": {"train": 7, "dev": 7, "test": 7},
+    "lhotse-recipe": {"train": 4, "dev": 4, "test": 4},
     "shar": {"train": 10, "dev": 10, "test": 10},
 }
 """Recipe -> cuts per split: utterances, times what each can serve, times bands. Counted by hand."""
