@@ -20,6 +20,7 @@ from smoe_cli.corpus_settings import (
     FleursCorpus,
     FolderCorpus,
     LhotseCorpus,
+    LhotseRecipeCorpus,
     LibrispeechCorpus,
     MiniLibrispeechCorpus,
     MtedxCorpus,
@@ -52,6 +53,8 @@ def look_for(settings: CorpusSettings, work: Work) -> None:
                 _each(settings, settings.manifests, work, "manifests", manifest("manifest", "manifests"))
             case LhotseCorpus():
                 _each(settings, settings.cuts, work, "cuts", manifest("cut manifest", "cuts"))
+            case LhotseRecipeCorpus():
+                import_module(settings.reader).look(settings, work)
             case FolderCorpus():
                 look = import_module(settings.reader).look
                 _each(settings, settings.folders, work, "path", lambda split, name: look(split, name, settings, work))
