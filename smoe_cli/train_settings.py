@@ -143,7 +143,12 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of probability spread over the vocabulary.")
     ctc_weight: float = Field(0.3, ge=0, le=1, description="Share of the CTC loss in the total.")
     augment: AugmentSettings = AugmentSettings()
-    time_warp_frames: int = Field(0, ge=0, description="SpecAugment: how far a place in the middle may move in time; usual: 80; 0: none.")
+    time_warp_frames: int = Field(
+        0,
+        ge=0,
+        description="SpecAugment: how far a place in the middle may move in time; usual: 80; 0: none. "
+        "Utterances of up to twice as many frames stay as they are.",
+    )
     time_masks: int = Field(2, ge=0, description="SpecAugment: masks along time.")
     time_mask_share: float = Field(0.1, ge=0, le=1, description="SpecAugment: longest time mask, as a share of the utterance.")
     frequency_masks: int = Field(2, ge=0, description="SpecAugment: masks along frequency.")

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -50,6 +51,14 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
     folder, named = look(settings, work).resolve(), Named()
     for name, part in _wanted(_run(settings, work, folder), named, settings, work):
         recordings = {recording.id: recording for recording in part.get("recordings", ())}
+        if twice := len(part.get("recordings", ())) - len(recordings):
+            name_of = Counter(recording.id for recording in part["recordings"]).most_common(1)[0][0]
+            work.lost(
+                DataError(
+                    f"part `{name}` has {twice} recordings whose id another one has, such as `{name_of}`",
+                    "nobody could tell whose text is whose: rename the files",
+                )
+            )
         # Some recipes go through sets, or folders as they come: another order in each call.
         segments = sorted(part.get("supervisions", ()), key=lambda one: (str(one.recording_id), str(one.id)))
         cuts = list(part.get("cuts", ()))
@@ -165,7 +174,7 @@ def _wanted(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The parts that are some split, by name; audio of the others is known too."""
     key = f"data.corpora.{work.name}.splits"
-    for name in settings.splits.keys() - parts.keys():
+    for name in sorted(settings.splits.keys() - parts.keys()):
         there = f"Lhotse's recipe `{settings.recipe}` found: {', '.join(sorted(parts))}"
         work.lost(DataError(f"`{key}` names `{name}`; {there}", "bring back that part of the corpus, or correct the name"))
     for name, part in sorted(parts.items()):

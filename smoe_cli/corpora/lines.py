@@ -160,7 +160,10 @@ def made_at_once(rows: Iterable[tuple[str, T]], make: Callable[[str, T], Utteran
                     ended = error
             if not under_way:
                 break
-            made = under_way.popleft().result()
+            try:
+                made = under_way.popleft().result()
+            except CancelledError:
+                continue  # not begun, as a row behind it ended all: its error comes
             if isinstance(made, DataError):
                 work.unfit(made)
             yield None if isinstance(made, DataError) else made

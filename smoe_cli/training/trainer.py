@@ -1,6 +1,6 @@
 """The loop: steps on batches of one route or several, validation per route, checkpoints, and exact resume.
 
-Every random draw of step s (dropout, SpecAugment, batch order) is a function of (seed, s) alone. So the exact
+Every random draw of step s (dropout, batch order, what is done to each cut) is a function of (seed, s, cut) alone. So the exact
 training position is the weights, the optimiser's tensors and a number.
 
 Of many processes (`ranks.py`) all do the same, each on its own batches; the first one writes.

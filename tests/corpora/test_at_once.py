@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 from unittest.mock import Mock
@@ -175,7 +176,32 @@ def test_where_rows_break_off_those_before_are_made(tmp_path, jobs):
     work, found = Work("theirs", tmp_path, tmp_path, jobs), list[str]()
     with pytest.raises(DataError, match=r"^it breaks off$"):
         found.extend(utterance.id if utterance else "none" for utterance in made_at_once(rows(), make, work))
+    assert found == ["0", "1", "none", "3", "4", "5", "6"]
     assert [problem.message for problem in work.problems] == ["line 2: this one is wrong"]
+
+
+def test_an_error_that_stops_all_is_told_though_a_row_before_it_was_not_begun(tmp_path, monkeypatch):
+    """The thread of an earlier row may come to it only after a later row has failed."""
+
+    class LastFirst(ThreadPoolExecutor):
+        def submit(self, work, *given):
+            later.append((future := Future(), work, given))
+            if len(later) == 4:
+                for future_of_one, one, its in reversed(later):
+                    try:
+                        future_of_one.set_result(one(*its))
+                    except BaseException as error:
+                        future_of_one.set_exception(error)
+            return future
+
+    later: list = []
+    monkeypatch.setattr("smoe_cli.corpora.lines.ThreadPoolExecutor", LastFirst)
+
+    def make(where: str, number: int) -> Utterance:
+        raise Unwritable("cannot write: No space left", "make room")
+
+    with pytest.raises(Unwritable, match="No space left"):
+        list(made_at_once(((f"line {number}", number) for number in range(4)), make, Work("theirs", tmp_path, tmp_path, 1)))
 
 
 def test_a_disk_that_is_full_ends_it_and_no_more_is_tried(tmp_path):
@@ -201,7 +227,7 @@ def test_a_disk_that_is_full_ends_it_and_no_more_is_tried(tmp_path):
 def test_who_is_stopped_keeps_whole_files_and_makes_none_of_them_again(kind, tmp_path):
     whole = over(tmp_path / "corpus", kind, "whole")
     pipeline.prepare(whole, jobs=2)
-    config = over(tmp_path / "corpus", kind)
+    config, before = over(tmp_path / "corpus", kind), readers()
 
     def press_ctrl_c(what: str, done: float, total: float, detail: str = "") -> None:
         if done == 5:
@@ -209,7 +235,7 @@ def test_who_is_stopped_keeps_whole_files_and_makes_none_of_them_again(kind, tmp
 
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config, jobs=3, watcher=Mock(progress=press_ctrl_c))
-    assert_no_thread_is_left()
+    assert readers() <= before
     kept = made_by(config)
     assert 5 <= len(kept) <= UTTERANCES
     assert kept.items() <= made_by(whole).items()  # so none is half written, and none has another name
@@ -220,17 +246,17 @@ def test_who_is_stopped_keeps_whole_files_and_makes_none_of_them_again(kind, tmp
 
 
 def test_who_is_stopped_while_recordings_are_heard_leaves_no_thread_at_work(kind, tmp_path, monkeypatch):
-    config = over(tmp_path / "corpus", kind)
+    config, before = over(tmp_path / "corpus", kind), readers()
     monkeypatch.setattr("smoe_cli.gathering.CHUNK", 2)
     monkeypatch.setattr("smoe_cli.listening.listen", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt) as caught:
         pipeline.prepare(config, jobs=1)
-    assert_no_thread_is_left()
+    assert readers() <= before
     assert caught.tb is not None  # what the command shows holds the readers; only who closes them ends their threads
 
 
-def assert_no_thread_is_left() -> None:
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+def readers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -170,6 +170,16 @@ def test_what_lacks_its_other_half_is_counted_or_named(tmp_path, corpus, stands_
     }
 
 
+def test_two_recordings_under_one_id_are_named(tmp_path, corpus, stands_for):
+    def recipe(corpus_dir: Path) -> Returned:
+        twice = [Recording.from_file(corpus_dir / f"{name}.wav", recording_id="a") for name in ("a", "b")]
+        return manifests(corpus_dir, said=("a",)) | {"recordings": RecordingSet.from_recordings(twice)}
+
+    stands_for(recipe)
+    _, work = read(tmp_path)
+    assert [problem.message for problem in work.losses] == ["part `all` has 1 recordings whose id another one has, such as `a`"]
+
+
 @pytest.mark.parametrize("linked", ["a folder", "files"])
 def test_audio_behind_a_link_inside_the_corpus_is_not_counted_as_left_over(tmp_path, corpus, stands_for, linked):
     (corpus / "data").mkdir()
