@@ -142,7 +142,7 @@ class Masking:
             max_frames_mask_fraction=(masks * size + 0.5) / frames,  # all masks at their longest, whatever is lost in rounding
             p=1.0,
         )
-        with _seeded(drawn_for(self.settings.seed, batch, cut)):
+        with _seeded(drawn_for(settings.seed, batch, cut), numpy=settings.time_warp_frames > 0):
             augmented: Tensor = augment(features_TF[None])[0]
         return augmented
 
@@ -153,19 +153,25 @@ def drawn_for(seed: int, batch: int, cut: MonoCut) -> list[int]:
 
 
 @contextmanager
-def _seeded(by: list[int]) -> Iterator[None]:
-    """Within it, the generators that all of Python, numpy and torch share draw anew from a seed; then they go on as if nothing had been."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _seeded(by: list[int], numpy: bool) -> Iterator[None]:
+    """Within it, the generators that all of Python, torch and numpy share draw anew from a seed; then they go on as if nothing had been.
+
+    Args:
+        numpy: Whether numpy's is among them; it takes as long as all else here, and only warping draws from it.
+    """
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state() if numpy else None
     seed = int(np.random.SeedSequence(by).generate_state(1)[0])
     random.seed(seed)
-    np.random.seed(seed)
+    if numpy:
+        np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which is for GPUs too
     try:
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        torch.set_rng_state(before[1])
+        if before[2] is not None:
+            np.random.set_state(before[2])
 
 
 def sounds(folder: Path | None, setting: str) -> list[Recording]:
