@@ -114,7 +114,9 @@ class Augmentation:
 
 
 class Masking:
-    """Lhotse's SpecAugment (arXiv:1904.08779) on the features of one utterance: no mask falls on padding, none is the mean of any.
+    """Lhotse's SpecAugment (arXiv:1904.08779) on the features of one utterance, before a batch pads them.
+
+    Where the features themselves are padded to the model's window (`features.pad_to_window`), that is part of the utterance.
 
     Args:
         settings: Of training; their masks are as long as a share of the utterance, Lhotse's as a number of frames.

@@ -117,7 +117,7 @@ def slowest_first(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     real, began = getattr(module, name), itertools.count()
 
     def slow(*words: object) -> object:
-        time.sleep((0.06, 0.03, 0.0)[next(began) % 3])
+        time.sleep((0.06, 0.03, 0.0)[next(began) % 3])  # the first of three is finished last
         return real(*words)
 
     monkeypatch.setattr(module, name, slow)
@@ -277,7 +277,7 @@ def test_a_signal_ends_a_process_that_makes_audio_in_order(tmp_path, number):
     for _ in range(1200):
         if len([path for path in audio.rglob("*.flac") if not path.name.startswith(".")]) >= 2 and list(audio.rglob("*.tmp")):
             break
-        time.sleep(0.05)
+        time.sleep(0.05)  # until it is in the midst of it
     started.send_signal(number)
     _, said = started.communicate(timeout=60)
     assert (started.returncode, "interrupted" in said) == (130, True)
