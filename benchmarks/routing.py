@@ -319,7 +319,8 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
         found = [row for row in rows if row["work"] == "training step" and row["batch"] == batch]
         if found:
             worst = max(found, key=lambda row: row["ratio"])
-            verdict = _verdict(worst["ratio"] <= bound, any(row["lowest"] <= bound <= row["highest"] for row in found))
+            clear = max(row["lowest"] for row in found) > bound or max(row["highest"] for row in found) <= bound
+            verdict = _verdict(worst["ratio"] <= bound, not clear)
             said.append(f"training, {batch} batches: at most {worst['ratio']:.3f} x dense; bound {bound}: {verdict}")
     for work in dict.fromkeys(row["work"] for row in rows if row["work"].startswith("decoding")):
         found = [row for row in rows if row["work"] == work]

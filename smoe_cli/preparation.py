@@ -24,6 +24,7 @@ from smoe_cli.listening import Listener
 from smoe_cli.manifests import manifest_writer
 from smoe_cli.recipe import data_root
 from smoe_cli.records import Finding, Record, write_json, write_text_atomically
+from smoe_cli.routing import make_plan
 from smoe_cli.validation.report import Row
 from smoe_cli.validation.validate import Ears, validate
 from smoe_cli.watch import Silent, Watcher
@@ -243,10 +244,21 @@ def _renaming(config: Config, languages: Iterable[str]) -> str:
     return f"`data.corpora.*.languages: {{{', '.join(f'{name}: {lang}' for name, lang in meant.items())}}}` renames" if meant else ""
 
 
+def _without(config: Config, axis: str, value: str) -> str:
+    """What comes of it that training has no cut with a tag."""
+    plan, routes = make_plan(config), config.routes()
+    for name, stack in (("encoder", plan.encoder), ("decoder", plan.decoder)):
+        others = {stack.expert(route) for route in routes if route.tags[axis] != value}
+        if idle := [expert for expert in stack.experts if expert not in others]:
+            cure = f"add such cuts, take `{value}` out of `axes.{axis}`, or let it share an expert: `model.{name}_expert_groups`"
+            return f"`smoe train` will refuse that, as expert `{idle[0]}` of the {name} would never learn; {cure}"
+    return "the model will have no route for it"
+
+
 def _unheard(config: Config, gathered: Gathered) -> list[str]:
     """Tags and labels that training will not hear: no route, and no answer, comes of them."""
     notes = [
-        f"no training cut has {axis} `{value}`: the model will have no route for it"
+        f"no training cut has {axis} `{value}`: {_without(config, axis, value)}"
         for axis, values in config.axes.items()
         for value in values
         if gathered.cuts["train"] and (axis, value) not in gathered.tags

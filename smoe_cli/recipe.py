@@ -56,7 +56,7 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
             f"no recipe `{path}`", "change into a recipe folder or name one with --config; a trained model alone is used with --checkpoint"
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read recipe `{path}`: {error}", "a recipe is a YAML file") from error
+        raise ConfigError(f"cannot read recipe `{path}`: {error}", "correct the file there; it must be YAML, each key once") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe `{path}` holds no settings", "a recipe is a YAML mapping; see recipes/quickstart/smoe.yaml")
     changes = list(overrides)

@@ -62,6 +62,12 @@ class StackPlan(BaseModel):
         """Position of a route's expert in `experts`."""
         return self.experts.index(self.expert(route))
 
+    def tags(self, expert: str, routes: Iterable[Route]) -> dict[str, set[str]]:
+        """Axis that chooses -> its values on those of the routes that an expert serves."""
+        axes = self.by.split("+") if self.by else []
+        served = [route for route in routes if self.expert(route) == expert]
+        return {axis: {route.tags[axis] for route in served} for axis in axes}
+
 
 class RoutingPlan(BaseModel):
     """Every route that a model has, and the expert of each stack that serves it."""

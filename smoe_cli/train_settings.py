@@ -194,7 +194,8 @@ class TrainSettings(Settings):
         0.0, ge=0, description="Noise on experts that start as copies, relative to the standard deviation of each weight; 0: exact copies."
     )
     init_experts: dict[str, str] = Field(
-        {}, description="New expert -> expert of the checkpoint that it starts as a copy of; by default its first one."
+        {},
+        description="New expert -> expert of the checkpoint that it starts as a copy of; by default of the nearest by tags.",
     )
 
     @field_validator("temperature")

@@ -7,7 +7,8 @@ model that comes out computes at step 0 what the one that went in computes, bit 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from smoe_cli.config import ROUTING_KEYS, Config, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError
 from smoe_cli.layout import model_digest
 from smoe_cli.records import Origin
+from smoe_cli.routing import RoutingPlan, StackPlan
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.train_settings import TrainSettings
@@ -36,8 +38,8 @@ def start_from(folder: Path, system: System, watcher: Watcher) -> None:
     """Give a new system the weights of a checkpoint, as its `train.init_*` settings say; it then remembers its origin.
 
     - Shared weights, those of shared experts too, are taken as they are.
-    - An expert that the checkpoint has too is taken as it is; a new one starts as a copy of the checkpoint's first expert of
-      that network, or of the one that `train.init_experts` names, plus noise if `train.init_noise` asks for it.
+    - An expert that the checkpoint has too is taken as it is; a new one starts as a copy of the nearest of that network: the
+      first of those that share the most tags with it. `train.init_experts` names another, `train.init_noise` adds noise.
     - A layer that does not choose is a network with one expert, `dense`, and nothing else.
     - A guiding token that was added to the tokenizer starts as a copy of the first one of its kind.
     - A CTC head that the checkpoint lacks keeps its fresh weights.
@@ -51,7 +53,7 @@ def start_from(folder: Path, system: System, watcher: Watcher) -> None:
     donor = checkpoint.load(folder)
     given, fresh = donor.model.state_dict(), system.model.state_dict()
     settings = system.config.train
-    sources = _sources(fresh, given, settings.init_experts)
+    sources = _sources(fresh, given, settings.init_experts, partial(_shared, system.plan, donor.plan))
     weights = {name: value for name, value in given.items() if EXPERTS not in name and not name.startswith("ctc.")}
     for name in (name for name in fresh if name.startswith("ctc.")):
         weights[name] = given.get(name, fresh[name].cpu())
@@ -145,8 +147,25 @@ def _experts_by_layer(names: Mapping[str, object]) -> dict[str, list[str]]:
     return {layer: list(experts) for layer, experts in found.items()}
 
 
-def _sources(fresh: Mapping[str, object], given: Mapping[str, object], asked: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Layer -> expert of the new model -> expert of the checkpoint that it takes its weights from."""
+def _shared(plan: RoutingPlan, given: RoutingPlan, stack: str, expert: str, source: str) -> int:
+    """On how many axes an expert of the new model and one of the checkpoint serve the same value."""
+
+    def tags(plan: RoutingPlan, name: str) -> dict[str, set[str]]:
+        chosen: StackPlan = getattr(plan, stack)
+        return chosen.tags(name, [Route.parse(route) for route in plan.routes]) if name in chosen.experts else {}
+
+    mine, theirs = tags(plan, expert), tags(given, source)
+    return sum(not values.isdisjoint(theirs.get(axis, ())) for axis, values in mine.items())
+
+
+def _sources(
+    fresh: Mapping[str, object], given: Mapping[str, object], asked: Mapping[str, str], shared: Callable[[str, str, str], int]
+) -> dict[str, dict[str, str]]:
+    """Layer -> expert of the new model -> expert of the checkpoint that it takes its weights from.
+
+    Args:
+        shared: As `_shared`, of (stack, new expert, expert of the checkpoint).
+    """
     wanted, there = _experts_by_layer(fresh), _experts_by_layer(given)
     new = list(dict.fromkeys(name for layer, names in wanted.items() for name in names if name not in there[layer]))
     known = list(dict.fromkeys(name for names in there.values() for name in names))
@@ -164,7 +183,9 @@ def _sources(fresh: Mapping[str, object], given: Mapping[str, object], asked: Ma
     def choose(layer: str, expert: str) -> str:
         if expert in there[layer]:
             return expert
-        return asked[expert] if asked.get(expert) in there[layer] else there[layer][0]
+        if asked.get(expert) in there[layer]:
+            return asked[expert]
+        return max(there[layer], key=lambda source: shared(_stack_of(layer), expert, source))
 
     return {layer: {expert: choose(layer, expert) for expert in names} for layer, names in wanted.items()}
 

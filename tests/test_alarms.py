@@ -91,7 +91,8 @@ def of_accents(tmp_path_factory) -> Config:
 
 def test_a_value_of_an_axis_that_leaves_an_expert_without_cuts_is_noted_and_then_refused(of_accents, tmp_path):
     at = Layout.of(of_accents)
-    assert any("no training cut has accent `in`" in note for note in json.loads(at.prepare_report.read_text())["notes"])
+    notes = json.loads(at.prepare_report.read_text())["notes"]
+    assert any("accent `in`: `smoe train` will refuse that, as expert `nb-in` of the encoder would never learn" in note for note in notes)
     with pytest.raises(
         DataError, match=r"no training cut has accent `in`, which `axes.accent` asks for: expert `nb-in` of the encoder"
     ) as no:

@@ -182,7 +182,13 @@ def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
         ("config.json", {"model_type": "wav2vec2"}, r"type `wav2vec2`; can be converted: whisper, speech_to_text"),
         ("config.json", {"activation_function": "relu"}, r"`activation_function` is 'relu', not 'gelu'"),
         ("config.json", {"decoder_attention_heads": 4}, "2 and 4 heads"),
-        ("config.json", {"encoder_ffn_dim": 0}, "`encoder_ffn_dim: 0`, where a number of at least 1 is needed"),
+        ("config.json", {"encoder_ffn_dim": 0}, "`encoder_ffn_dim: 0`, where a whole number of at least 1 is needed"),
+        ("config.json", {"vocab_size": "a"}, '`vocab_size: "a"`, where a whole number of at least 1 is needed'),
+        ("config.json", {"dropout": None}, "`dropout: null`, where a number of at least 0 is needed"),
+        ("config.json", {"tie_word_embeddings": 1}, "`tie_word_embeddings: 1`, where true or false is needed"),
+        ("config.json", {"eos_token_id": -1}, "`eos_token_id: -1`, where a whole number of at least 0 is needed"),
+        ("tokenizer.json", {"added_tokens": [1]}, "no `added_tokens` with `content` and `id`"),
+        ("tokenizer.json", {"added_tokens": []}, r"no token `<\|startoftranscript\|>`"),
         ("config.json", {"decoder_layers": 1}, "weights that no part of the model takes"),
         ("config.json", {"decoder_layers": 3}, r"no weight `model\.decoder\.layers\.2"),
         ("preprocessor_config.json", {"hop_length": 200}, r"`hop_length` is 200, not 160"),
@@ -195,6 +201,25 @@ def test_a_model_without_counterpart_is_refused_by_name(file, change, error, tmp
     with pytest.raises(CheckpointError, match=error):
         pipeline.convert(folder, out=tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_damaged_settings_of_a_speech2text_are_refused_by_name(tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    wrong = {"d_model": "x", "conv_kernel_sizes": [5, "5"], "scale_embedding": "yes", "num_conv_layers": 2.0, "pad_token_id": True}
+    for name, value in wrong.items():
+        path.write_text(json.dumps(config | {name: value}))
+        with pytest.raises(CheckpointError, match=rf"`{name}: .*, where .* is needed"):
+            pipeline.convert(folder, out=tmp_path / "ours", task="translate", langs=["de"])
+
+
+def test_a_folder_without_its_processor_says_how_to_save_one(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no `tokenizer\.json`") as refused:
+        pipeline.convert(folder, out=tmp_path / "ours")
+    assert "AutoProcessor" in refused.value.hint
 
 
 def test_weights_in_several_files_are_those_of_one(tmp_path):

@@ -184,6 +184,17 @@ def test_adding_an_expert_keeps_the_others_and_starts_as_the_one_that_is_named(t
     assert new.origin.copies == {"decoder.interpret": "translate"}
 
 
+def test_a_new_expert_starts_as_the_one_with_which_it_shares_most_tags(tokenizer, tmp_path):
+    """Else a wideband expert would start from a narrowband one, only because that is named first."""
+    model = {"preset": "encdec-smoe", "encoder_experts_by": "bandwidth+accent"}
+    folder, _ = saved(tiny_config(tmp_path, axes={"accent": ["us", "uk"]}, model=model), tokenizer, tmp_path / "old")
+    init = {"init_from": str(folder)}
+    new = system(tiny_config(tmp_path, axes={"accent": ["us", "uk", "in"]}, model=model, train=init), tokenizer)
+    upcycling.start_from(folder, new, Lines())
+    assert new.origin is not None
+    assert new.origin.copies == {"encoder.nb-in": "nb-us", "encoder.wb-in": "wb-us"}
+
+
 def test_a_group_keeps_its_weights_by_name_and_a_new_one_starts_as_a_copy(tokenizer, tmp_path):
     """German and English share an expert; then French joins, and English gets its own."""
     folder, old = saved(

@@ -24,7 +24,7 @@ def export(
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write the model of one route of a trained model for devices without torch.
+    r"""Write the model of one route of a trained model for devices without torch.
 
     The folder holds ONNX graphs of the encoder and of one step of the decoder, the tokenizer, and `export.json` with all that a
     program needs to know.
@@ -33,7 +33,7 @@ def export(
     anything is kept, that onnxruntime computes what torch computes: every logit within 0.0001 or a hundred-thousandth of the
     largest one, or with `--int8` within half of their spread.
 
-    Needs `pip install 'smoe[onnx]'`.
+    Needs `pip install 'smoe\[onnx]'`.
 
     Example: smoe export exp/model/final --task translate --lang de --bandwidth nb --int8 --out phone
     """

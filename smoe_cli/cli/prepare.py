@@ -69,7 +69,7 @@ def prepare(
         typer.Option(
             "--cluster",
             metavar="ADDRESS",
-            help="Dask scheduler whose workers read the recordings, e.g. `tcp://host:8786`; needs `pip install 'smoe[dask]'`.",
+            help="Dask scheduler whose workers read the recordings, e.g. `tcp://host:8786`; needs `pip install 'smoe\\[dask]'`.",
             show_default="threads here",
         ),
     ] = None,

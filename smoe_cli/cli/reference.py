@@ -66,10 +66,15 @@ def _command(title: str, command: Any) -> Iterator[str]:
     chosen = [param for param in command.params if param.param_type_name == "option" and not param.hidden]
     names = " ".join(f"[{param.display_name_raw}]..." for param in arguments)
     yield f"```\n{title} [OPTIONS]{' ' + names if names else ''}{' COMMAND' if hasattr(command, 'commands') else ''}\n```\n"
-    yield f"{command.help}\n"
-    rows = [(f"`{param.display_name_raw}`", _default_text(param), param.help or "") for param in arguments]
-    rows += [(_option_name(param), _default_text(param), param.help or "") for param in chosen]
+    yield f"{_plain(command.help)}\n"
+    rows = [(f"`{param.display_name_raw}`", _default_text(param), _plain(param.help)) for param in arguments]
+    rows += [(_option_name(param), _default_text(param), _plain(param.help)) for param in chosen]
     yield _table(("argument or option", "default", "meaning"), rows)
+
+
+def _plain(text: str | None) -> str:
+    """A help text as terminals show it: brackets, which Rich would take for its own, are escaped there."""
+    return (text or "").replace("\\[", "[")
 
 
 def _option_name(param: Any) -> str:

@@ -53,12 +53,6 @@ def _shape(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: If encoder and decoder differ where ours cannot.
     """
-    impossible = [name for name in SIZES if not (type(said[name]) is int and said[name] > 0)]
-    if impossible:
-        raise CheckpointError(
-            f"`{source.folder}`: config.json says `{impossible[0]}: {said[impossible[0]]}`, where a number of at least 1 is needed",
-            "bring back the file that the model came with",
-        )
     ffn_scale, rest = divmod(said["decoder_ffn_dim"], said["encoder_ffn_dim"])
     if said["encoder_attention_heads"] != said["decoder_attention_heads"] or rest or not ffn_scale:
         raise CheckpointError(
@@ -79,12 +73,6 @@ def _shape(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-SIZES = (
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    *(f"{stack}_{of}" for stack in ("encoder", "decoder") for of in ("ffn_dim", "attention_heads")),
-)
 SHARED = {"decoder_layers": 6, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "tie_word_embeddings": True}
 SPEECH2TEXT = SHARED | {
     "vocab_size": 10000,
@@ -189,6 +177,7 @@ WHISPER = SHARED | {
     "eos_token_id": 50256,
 }
 """Settings of transformers' `WhisperConfig` that matter, with its defaults."""
+START, NO_TIMES = "<|startoftranscript|>", "<|notimestamps|>"
 MULTILINGUAL_PIECES = 51865
 """Whisper's own rule: a model with at least so many pieces knows more than English."""
 
@@ -234,8 +223,7 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
 
 
 def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, folder: Path) -> tuple[Tokenizer, Sequence[str]]:
-    content = source.file("tokenizer.json")
-    ids = {token["content"]: int(token["id"]) for token in content.get("added_tokens", [])}
+    ids = _added_tokens(source)
     generation = source.file("generation_config.json", needed=False)
 
     def known(token: str) -> int:
@@ -243,7 +231,11 @@ def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, fold
             raise RouteError(f"the tokenizer of `{source.folder}` has no `{token}`", "correct --task, --lang or --source-lang")
         return ids[token]
 
-    start, no_times = known("<|startoftranscript|>"), known("<|notimestamps|>")
+    if lost := [token for token in (START, NO_TIMES) if token not in ids]:
+        raise CheckpointError(
+            f"`{source.folder / 'tokenizer.json'}` has no token `{lost[0]}`", "bring back the file that the model came with"
+        )
+    start, no_times = ids[START], ids[NO_TIMES]
     langs = list(wish.langs)
     if generation.get("is_multilingual", said["vocab_size"] >= MULTILINGUAL_PIECES):
         if wish.task == "translate":
@@ -275,6 +267,21 @@ def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, fold
         "after": [no_times],
     }
     return _write(WhisperTokenizer, source, {"tokenizer.json": WhisperTokenizer.files[0]}, card, folder), langs
+
+
+def _added_tokens(source: Source) -> dict[str, int]:
+    """The tokens of Whisper's tokenizer that stand for no text, and their ids.
+
+    Raises:
+        CheckpointError: If its file says nothing of the kind.
+    """
+    try:
+        return {str(token["content"]): int(token["id"]) for token in source.file("tokenizer.json")["added_tokens"]}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"`{source.folder / 'tokenizer.json'}` has no `added_tokens` with `content` and `id`",
+            "bring back the file that the model came with",
+        ) from None
 
 
 def _write(kind: type[Tokenizer], source: Source, files: Mapping[str, str], card: Mapping[str, Any], folder: Path) -> Tokenizer:

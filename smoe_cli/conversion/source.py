@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,29 @@ class Source:
         Raises:
             CheckpointError: If it is missing although it is needed, or damaged.
         """
-        return _read_json(self.folder / name) if needed or (self.folder / name).exists() else {}
+        path = self.folder / name
+        if needed and not path.exists():
+            raise CheckpointError(
+                f"no `{name}` in `{self.folder}`",
+                "in transformers, save the processor there too: `AutoProcessor.from_pretrained(NAME).save_pretrained(FOLDER)`",
+            )
+        return _read_json(path) if path.exists() else {}
 
     def settings(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings with these names; transformers leaves out those that are its defaults."""
-        return {name: self.config.get(name, default) for name, default in defaults.items()}
+        """The settings with these names; transformers leaves out those that are its defaults.
+
+        Raises:
+            CheckpointError: If one is of another type than its default, or is a number that it cannot be.
+        """
+        said = {name: self.config.get(name, default) for name, default in defaults.items()}
+        for name, default in defaults.items():
+            least = 0 if name.endswith("_id") else 1
+            if not _is_like(said[name], default, least):
+                raise CheckpointError(
+                    f"`{self.folder / 'config.json'}` says `{name}: {json.dumps(said[name])}`, where {_kind(default, least)} is needed",
+                    "bring back the file that the model came with",
+                )
+        return said
 
     def expect(self, file: Mapping[str, Any], values: Mapping[str, Any], name: str) -> None:
         """Refuse a file of the folder that says something else than what can be converted; what it does not say is as it should be.
@@ -101,6 +120,25 @@ class Source:
             f"no `{WEIGHTS}` in `{self.folder}`; weights in pickles are not read, as they can run code",
             f"in transformers: `Model.from_pretrained(FOLDER).save_pretrained(FOLDER)`, which writes `{WEIGHTS}` beside the rest",
         )
+
+
+def _is_like(value: Any, default: Any, least: int) -> bool:
+    """Whether a setting is of its default's type: a flag, a whole number of at least `least`, another number, or a list of such."""
+    match default:
+        case bool():
+            return isinstance(value, bool)
+        case int():
+            return type(value) is int and value >= least
+        case float():
+            return type(value) in (int, float) and 0.0 <= value < math.inf
+        case _:
+            return isinstance(value, list) and all(_is_like(item, default[0], least) for item in value)
+
+
+def _kind(default: Any, least: int) -> str:
+    """What `_is_like` asks for, in words."""
+    whole = f"a whole number of at least {least}"
+    return {bool: "true or false", int: whole, float: "a number of at least 0", list: f"a list of which each is {whole}"}[type(default)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from rich.markup import render
 
 from smoe_cli import __version__
 from smoe_cli.cli import reference
@@ -39,6 +40,14 @@ def test_every_option_is_explained(command):
     params = typer.main.get_command(app).commands[command].params
     assert len(params) >= 3
     assert all(param.help for param in params)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_brackets_of_a_help_text_reach_the_terminal(command):
+    """Rich would take `smoe[onnx]` for markup."""
+    found = typer.main.get_command(app).commands[command]
+    texts = [found.help, *(param.help for param in found.params)]
+    assert [render(text).plain for text in texts] == [text.replace("\\[", "[") for text in texts]
 
 
 def test_help_loads_nothing_heavy():
