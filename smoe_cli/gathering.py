@@ -60,7 +60,7 @@ class Gathered:
         assumed: Corpus -> utterances whose language nobody named.
         spoken: Languages.
         unserved: Language -> utterances that serve no task.
-        left_out: What corpora left out by their own rules, or the recipe's.
+        notes: What there is to note of corpora, such as what they left out by their own rules, or the recipe's.
         unfit: Corpus -> what is wrong with the utterances that were left out, as its `max_unfit` allows.
         lines: Simulated telephone line -> utterances.
         bands: What is known of bands beside what was estimated.
@@ -78,7 +78,7 @@ class Gathered:
     assumed: Counter[str] = field(default_factory=Counter)
     spoken: set[str] = field(default_factory=set)
     unserved: Counter[str] = field(default_factory=Counter)
-    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     unfit: dict[str, list[str]] = field(default_factory=dict)
     lines: Counter[str] = field(default_factory=Counter)
     bands: Bands = field(default_factory=Bands)
@@ -182,7 +182,8 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         raise _refusal(work, read, config.data.corpora[work.name])
     if work.problems:
         gathered.unfit[work.name] = [problem.message for problem in work.problems]
-    gathered.left_out += [f"`{work.name}`: {count:,} {writable(what)} left out" for what, count in sorted(work.left_out.items())]
+    left_out = [f"{count:,} {what} left out" for what, count in sorted(work.left_out.items())]
+    gathered.notes += [f"`{work.name}`: {writable(note)}" for note in [*left_out, *work.notes]]
 
 
 def look(config: Config, work: Work) -> None:

@@ -204,7 +204,7 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
     for language, count in sorted(gathered.unserved.items()):
         cure = _renaming(config, [language])
         notes.append(f"{count} utterances in `{language}` serve no task: no cut was written" + (f"; {cure}" if cure else ""))
-    notes += gathered.left_out
+    notes += gathered.notes
     notes += contradictions(gathered.bands.rows())
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered)

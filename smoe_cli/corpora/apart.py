@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from smoe_cli.errors import DataError, SmoeError
 
-PRINTED, WARNINGS = "printed.txt", "warnings.txt"
+PRINTED, WARNINGS, ELSEWHERE = "printed.txt", "warnings.txt", "warnings-elsewhere.txt"
+"""What others print; what loggers and the others' own sources warn of; Python's warnings from anywhere else, as of other libraries."""
 LONGEST = 500
 """Characters of a warning, or of an error."""
 
@@ -28,7 +29,7 @@ def apart(folder: Path, what: str, home: str, cure: str) -> Iterator[None]:
     Raises:
         DataError: Instead of whatever the block raises, but for our own errors and what stops a program.
     """
-    with _printing_to(folder / PRINTED), _warnings_to(folder / WARNINGS, home):
+    with _printing_to(folder / PRINTED), _warnings_to(folder / WARNINGS, folder / ELSEWHERE, home):
         try:
             yield
         except SmoeError:
@@ -59,20 +60,30 @@ def _printing_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_to(path: Path, home: str) -> Iterator[None]:
-    """What any logger warns of, in processes that are forked too; and Python's own warnings, where the others' sources raise them."""
-    handler = logging.FileHandler(path, "w", "utf-8", errors="backslashreplace")
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(_Lines())
-    handler.addFilter(lambda record: record.name != "py.warnings" or home in record.getMessage())
-    logging.getLogger().addHandler(handler)
+def _warnings_to(path: Path, elsewhere: Path, home: str) -> Iterator[None]:
+    """What any logger warns of, in processes that are forked too, and what Python itself warns of: in the others' sources, or elsewhere."""
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.name == "py.warnings" and home not in record.getMessage()
+
+    handlers = [_handler(path, lambda record: not of_others(record)), _handler(elsewhere, of_others)]
+    logging.getLogger().handlers += handlers
     logging.captureWarnings(True)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+        for handler in handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def _handler(path: Path, wanted: Callable[[logging.LogRecord], bool]) -> logging.Handler:
+    handler = logging.FileHandler(path, "w", "utf-8", errors="backslashreplace")
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Lines())
+    handler.addFilter(wanted)
+    return handler
 
 
 class _Lines(logging.Formatter):

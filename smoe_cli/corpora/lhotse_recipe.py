@@ -20,7 +20,7 @@ from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
 from pydantic import TypeAdapter, ValidationError
 
 from smoe_cli.config import SPLITS
-from smoe_cli.corpora.apart import LONGEST, WARNINGS, apart
+from smoe_cli.corpora.apart import ELSEWHERE, LONGEST, WARNINGS, apart
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import AUDIO_SUFFIXES, CALL_SUFFIXES, Named, files_below, is_dir, is_file, refuse
 from smoe_cli.corpora.lhotse_cuts import Tree, utterances_of
@@ -107,6 +107,10 @@ def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Ma
                 work.unfit(DataError(f"{name} warns: {line.strip()}", cure))
             if next(lines, ""):
                 work.lost(DataError(f"{name} warns of more than {MOST_WARNINGS:,} things", cure))
+        with (own / ELSEWHERE).open(encoding="utf-8") as lines:
+            if first := next(lines, "").strip():
+                count = 1 + sum(1 for _ in lines)
+                work.notes.append(f"Python warnings from outside {name}: {count:,}, in `{own / ELSEWHERE}`; the first: {first}")
 
 
 def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work: Work, folder: Path, own: Path) -> dict[str, Any]:

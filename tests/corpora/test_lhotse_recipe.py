@@ -399,6 +399,7 @@ def test_what_a_recipe_warns_of_is_a_problem_and_what_it_prints_goes_to_a_file(t
         logging.getLogger("deep.inside").error("called in a wrong way", ValueError(7))
         logging.info("nothing to see")
         warnings.warn("of somebody else", stacklevel=1)
+        warnings.warn("and another", stacklevel=1)
         scope["warn"]()
         return manifests(corpus_dir)
 
@@ -412,9 +413,25 @@ def test_what_a_recipe_warns_of_is_a_problem_and_what_it_prints_goes_to_a_file(t
     *plain, last = [problem.message.removeprefix("Lhotse's recipe `yesno` warns: ") for problem in work.problems]
     assert plain == ["No such file: x.wav", "of any logger", "called in a wrong way (ValueError(7),)"]
     assert "UserWarning: two lines, by Python" in last
+    (note,) = work.notes
+    elsewhere = tmp_path / "exp" / "audio" / "lhotse" / "warnings-elsewhere.txt"
+    assert re.match(rf"Python warnings from outside Lhotse's recipe `yesno`: 2, in `{elsewhere}`; the first: .*of somebody else", note)
+    assert [re.search("of somebody else|and another", line)[0] for line in elsewhere.open()] == ["of somebody else", "and another"]
     assert logging.getLogger().handlers == []
     print("heard again")
     assert capfd.readouterr().out == "heard again\n"
+
+
+def test_what_python_warns_of_elsewhere_is_a_note(tmp_path, corpus, stands_for):
+    def recipe(corpus_dir: Path) -> Returned:
+        warnings.warn("of somebody else", stacklevel=1)
+        return manifests(corpus_dir)
+
+    stands_for(recipe)
+    report = pipeline.prepare(config(tmp_path))
+    assert any(
+        re.match("`theirs`: Python warnings from outside Lhotse's recipe .*: 1, in .*of somebody else", note) for note in report.notes
+    )
 
 
 def test_warnings_are_bounded_and_beyond_that_the_corpus_is_refused_whatever_may_be_unfit(tmp_path, corpus, stands_for, monkeypatch):
