@@ -45,7 +45,7 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
     Raises:
         ConfigError: If the recipe does not take the options.
         DataError: If the folder is not there, or the recipe fails or returns anything but manifests. What it warns of, and a supervision
-            without recording, go to `work.unfit`; a part that `splits` names in vain, or that has no split, to `work.lost`.
+            without recording, go to `work.unfit`; a part that `splits` names in vain, is empty, or has no split, to `work.lost`.
         Unwritable: If nothing can be written to `work.audio_dir`.
     """
     folder, named = look(settings, work).resolve(), Named()
@@ -62,6 +62,9 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
         # Some recipes go through sets, or folders as they come: another order in each call.
         segments = sorted(part.get("supervisions", ()), key=lambda one: (str(one.recording_id), str(one.id)))
         cuts = list(part.get("cuts", ()))
+        if not segments and not cuts:
+            leave_out = f"leave it out: `data.corpora.{work.name}.splits: {{{name}: null}}`"
+            work.lost(DataError(f"part `{name}` of Lhotse's recipe `{settings.recipe}` has no supervision", f"bring it back, or {leave_out}"))
         if idle := recordings.keys() - {segment.recording_id for segment in segments}:
             work.left_out[f"recordings of part `{name}` without supervision (the first: `{min(idle)}`)"] += len(idle)
         for utterance in utterances_of(_trees(name, recordings, segments, cuts), len(segments) + len(cuts), name, settings, work):

@@ -212,6 +212,20 @@ def test_a_part_that_is_no_split_and_one_that_is_not_there_are_named_and_the_oth
     ]
 
 
+@pytest.mark.parametrize("recorded", [("a",), ()])
+def test_a_part_that_comes_out_empty_is_lost_unless_it_is_left_out(tmp_path, corpus, stands_for, recorded):
+    def recipe(corpus_dir: Path) -> Returned:
+        return {"train": manifests(corpus_dir), "dev": manifests(corpus_dir, recorded, said=())}
+
+    stands_for(recipe)
+    found, work = read(tmp_path, splits={"train": "train", "dev": "dev"})
+    assert len(found) == 2
+    assert [loss.message for loss in work.losses] == ["part `dev` of Lhotse's recipe `yesno` has no supervision"]
+    assert "`data.corpora.theirs.splits: {dev: null}`" in work.losses[0].hint
+    _, work = read(tmp_path, splits={"dev": None})
+    assert not work.losses
+
+
 def test_bad_rows_are_problems_a_line_each(tmp_path, corpus, stands_for):
     def recipe(corpus_dir: Path) -> Returned:
         found = manifests(corpus_dir)
