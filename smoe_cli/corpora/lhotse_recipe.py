@@ -229,11 +229,19 @@ def _own_folder(work: Work) -> Path:
 
 
 def _check_links(paths: list[Path], work: Work) -> None:
-    """Refuse what leads out of an untrusted corpus, links inside it too: nobody knows what a recipe opens.
+    """Refuse what leads out of an untrusted corpus, links inside it too, and in what they lead to: nobody knows what a recipe opens.
 
     Raises:
         DataError: If something does.
     """
-    inside = [Path(place, name) for path in paths for place, folders, files in os.walk(path) for name in (*folders, *files)]
-    for path in (*paths, *(path for path in inside if path.is_symlink())):
+    seen = set()
+    for path in paths:
         check_within(path, work.root, f"corpus `{work.name}`")
+        for place, folders, files in os.walk(path, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            for name in (*folders, *files):
+                if (entry := Path(place, name)).is_symlink():
+                    check_within(entry, work.root, f"corpus `{work.name}`")

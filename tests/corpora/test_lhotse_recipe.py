@@ -291,6 +291,17 @@ def test_what_an_untrusted_corpus_links_to_is_not_even_opened(tmp_path, corpus, 
     assert not opened
 
 
+def test_links_in_a_linked_folder_of_an_untrusted_corpus_are_followed_once(tmp_path, corpus, stands_for):
+    (tmp_path / "texts").mkdir()
+    (corpus / "texts").symlink_to("../texts")
+    (tmp_path / "texts" / "back").symlink_to("../corpus")
+    stands_for(manifests)
+    assert len(read(tmp_path, untrusted=True)[0]) == 2
+    (tmp_path / "texts" / "secret").symlink_to(tmp_path.parent)
+    with pytest.raises(DataError, match=r"texts/secret` leads out of `.*`, and what is marked untrusted may not"):
+        read(tmp_path, untrusted=True)
+
+
 # --- what goes in ----------------------------------------------------------------------------------------
 
 
