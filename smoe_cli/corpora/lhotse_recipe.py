@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -64,7 +65,9 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
         cuts = list(part.get("cuts", ()))
         if not segments and not cuts:
             leave_out = f"leave it out: `data.corpora.{work.name}.splits: {{{name}: null}}`"
-            work.lost(DataError(f"part `{name}` of Lhotse's recipe `{settings.recipe}` has no supervision", f"bring it back, or {leave_out}"))
+            work.lost(
+                DataError(f"part `{name}` of Lhotse's recipe `{settings.recipe}` has no supervision", f"bring it back, or {leave_out}")
+            )
         if idle := recordings.keys() - {segment.recording_id for segment in segments}:
             work.left_out[f"recordings of part `{name}` without supervision (the first: `{min(idle)}`)"] += len(idle)
         for utterance in utterances_of(_trees(name, recordings, segments, cuts), len(segments) + len(cuts), name, settings, work):
@@ -94,7 +97,7 @@ def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Ma
     # Not above: this loads all of them.
     from lhotse import recipes
 
-    function, own = getattr(recipes, f"prepare_{settings.recipe}"), _own_folder(work)
+    function, own = getattr(recipes, f"prepare_{settings.recipe}"), _own_folder(settings, work, folder)
     arguments = _arguments(function, settings, work, folder, own)
     expects = f"`{sys.executable} -c 'from lhotse import recipes; help(recipes.prepare_{settings.recipe})'` says what it expects"
     cure = f"{expects}; mend the corpus, `path` or `options`, or install what it lacks"
@@ -211,13 +214,16 @@ def _trees(part: str, recordings: Mapping[str, Any], segments: list[Any], cuts: 
         yield where, tree | {"supervisions": [said], "recording": recording.to_dict()}
 
 
-def _own_folder(work: Work) -> Path:
-    """Where the recipe may write. What it wrote before is removed, or it could take that for what it finds now; only audio stays.
+def _own_folder(settings: LhotseRecipeCorpus, work: Work, corpus: Path) -> Path:
+    """Where the recipe may write, by what it is asked for: audio that it made with other options is not taken for what it makes now.
+
+    What else it wrote before is removed, for it could be believed, too; only audio stays.
 
     Raises:
         Unwritable: If it cannot be.
     """
-    folder = work.audio_dir.resolve() / "lhotse"
+    asked = json.dumps([settings.recipe, str(corpus), settings.options], sort_keys=True)
+    folder = work.audio_dir.resolve() / f"lhotse.{zlib.crc32(asked.encode(errors='surrogateescape')):08x}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in files_below(folder, refuse):

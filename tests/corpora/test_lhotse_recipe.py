@@ -44,6 +44,11 @@ def read(root: Path, recipe: str = "yesno", **changes: object) -> tuple[list[Utt
     return list(read_corpus(config(root, recipe, **changes).data.corpora["theirs"], work)), work
 
 
+def own(root: Path, corpus: str = "") -> Path:
+    """The folder that a recipe was given last to write to."""
+    return max((root / "exp" / "audio" / corpus).glob("lhotse.*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
 def heard(utterances: Sequence[Utterance]) -> list[tuple[object, ...]]:
     """Audio, times, text, speaker, language and split of each."""
     found = []
@@ -134,6 +139,20 @@ def test_a_corpus_that_changed_is_read_anew_though_the_recipe_keeps_manifests(tm
     path.write_text(path.read_text().replace("CHAPTER ONE", "CHAPTER TWO"))
     after, _ = read(tmp_path, "librispeech", path="LibriSpeech", splits=splits)
     assert {one.transcript for one in after} - {one.transcript for one in before} == {"CHAPTER TWO"}
+
+
+def test_audio_that_a_recipe_made_is_kept_for_the_same_options_and_no_others(tmp_path, corpus, stands_for):
+    made = []
+
+    def recipe(corpus_dir: Path, output_dir: Path, rate: int) -> Returned:
+        if not (output_dir / "a.wav").exists():
+            made.append(rate)
+            tone(output_dir / "a.wav", rate=rate)
+        return manifests(output_dir, ("a",), ("a",))
+
+    stands_for(recipe)
+    rates = [read(tmp_path, options={"rate": rate})[0][0].recording.sampling_rate for rate in (16000, 16000, 8000, 16000)]
+    assert (rates, made) == ([16000, 16000, 8000, 16000], [16000, 8000])
 
 
 @pytest.mark.parametrize("form", ["a pair", "cuts", "without parts"])
@@ -355,7 +374,7 @@ def test_a_recipe_gets_its_folder_our_folder_jobs_and_options_with_paths_from_th
         "corpus_dir": corpus,
         "transcript_dir": tmp_path / "texts",
         "lists": [tmp_path / "a", Path("/b")],
-        "output_dir": tmp_path / "exp" / "audio" / "lhotse",
+        "output_dir": own(tmp_path),
         "num_jobs": 2,
         "absolute_paths": True,
         "rate": 2.0,
@@ -433,13 +452,13 @@ def test_what_a_recipe_warns_of_is_a_problem_and_what_it_prints_goes_to_a_file(t
     assert len(found) == 2
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
-    written = (tmp_path / "exp" / "audio" / "lhotse" / "printed.txt").read_text()
+    written = (own(tmp_path) / "printed.txt").read_text()
     assert all(said in written for said in ("to stdout", "to stderr", "a bar", "of a program", "and its complaint"))
     *plain, last = [problem.message.removeprefix("Lhotse's recipe `yesno` warns: ") for problem in work.problems]
     assert plain == ["No such file: x.wav", "of any logger", "called in a wrong way (ValueError(7),)"]
     assert "UserWarning: two lines, by Python" in last
     (note,) = work.notes
-    elsewhere = tmp_path / "exp" / "audio" / "lhotse" / "warnings-elsewhere.txt"
+    elsewhere = own(tmp_path) / "warnings-elsewhere.txt"
     assert re.match(rf"Python warnings from outside Lhotse's recipe `yesno`: 2, in `{elsewhere}`; the first: .*of somebody else", note)
     assert [re.search("of somebody else|and another", line)[0] for line in elsewhere.open()] == ["of somebody else", "and another"]
     assert logging.getLogger().handlers == []
@@ -473,7 +492,7 @@ def test_warnings_are_bounded_and_beyond_that_the_corpus_is_refused_whatever_may
     with pytest.raises(DataError, match=r"(?s)recipe `yesno` warns of more than 2 things\n.*warns: 0x+\n.*warns: 1x+\n") as caught:
         pipeline.prepare(config(tmp_path, options={"warnings": 4}, max_unfit=9))
     assert len(caught.value.message) < 2000
-    assert len((tmp_path / "exp" / "audio" / "theirs" / "lhotse" / WARNINGS).read_text().splitlines()) == 4
+    assert len((own(tmp_path, "theirs") / WARNINGS).read_text().splitlines()) == 4
 
 
 def parse(corpus_dir: Path) -> Returned:
