@@ -107,16 +107,23 @@ def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Ma
             return {part: {key: list(found) for key, found in sets.items()} for part, sets in _parts(function(**arguments), name)}
     finally:
         work.progress(1, 1, what)
-        with (own / WARNINGS).open(encoding="utf-8") as lines:
-            cure = f"mend the corpus; `{own / WARNINGS}` has all warnings of the recipe"
-            for line in islice(lines, MOST_WARNINGS):
-                work.unfit(DataError(f"{name} warns: {line.strip()}", cure))
-            if next(lines, ""):
-                work.lost(DataError(f"{name} warns of more than {MOST_WARNINGS:,} things", cure))
-        with (own / ELSEWHERE).open(encoding="utf-8") as lines:
-            if first := next(lines, "").strip():
-                count = 1 + sum(1 for _ in lines)
-                work.notes.append(f"Python warnings from outside {name}: {count:,}, in `{own / ELSEWHERE}`; the first: {first}")
+        # Not there if it could not be opened, which is said.
+        if is_file(own / ELSEWHERE):
+            _tell(name, own, work)
+
+
+def _tell(name: str, own: Path, work: Work) -> None:
+    """Make problems of what the recipe warned of, and a note of Python's warnings from elsewhere."""
+    with (own / WARNINGS).open(encoding="utf-8") as lines:
+        cure = f"mend the corpus; `{own / WARNINGS}` has all warnings of the recipe"
+        for line in islice(lines, MOST_WARNINGS):
+            work.unfit(DataError(f"{name} warns: {line.strip()}", cure))
+        if next(lines, ""):
+            work.lost(DataError(f"{name} warns of more than {MOST_WARNINGS:,} things", cure))
+    with (own / ELSEWHERE).open(encoding="utf-8") as lines:
+        if first := next(lines, "").strip():
+            count = 1 + sum(1 for _ in lines)
+            work.notes.append(f"Python warnings from outside {name}: {count:,}, in `{own / ELSEWHERE}`; the first: {first}")
 
 
 def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work: Work, folder: Path, own: Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from smoe_cli import pipeline
 from smoe_cli.config import Config
 from smoe_cli.corpora import lhotse_recipe, read_corpus
-from smoe_cli.corpora.apart import WARNINGS
+from smoe_cli.corpora.apart import WARNINGS, apart
+from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import LibrispeechCorpus
 from smoe_cli.errors import ConfigError, DataError
@@ -546,6 +547,26 @@ def test_whatever_a_recipe_raises_is_an_error_that_names_it_and_the_cure(tmp_pat
     cure = r"help\(recipes.prepare_yesno\)'` says what it expects; mend the corpus, `path` or `options`, or install what it lacks; `"
     assert re.search(cure + ".*printed.txt` has what it printed", caught.value.hint)
     assert not list((tmp_path / "exp").rglob("cuts.*"))
+
+
+@pytest.mark.parametrize("name", ["printed.txt", "warnings.txt", "warnings-elsewhere.txt"])
+def test_a_file_of_ours_that_cannot_be_opened_is_what_is_said(tmp_path, corpus, stands_for, name):
+    stands_for(manifests)
+    read(tmp_path)
+    (own(tmp_path) / name).unlink()
+    (own(tmp_path) / name).mkdir()
+    with pytest.raises(Unwritable, match=rf"^cannot write `.*{name}`: Is a directory\n"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_warning_that_cannot_be_written_is_not_lost_in_silence(tmp_path):
+    (tmp_path / WARNINGS).symlink_to("/dev/full")
+    with (
+        pytest.raises(Unwritable, match=rf"^cannot write `{tmp_path}`: No space left on device\n"),
+        apart(tmp_path, "a recipe", "/nowhere/", "mend it"),
+    ):
+        logging.warning("of a missing file")
 
 
 def test_ctrl_c_stays_ctrl_c(tmp_path, corpus, stands_for, capfd):
