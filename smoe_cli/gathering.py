@@ -14,10 +14,9 @@ from lhotse import MonoCut
 
 from smoe_cli.band_check import Bands, estimated
 from smoe_cli.config import SPLITS, Config
-from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora import look_for, read_corpus
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import is_dir
-from smoe_cli.corpora.looking import look_for
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import AudioFolderCorpus, CorpusSettings, LhotseCorpus, NemoCorpus, TsvCorpus
 from smoe_cli.cuts import check_utterance, lines_to_write, make_cuts, route_of, tags_of
@@ -188,6 +187,9 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
 
 def look(config: Config, work: Work) -> None:
     """Look for what a corpus starts from, without reading it.
+
+    Args:
+        work: The corpus, with `dry_run`.
 
     Raises:
         Refused: If something is not there, in the words of `gather`.

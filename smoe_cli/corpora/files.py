@@ -157,6 +157,8 @@ class Named:
             what: Says what does not name it, e.g. `that no row of metadata.csv names`.
             suffixes: Those of audio.
         """
+        if work.dry_run:
+            return
         # One that is not there is said of each file that should be in it.
         there = [folder for folder in folders if is_dir(folder)]
         first, count = None, 0

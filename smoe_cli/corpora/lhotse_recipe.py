@@ -49,7 +49,13 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
             without recording, go to `work.unfit`; a part that `splits` names in vain, is empty, or has no split, to `work.lost`.
         Unwritable: If nothing can be written to `work.audio_dir`.
     """
-    folder, named = look(settings, work).resolve(), Named()
+    folder, named = work.root / settings.path, Named()
+    if not (is_dir(folder) or is_file(folder)):
+        key = f"data.corpora.{work.name}.path"
+        raise DataError(f"no folder `{folder}`, where `{key}` says that the corpus lies", where_it_lies("it", key))
+    if work.dry_run:
+        return
+    folder = folder.resolve()
     for name, part in _wanted(_run(settings, work, folder), named, settings, work):
         recordings = {recording.id: recording for recording in part.get("recordings", ())}
         if twice := len(part.get("recordings", ())) - len(recordings):
@@ -73,19 +79,6 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
         for utterance in utterances_of(_trees(name, recordings, segments, cuts), len(segments) + len(cuts), name, settings, work):
             yield replace(utterance, language="") if settings.language else utterance
     named.report_others([folder], work, f"that no recording of Lhotse's recipe `{settings.recipe}` names", SUFFIXES)
-
-
-def look(settings: LhotseRecipeCorpus, work: Work) -> Path:
-    """The corpus's folder.
-
-    Raises:
-        DataError: If it is not there.
-    """
-    folder = work.root / settings.path
-    if not (is_dir(folder) or is_file(folder)):
-        key = f"data.corpora.{work.name}.path"
-        raise DataError(f"no folder `{folder}`, where `{key}` says that the corpus lies", where_it_lies("it", key))
-    return folder
 
 
 def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Mapping[str, Any]]:

@@ -99,7 +99,9 @@ def test_a_dry_run_refuses_a_corpus_that_is_not_there(smoe, recipe, tmp_path, mo
     result = smoe("prepare", *more)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no table `calls.tsv`" in result.stderr and "or correct `data.corpora.calls.path`" in result.stderr
-    (tmp_path / "calls.tsv").touch()
+    (tmp_path / "calls.tsv").write_text("id\tpath\tsplit\n", encoding="utf-8")
+    assert "table `calls.tsv` has no column `transcript`" in smoe("prepare", *more).stderr
+    (tmp_path / "calls.tsv").write_text("id\tpath\tsplit\ttranscript\n", encoding="utf-8")
     assert smoe("prepare", "--dry-run").exit_code == 0
 
 
