@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
 from pydantic import TypeAdapter, ValidationError
@@ -53,9 +53,10 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
     if not (is_dir(folder) or is_file(folder)):
         key = f"data.corpora.{work.name}.path"
         raise DataError(f"no folder `{folder}`, where `{key}` says that the corpus lies", where_it_lies("it", key))
-    if work.dry_run:
-        return
     folder = folder.resolve()
+    if work.dry_run:
+        _arguments(_function(settings, work), settings, work, folder, folder)
+        return
     for name, part in _wanted(_run(settings, work, folder), named, settings, work):
         recordings = {recording.id: recording for recording in part.get("recordings", ())}
         if twice := len(part.get("recordings", ())) - len(recordings):
@@ -83,14 +84,9 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
 
 def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Mapping[str, Any]]:
     """What the recipe returns, part by part; what it warns of goes to `work.unfit`."""
-    if problem := settings.problem():
-        raise ConfigError(f"data.corpora.{work.name}: {problem}", "correct `recipe`")
     what, name = f"{work.name}: Lhotse's recipe {settings.recipe}", f"Lhotse's recipe `{settings.recipe}`"
     work.progress(0, 1, what)
-    # Not above: this loads all of them.
-    from lhotse import recipes
-
-    function, own = getattr(recipes, f"prepare_{settings.recipe}"), _own_folder(settings, work, folder)
+    function, own = _function(settings, work), _own_folder(settings, work, folder)
     arguments = _arguments(function, settings, work, folder, own)
     expects = f"`{sys.executable} -c 'from lhotse import recipes; help(recipes.prepare_{settings.recipe})'` says what it expects"
     cure = f"{expects}; mend the corpus, `path` or `options`, or install what it lacks"
@@ -119,11 +115,21 @@ def _tell(name: str, own: Path, work: Work) -> None:
             work.notes.append(f"Python warnings from outside {name}: {count:,}, in `{own / ELSEWHERE}`; the first: {first}")
 
 
+def _function(settings: LhotseRecipeCorpus, work: Work) -> Callable[..., Any]:
+    if problem := settings.problem():
+        raise ConfigError(f"data.corpora.{work.name}: {problem}", "correct `recipe`")
+    # Not above: this loads all of them.
+    from lhotse import recipes
+
+    return cast(Callable[..., Any], getattr(recipes, f"prepare_{settings.recipe}"))
+
+
 def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work: Work, folder: Path, own: Path) -> dict[str, Any]:
     """What the recipe is called with.
 
     Raises:
         ConfigError: If an option is missing, unknown, or of a type that it cannot have.
+        DataError: If one names a file or folder that is not there, or leads out of an untrusted corpus.
     """
     parameters, kinds = inspect.signature(function).parameters, get_type_hints(function)
     corpus = next(name for name in parameters if _is_path(kinds.get(name)))
@@ -146,6 +152,9 @@ def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work:
             several = isinstance(given_as, list)
             paths = [work.root.resolve() / path for path in (given_as if several else [given_as])]
             said[name] = paths if several else paths[0]
+            if lost := [path for path in paths if not (is_dir(path) or is_file(path))]:
+                cure = "correct it, or bring that back; if the recipe is to write there, make an empty folder"
+                raise DataError(f"no file or folder `{lost[0]}`, which `{key}.{name}` names", cure)
             if settings.untrusted:
                 _check_links(paths, work)
     if settings.untrusted:

@@ -19,7 +19,7 @@ from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet, Superv
 from lhotse.recipes import prepare_librispeech, prepare_mtedx
 from tqdm.auto import tqdm
 
-from smoe_cli import pipeline
+from smoe_cli import pipeline, preparation
 from smoe_cli.config import Config
 from smoe_cli.corpora import lhotse_recipe, read_corpus
 from smoe_cli.corpora.apart import WARNINGS, apart
@@ -367,14 +367,17 @@ def test_a_recipe_gets_its_folder_our_folder_jobs_and_options_with_paths_from_th
         return manifests(corpus_dir)
 
     stands_for(recipe)
-    options = {"version": "2", "transcript_dir": "texts", "lists": ["a", "/b"], "rate": 2, "parts": ["x"], "pair": ["y"]}
+    elsewhere = tmp_path / "else" / "where"
+    for folder in (tmp_path / "texts", tmp_path / "a", elsewhere):
+        folder.mkdir(parents=True)
+    options = {"version": "2", "transcript_dir": "texts", "lists": ["a", str(elsewhere)], "rate": 2, "parts": ["x"], "pair": ["y"]}
     _, work = read(tmp_path, options=options)
     assert not work.problems
     assert given == {
         "version": "2",
         "corpus_dir": corpus,
         "transcript_dir": tmp_path / "texts",
-        "lists": [tmp_path / "a", Path("/b")],
+        "lists": [tmp_path / "a", elsewhere],
         "output_dir": own(tmp_path),
         "num_jobs": 2,
         "absolute_paths": True,
@@ -401,9 +404,22 @@ def test_a_recipe_gets_its_folder_our_folder_jobs_and_options_with_paths_from_th
     ],
 )
 def test_an_option_that_a_recipe_does_not_take_or_lacks_is_refused_with_what_is_allowed(tmp_path, corpus, recipe, options, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        pipeline.prepare(config(tmp_path, recipe, options=options))
-    assert caught.value.hint
+    for call in (pipeline.prepare, lambda settings: preparation.check(settings, None)):
+        with pytest.raises(ConfigError, match=message) as caught:
+            call(config(tmp_path, recipe, options=options))
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("call", [pipeline.prepare, lambda settings: preparation.check(settings, None)])
+def test_a_path_among_the_options_that_leads_to_nothing_is_refused_before_the_recipe_runs(tmp_path, corpus, stands_for, call):
+    def recipe(corpus_dir: Path, transcript_dir: Path) -> Returned:
+        raise AssertionError
+
+    stands_for(recipe)
+    with pytest.raises(
+        DataError, match=rf"^no file or folder `{tmp_path}/texts`, which `data.corpora.theirs.options.transcript_dir` names"
+    ):
+        call(config(tmp_path, options={"transcript_dir": "texts"}))
 
 
 def test_every_recipe_of_lhotse_is_known_and_has_a_path_and_types_that_can_be_checked(tmp_path, corpus):
