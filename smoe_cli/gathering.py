@@ -30,6 +30,7 @@ CHUNK, BUSY, MOST_CHUNKS = 512, 16, 16
 """Utterances in memory at once, for every 16 who read: enough recordings to keep them busy. Where many utterances have one recording, or
 many read, so many times as much at most."""
 SHOWN_PROBLEMS, SHOWN_CURES = 20, 3
+ABSOLUTE = "no setting moves paths that begin with `/`: correct these in the table, or bring the audio there"
 
 
 class Refused(DataError):
@@ -346,13 +347,14 @@ def _where_audio_lies(settings: CorpusSettings, work: Work) -> str:
     if "audio_root" in type(settings).model_fields:
         key, root = f"`data.corpora.{work.name}.audio_root`", getattr(settings, "audio_root", None)
         if root is None:
-            return f"relative paths start from the folder of the table that has them, unless {key} names another, such as `.`, `data.root`"
+            where = f"the folder of the table that has them, unless {key} names another, such as `.`, `data.root`"
+            return f"relative paths start from {where}; {ABSOLUTE}"
         none = "" if is_dir(work.root / root) else ", which is no folder"
-        return f"{key} says that relative paths start from `{work.root / root}`{none}: correct it"
+        return f"{key} says that relative paths start from `{work.root / root}`{none}: correct it; {ABSOLUTE}"
     if isinstance(settings, LhotseCorpus):
-        return f"relative paths start from `{work.root}`, as `data.root` says: correct it, for example --set data.root=FOLDER"
+        return f"relative paths start from `{work.root}`, as `data.root` says: correct it, for example --set data.root=FOLDER; {ABSOLUTE}"
     if isinstance(settings, TsvCorpus | NemoCorpus | AudioFolderCorpus):
-        return "relative paths start from the folder of the table that has them: bring table and audio together as they were"
+        return f"relative paths start from the folder of the table that has them: bring table and audio together as they were; {ABSOLUTE}"
     return "bring back the audio of the whole corpus"
 
 

@@ -179,6 +179,7 @@ def test_where_no_audio_is_there_at_all_the_place_is_named_that_is_wrong(tmp_pat
     with pytest.raises(DataError, match=r"2 of 2 utterances are not fit for use, as not one audio file was found:\n") as caught:
         pipeline.prepare(recipe(tmp_path / "corpus", write_tables(tmp_path / "corpus") | settings))
     assert re.match(cure, caught.value.hint) and "max_unfit" not in caught.value.hint
+    assert "; no setting moves paths that begin with `/`: correct these in the table" in caught.value.hint
 
 
 def test_where_one_audio_file_of_two_is_there_the_other_is_what_is_wrong(tmp_path):
