@@ -21,6 +21,7 @@ from smoe_cli.transforms import chain_of, check_rate
 
 TOLERANCE_S = 0.05
 """A table or a manifest may round; more than this and the audio is not the one that was listed."""
+RIGHTS = "give yourself the right to enter and read it, for example with `chmod -R u+rX`, or ask whom it belongs to"
 LONGEST_S = 12 * 3600.0
 """No recording of speech is longer; a small file can claim to be, and would take hours to decode."""
 BLOCK = 2**20
@@ -48,6 +49,7 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
     try:
         info = soundfile.info(str(path))
     except SOUNDFILE_RAISES as error:
+        _check_rights(path, f"audio `{path}` (utterance `{recording_id}`)")
         raise DataError(
             f"cannot open audio `{path}` (utterance `{recording_id}`): {error}", "convert it to FLAC or WAV, or remove it"
         ) from error
@@ -65,6 +67,20 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
     _check_whole(path, f"audio `{path}` (utterance `{recording_id}`)")
     source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
+
+
+def _check_rights(path: Path, what: str) -> None:
+    """For a file that cannot be opened: libsndfile does not say that one has no right to.
+
+    Raises:
+        DataError: If it is so.
+    """
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        raise DataError(f"no right to read {what}", RIGHTS) from None
+    except (OSError, ValueError):
+        pass
 
 
 def read_as_checked() -> None:
@@ -225,6 +241,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
     try:
         info = soundfile.info(source.source)
     except SOUNDFILE_RAISES as error:
+        _check_rights(Path(source.source), where)
         raise DataError(f"{where} cannot be opened: {error}", "bring back the whole file, or remove it") from error
     check_rate(where, info.samplerate)
     lasts_s, chain = info.frames / info.samplerate, chain_of(recording)

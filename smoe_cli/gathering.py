@@ -14,10 +14,9 @@ from lhotse import MonoCut
 
 from smoe_cli.band_check import Bands, estimated
 from smoe_cli.config import SPLITS, Config
-from smoe_cli.corpora import read_corpus
+from smoe_cli.corpora import look_for, read_corpus
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import is_dir
-from smoe_cli.corpora.looking import look_for
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen
 from smoe_cli.corpus_settings import AudioFolderCorpus, CorpusSettings, LhotseCorpus, NemoCorpus, TsvCorpus
 from smoe_cli.cuts import check_utterance, lines_to_write, make_cuts, route_of, tags_of
@@ -31,6 +30,7 @@ CHUNK, BUSY, MOST_CHUNKS = 512, 16, 16
 """Utterances in memory at once, for every 16 who read: enough recordings to keep them busy. Where many utterances have one recording, or
 many read, so many times as much at most."""
 SHOWN_PROBLEMS, SHOWN_CURES = 20, 3
+ABSOLUTE = "no setting moves paths that begin with `/`: correct these in the table, or bring the audio there"
 
 
 class Refused(DataError):
@@ -60,7 +60,7 @@ class Gathered:
         assumed: Corpus -> utterances whose language nobody named.
         spoken: Languages.
         unserved: Language -> utterances that serve no task.
-        left_out: What corpora left out by their own rules, or the recipe's.
+        notes: What there is to note of corpora, such as what they left out by their own rules, or the recipe's.
         unfit: Corpus -> what is wrong with the utterances that were left out, as its `max_unfit` allows.
         lines: Simulated telephone line -> utterances.
         bands: What is known of bands beside what was estimated.
@@ -78,7 +78,7 @@ class Gathered:
     assumed: Counter[str] = field(default_factory=Counter)
     spoken: set[str] = field(default_factory=set)
     unserved: Counter[str] = field(default_factory=Counter)
-    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     unfit: dict[str, list[str]] = field(default_factory=dict)
     lines: Counter[str] = field(default_factory=Counter)
     bands: Bands = field(default_factory=Bands)
@@ -182,11 +182,15 @@ def gather(gathered: Gathered, config: Config, work: Work, listener: Listener, p
         raise _refusal(work, read, config.data.corpora[work.name])
     if work.problems:
         gathered.unfit[work.name] = [problem.message for problem in work.problems]
-    gathered.left_out += [f"`{work.name}`: {count:,} {writable(what)} left out" for what, count in sorted(work.left_out.items())]
+    left_out = [f"{count:,} {what} left out" for what, count in sorted(work.left_out.items())]
+    gathered.notes += [f"`{work.name}`: {writable(note)}" for note in [*left_out, *work.notes]]
 
 
 def look(config: Config, work: Work) -> None:
     """Look for what a corpus starts from, without reading it.
+
+    Args:
+        work: The corpus, with `dry_run`.
 
     Raises:
         Refused: If something is not there, in the words of `gather`.
@@ -343,13 +347,14 @@ def _where_audio_lies(settings: CorpusSettings, work: Work) -> str:
     if "audio_root" in type(settings).model_fields:
         key, root = f"`data.corpora.{work.name}.audio_root`", getattr(settings, "audio_root", None)
         if root is None:
-            return f"relative paths start from the folder of the table that has them, unless {key} names another, such as `.`, `data.root`"
+            where = f"the folder of the table that has them, unless {key} names another, such as `.`, `data.root`"
+            return f"relative paths start from {where}; {ABSOLUTE}"
         none = "" if is_dir(work.root / root) else ", which is no folder"
-        return f"{key} says that relative paths start from `{work.root / root}`{none}: correct it"
+        return f"{key} says that relative paths start from `{work.root / root}`{none}: correct it; {ABSOLUTE}"
     if isinstance(settings, LhotseCorpus):
-        return f"relative paths start from `{work.root}`, as `data.root` says: correct it, for example --set data.root=FOLDER"
+        return f"relative paths start from `{work.root}`, as `data.root` says: correct it, for example --set data.root=FOLDER; {ABSOLUTE}"
     if isinstance(settings, TsvCorpus | NemoCorpus | AudioFolderCorpus):
-        return "relative paths start from the folder of the table that has them: bring table and audio together as they were"
+        return f"relative paths start from the folder of the table that has them: bring table and audio together as they were; {ABSOLUTE}"
     return "bring back the audio of the whole corpus"
 
 

@@ -45,6 +45,13 @@ def prepare(
     return report
 
 
+def check_prepare(config: Config, *, corpora: Sequence[str] | None = None) -> None:
+    """Refuse what `prepare` refuses at once, a corpus that is not there above all, and write nothing."""
+    from smoe_cli import preparation
+
+    preparation.check(config, corpora)
+
+
 def validate(
     config: Config | None,
     *,

@@ -18,7 +18,7 @@ from smoe_cli.decoding.inputs import check_request, cuts_of
 from smoe_cli.errors import CheckError, ConfigError, DataError
 from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
 from smoe_cli.layout import Layout
-from smoe_cli.making_ready import check_pack, features, pack, prepare, tokenize, validate
+from smoe_cli.making_ready import check_pack, check_prepare, features, pack, prepare, tokenize, validate
 from smoe_cli.records import (
     AuditReport,
     Hypothesis,
@@ -49,6 +49,7 @@ __all__ = [
     "check_audit",
     "check_export",
     "check_pack",
+    "check_prepare",
     "check_slim",
     "check_start",
     "check_train",
@@ -316,9 +317,10 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
 
     Args:
         force: Do all of them.
-        dry_run: Only say which would run; of training, whether it would be refused, where it would run first.
+        dry_run: Only say which would run; whether preparation would be refused at once, and training, where it would run first.
 
     Raises:
+        DataError: In a dry run, if a corpus is not there that would be prepared.
         CheckpointError: If `train.init_from` is no checkpoint, or one of another model; before anything is done.
     """
     watcher = watcher or Silent()
@@ -341,6 +343,8 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
         step = plan_step(config, name)
         wanted = force or step.state == "would run"
         if dry_run:
+            if name == "prepare" and wanted:
+                check_prepare(config)
             if name == "train" and wanted and not upstream:
                 check_train(config, resume=resume, watcher=watcher)
             # What an earlier step will rewrite may make this one stale.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from lhotse import MonoCut
@@ -112,16 +113,16 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
 
 
 def check(config: Config, corpora: Sequence[str] | None) -> None:
-    """Refuse what `prepare` would refuse at once; no table and no audio is read, and nothing is written.
+    """Refuse what `prepare` would refuse at once; tables are read to their header, no audio is, and nothing is written.
 
     Raises:
         ConfigError: As `prepare`.
-        DataError: If a table, a manifest or a folder is missing that a corpus starts from, in the words of `prepare`.
+        DataError: If a table, a column, a manifest or a folder is missing that a corpus starts from, in the words of `prepare`.
     """
     refused: list[Refused] = []
     for name in chosen_corpora(config, corpora):
         try:
-            look(config, _work(config, name, 1, Silent()))
+            look(config, replace(_work(config, name, 1, Silent()), dry_run=True))
         except Refused as error:
             refused.append(error)
     _refuse(refused, [error.hint for error in refused])
@@ -205,7 +206,7 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
     for language, count in sorted(gathered.unserved.items()):
         cure = _renaming(config, [language])
         notes.append(f"{count} utterances in `{language}` serve no task: no cut was written" + (f"; {cure}" if cure else ""))
-    notes += gathered.left_out
+    notes += gathered.notes
     notes += contradictions(gathered.bands.rows())
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -19,8 +19,8 @@ print. Ids, texts and paths can hold any of it, and are printed."""
 _NUMBER = re.compile(r"(-?[\d,]+(\.\d+)?)?")
 
 
-def console(stderr: bool = False) -> Console:
-    """A console on the present stdout or stderr; without colours and control codes unless that is a terminal."""
+def console(stream: IO[str]) -> Console:
+    """A console on a stream; without colours and control codes unless that is a terminal."""
     from rich.console import Console
 
     class PipedConsole(Console):
@@ -28,10 +28,9 @@ def console(stderr: bool = False) -> Console:
             """Pass on the exception that Rich is handling: `failures` decides how a command ends, Rich would exit by itself."""
             raise
 
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return PipedConsole(
-        stderr=stderr, force_terminal=terminal, width=None if terminal else PIPED_WIDTH, highlight=False, markup=False, emoji=False
-    )
+    terminal = stream.isatty()
+    width = None if terminal else PIPED_WIDTH
+    return PipedConsole(file=stream, force_terminal=terminal, width=width, highlight=False, markup=False, emoji=False)
 
 
 def harmless(text: object, breaks: bool = True) -> str:
@@ -57,7 +56,7 @@ def print_error(message: str, hint: str) -> None:
     text = Text.assemble(("error:", "bold red"), f" {harmless(message)}")
     if hint:
         text.append("\n\n").append("hint:", style="bold cyan").append(f" {harmless(hint)}")
-    console(stderr=True).print(text, soft_wrap=True)
+    console(sys.stderr).print(text, soft_wrap=True)
 
 
 def print_json(report: BaseModel) -> None:
@@ -86,7 +85,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], title: 
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     # As wide as it is, whatever the terminal: a number that is broken in two reads as another number.
-    out = console()
+    out = console(sys.stdout)
     out.print(table, width=max(out.width, out.measure(table, options=out.options.update(max_width=1000)).maximum), crop=False)
 
 

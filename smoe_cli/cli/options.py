@@ -27,9 +27,14 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON; nothing else goes to stdout.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check options and configuration, say what would be read and written, write nothing.")
-]
+
+
+def _dry_run(besides: str = "") -> Any:
+    return typer.Option("--dry-run", help=f"Check options and configuration, {besides}say what would be read and written, write nothing.")
+
+
+DryRun = Annotated[bool, _dry_run()]
+DryRunOfCorpora = Annotated[bool, _dry_run("look for the corpora, ")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(

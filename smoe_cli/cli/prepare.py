@@ -73,7 +73,7 @@ def prepare(
             show_default="threads here",
         ),
     ] = None,
-    dry_run: options.DryRun = False,
+    dry_run: options.DryRunOfCorpora = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Turn corpora into cut manifests that carry a task, a language and a bandwidth on every cut.
@@ -92,14 +92,12 @@ def prepare(
     added = [*options.corpus_flags(corpus or (), recipe), *options.source_flags(allow_sources or (), corpus or (), recipe)]
     if added:
         recipe = options.load_recipe(config, overrides, [*flags, *added])
-    if dry_run:
-        from smoe_cli import preparation
-
-        preparation.check(recipe, corpus)
-        show_plan(recipe, "prepare", as_json)
-        return
     from smoe_cli import pipeline
 
+    if dry_run:
+        pipeline.check_prepare(recipe, corpora=corpus)
+        show_plan(recipe, "prepare", as_json)
+        return
     with open_watcher() as watcher:
         report = pipeline.prepare(recipe, corpora=corpus, watcher=watcher, jobs=jobs, cluster=cluster)
     if as_json:

@@ -17,7 +17,7 @@ def run(
     config: options.RecipePath = None,
     overrides: options.Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Do every step, also those whose results are up to date.")] = False,
-    dry_run: options.DryRun = False,
+    dry_run: options.DryRunOfCorpora = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Do the whole recipe: prepare, tokenize, train, decode, score, route-audit.

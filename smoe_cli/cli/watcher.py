@@ -38,7 +38,8 @@ def open_watcher() -> Iterator[Watcher]:
     if not sys.stderr.isatty() or not speaks() or os.environ.get("TERM", "") in {"dumb", ""}:
         yield LineWatcher(sys.stderr)
         return
-    with _bars() as progress:
+    # A stream of its own: who sends stderr elsewhere while others work, as readers of corpora do, takes no bar along.
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", 1, sys.stderr.encoding, sys.stderr.errors) as own, _bars(own) as progress:
         yield BarWatcher(progress)
 
 
@@ -98,7 +99,7 @@ class BarWatcher:
             self.log(_line(what, done, total, detail, time.monotonic() - started_s, 0.0))
 
 
-def _bars() -> Progress:
+def _bars(stream: IO[str]) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
 
@@ -113,7 +114,7 @@ def _bars() -> Progress:
         text("left"),
         TimeRemainingColumn(),
         text("{task.fields[detail]}", Column(no_wrap=True, overflow="ellipsis")),
-        console=console(stderr=True),
+        console=console(stream),
         transient=True,
         refresh_per_second=REFRESH_PER_S,
         # Results are printed after the bars are gone; stdout may be a file, which a bar must not reach.

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from importlib import import_module
 
 from smoe_cli.config import SPLITS
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import CorpusSettings
 from smoe_cli.errors import DataError
+
+
+def look_for(settings: CorpusSettings, work: Work) -> None:
+    """Look for what a corpus starts from; what is not there goes to `work.lost`, as reading says it.
+
+    It is read as far as to its first utterance; readers end before, in a dry run, where that would be far.
+
+    Args:
+        work: With `dry_run`.
+    """
+    with closing(read_corpus(settings, work)) as utterances:
+        try:
+            next(utterances, None)
+        except DataError as error:
+            work.lost(error)
 
 
 def read_corpus(settings: CorpusSettings, work: Work) -> Generator[Utterance, None, None]:

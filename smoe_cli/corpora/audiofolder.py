@@ -42,9 +42,13 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     """
 
     def folder(split: str, name: str) -> Iterator[Utterance]:
-        table = look(split, name, settings, work)
+        table = _table(split, name, settings, work)
         rows: Iterator[tuple[str, Mapping[str, Any]]]
         rows = _objects(table, settings, work) if table.suffix == ".jsonl" else _csv_rows(table, settings, work)
+        if work.dry_run:
+            if table.suffix == ".csv":
+                next(rows, None)
+            return
         with table.open("rb") as file:
             total = sum(1 for _ in bounded(file, table)) - (table.suffix == ".csv")
 
@@ -59,7 +63,7 @@ def read(settings: AudioFolderCorpus, work: Work) -> Iterator[Utterance]:
     yield from each_split(settings, settings.folders, work, "path", folder)
 
 
-def look(split: str, name: str, settings: AudioFolderCorpus, work: Work) -> Path:
+def _table(split: str, name: str, settings: AudioFolderCorpus, work: Work) -> Path:
     """The table of a folder.
 
     Raises:

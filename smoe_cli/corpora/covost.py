@@ -39,14 +39,16 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
             translations.setdefault(name, {}).setdefault(target, []).append(row["translation"])
             places.setdefault(name, where)
     validated = folder / "validated.tsv"
-    spoken = {
-        row["path"]: row for _, row in source.table(validated, ("path", "sentence", "client_id"), escaped=True) if row["path"] in places
-    }
+    spoken: dict[str, tuple[str, str]] = {}
+    for where, row in source.table(validated, ("path", "sentence", "client_id"), escaped=True):
+        said = row["sentence"], row["client_id"]
+        if row["path"] in places and spoken.setdefault(row["path"], said) != said:
+            work.unfit(DataError(f"{where}: clip `{row['path']}` occurs before, with another sentence or speaker", PUBLISHED))
 
     def clips() -> Iterator[Segment]:
         for name in source.follow(sorted(places), "clips", len(places)):
-            row = spoken.get(name)
-            if row is None:
+            said = spoken.get(name)
+            if said is None:
                 work.unfit(
                     DataError(
                         f"{places[name]}: clip `{name}` is not in `{validated}`",
@@ -60,9 +62,9 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
                 split=splits[name],
                 audio=folder / "clips" / name,
                 language=settings.language,
-                transcript=row["sentence"],
+                transcript=said[0],
                 translations=translations[name],
-                speaker=row["client_id"],
+                speaker=said[1],
             )
 
     yield from source.utterances(clips())

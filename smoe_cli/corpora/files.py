@@ -14,9 +14,9 @@ from pathlib import Path
 
 from lhotse import Recording
 
-from smoe_cli.audio import describe
+from smoe_cli.audio import RIGHTS, describe
 from smoe_cli.corpora.utterance import Work
-from smoe_cli.errors import DataError
+from smoe_cli.errors import DataError, MissingAudio
 from smoe_cli.records import name_digest
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".opus", ".ogg")
@@ -26,7 +26,6 @@ CALL_SUFFIXES = (".flac", ".wav", ".sph")
 LONGEST_NAME = 200
 """Bytes: file systems take 255, and something comes behind an id."""
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-RIGHTS = "give yourself the right to enter and read it, for example with `chmod -R u+rX`, or ask whom it belongs to"
 
 
 def is_file(path: Path) -> bool:
@@ -86,12 +85,9 @@ def recording_of(path: Path, recording_id: str, channels: int | None = 1) -> Rec
     """
     try:
         return describe(path, recording_id, channels)
-    except DataError:
-        if is_file(path):
-            try:
-                path.open("rb").close()
-            except PermissionError:
-                raise DataError(f"no right to read audio `{path}` (utterance `{recording_id}`)", RIGHTS) from None
+    except MissingAudio:
+        # Where it may not be looked for, that is said.
+        is_file(path)
         raise
 
 
@@ -157,6 +153,8 @@ class Named:
             what: Says what does not name it, e.g. `that no row of metadata.csv names`.
             suffixes: Those of audio.
         """
+        if work.dry_run:
+            return
         # One that is not there is said of each file that should be in it.
         there = [folder for folder in folders if is_dir(folder)]
         first, count = None, 0

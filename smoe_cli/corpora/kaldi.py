@@ -161,6 +161,10 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
     """
 
     def read_folder(split: str, name: str) -> Iterator[Utterance]:
+        if work.dry_run:
+            for file, cure in {"wav.scp": "", **_texts(settings, work)}.items():
+                found(work.root / settings.path / name / file, settings, work, f"folders.{split}", "file", cure)
+            return
         folder = _open(split, work.root / settings.path / name, settings, work)
         folder.outside.bring(_outside(folder))
         rows = ((folder.listing.where(row), row) for row in folder.listing.rows())
@@ -173,16 +177,6 @@ def read(settings: KaldiCorpus, work: Work) -> Iterator[Utterance]:
             table.end()
 
     yield from each_split(settings, settings.folders, work, "path", read_folder)
-
-
-def look(split: str, name: str, settings: KaldiCorpus, work: Work) -> None:
-    """Refuse a folder that lacks its list of recordings, or a text that the settings name; none is read.
-
-    Raises:
-        DataError: If it does.
-    """
-    for file, cure in {"wav.scp": "", **_texts(settings, work)}.items():
-        found(work.root / settings.path / name / file, settings, work, f"folders.{split}", "file", cure)
 
 
 def _translations(settings: KaldiCorpus) -> dict[str, list[str]]:

@@ -37,6 +37,8 @@ def read(settings: LhotseCorpus, work: Work) -> Iterator[Utterance]:
 
     def manifest(split: str, relative: Path) -> Iterator[Utterance]:
         path = found(work.root / relative, settings, work, f"cuts.{split}", "cut manifest")
+        if work.dry_run:
+            return
         yield from utterances_of(_trees(path), sum(1 for _ in read_lines(path)), split, settings, work)
 
     yield from each_split(settings, settings.cuts, work, "cuts", manifest)

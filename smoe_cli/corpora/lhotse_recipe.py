@@ -9,18 +9,19 @@ import inspect
 import json
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from lhotse import CutSet, MonoCut, RecordingSet, SupervisionSet
 from pydantic import TypeAdapter, ValidationError
 
 from smoe_cli.config import SPLITS
-from smoe_cli.corpora.apart import LONGEST, WARNINGS, apart
+from smoe_cli.corpora.apart import ELSEWHERE, LONGEST, WARNINGS, apart
 from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.files import AUDIO_SUFFIXES, CALL_SUFFIXES, Named, files_below, is_dir, is_file, refuse
 from smoe_cli.corpora.lhotse_cuts import Tree, utterances_of
@@ -45,10 +46,17 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
     Raises:
         ConfigError: If the recipe does not take the options.
         DataError: If the folder is not there, or the recipe fails or returns anything but manifests. What it warns of, and a supervision
-            without recording, go to `work.unfit`; a part that `splits` names in vain, or that has no split, to `work.lost`.
+            without recording, go to `work.unfit`; a part that `splits` names in vain, is empty, or has no split, to `work.lost`.
         Unwritable: If nothing can be written to `work.audio_dir`.
     """
-    folder, named = look(settings, work).resolve(), Named()
+    folder, named = work.root / settings.path, Named()
+    if not (is_dir(folder) or is_file(folder)):
+        key = f"data.corpora.{work.name}.path"
+        raise DataError(f"no folder `{folder}`, where `{key}` says that the corpus lies", where_it_lies("it", key))
+    folder = folder.resolve()
+    if work.dry_run:
+        _arguments(_function(settings, work), settings, work, folder, folder)
+        return
     for name, part in _wanted(_run(settings, work, folder), named, settings, work):
         recordings = {recording.id: recording for recording in part.get("recordings", ())}
         if twice := len(part.get("recordings", ())) - len(recordings):
@@ -62,6 +70,11 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
         # Some recipes go through sets, or folders as they come: another order in each call.
         segments = sorted(part.get("supervisions", ()), key=lambda one: (str(one.recording_id), str(one.id)))
         cuts = list(part.get("cuts", ()))
+        if not segments and not cuts:
+            leave_out = f"leave it out: `data.corpora.{work.name}.splits: {{{name}: null}}`"
+            work.lost(
+                DataError(f"part `{name}` of Lhotse's recipe `{settings.recipe}` has no supervision", f"bring it back, or {leave_out}")
+            )
         if idle := recordings.keys() - {segment.recording_id for segment in segments}:
             work.left_out[f"recordings of part `{name}` without supervision (the first: `{min(idle)}`)"] += len(idle)
         for utterance in utterances_of(_trees(name, recordings, segments, cuts), len(segments) + len(cuts), name, settings, work):
@@ -69,29 +82,11 @@ def read(settings: LhotseRecipeCorpus, work: Work) -> Iterator[Utterance]:
     named.report_others([folder], work, f"that no recording of Lhotse's recipe `{settings.recipe}` names", SUFFIXES)
 
 
-def look(settings: LhotseRecipeCorpus, work: Work) -> Path:
-    """The corpus's folder.
-
-    Raises:
-        DataError: If it is not there.
-    """
-    folder = work.root / settings.path
-    if not (is_dir(folder) or is_file(folder)):
-        key = f"data.corpora.{work.name}.path"
-        raise DataError(f"no folder `{folder}`, where `{key}` says that the corpus lies", where_it_lies("it", key))
-    return folder
-
-
 def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Mapping[str, Any]]:
     """What the recipe returns, part by part; what it warns of goes to `work.unfit`."""
-    if problem := settings.problem():
-        raise ConfigError(f"data.corpora.{work.name}: {problem}", "correct `recipe`")
     what, name = f"{work.name}: Lhotse's recipe {settings.recipe}", f"Lhotse's recipe `{settings.recipe}`"
     work.progress(0, 1, what)
-    # Not above: this loads all of them.
-    from lhotse import recipes
-
-    function, own = getattr(recipes, f"prepare_{settings.recipe}"), _own_folder(work)
+    function, own = _function(settings, work), _own_folder(settings, work, folder)
     arguments = _arguments(function, settings, work, folder, own)
     expects = f"`{sys.executable} -c 'from lhotse import recipes; help(recipes.prepare_{settings.recipe})'` says what it expects"
     cure = f"{expects}; mend the corpus, `path` or `options`, or install what it lacks"
@@ -101,12 +96,32 @@ def _run(settings: LhotseRecipeCorpus, work: Work, folder: Path) -> dict[str, Ma
             return {part: {key: list(found) for key, found in sets.items()} for part, sets in _parts(function(**arguments), name)}
     finally:
         work.progress(1, 1, what)
-        with (own / WARNINGS).open(encoding="utf-8") as lines:
-            cure = f"mend the corpus; `{own / WARNINGS}` has all warnings of the recipe"
-            for line in islice(lines, MOST_WARNINGS):
-                work.unfit(DataError(f"{name} warns: {line.strip()}", cure))
-            if next(lines, ""):
-                work.lost(DataError(f"{name} warns of more than {MOST_WARNINGS:,} things", cure))
+        # Not there if it could not be opened, which is said.
+        if is_file(own / ELSEWHERE):
+            _tell(name, own, work)
+
+
+def _tell(name: str, own: Path, work: Work) -> None:
+    """Make problems of what the recipe warned of, and a note of Python's warnings from elsewhere."""
+    with (own / WARNINGS).open(encoding="utf-8") as lines:
+        cure = f"mend the corpus; `{own / WARNINGS}` has all warnings of the recipe"
+        for line in islice(lines, MOST_WARNINGS):
+            work.unfit(DataError(f"{name} warns: {line.strip()}", cure))
+        if next(lines, ""):
+            work.lost(DataError(f"{name} warns of more than {MOST_WARNINGS:,} things", cure))
+    with (own / ELSEWHERE).open(encoding="utf-8") as lines:
+        if first := next(lines, "").strip():
+            count = 1 + sum(1 for _ in lines)
+            work.notes.append(f"Python warnings from outside {name}: {count:,}, in `{own / ELSEWHERE}`; the first: {first}")
+
+
+def _function(settings: LhotseRecipeCorpus, work: Work) -> Callable[..., Any]:
+    if problem := settings.problem():
+        raise ConfigError(f"data.corpora.{work.name}: {problem}", "correct `recipe`")
+    # Not above: this loads all of them.
+    from lhotse import recipes
+
+    return cast(Callable[..., Any], getattr(recipes, f"prepare_{settings.recipe}"))
 
 
 def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work: Work, folder: Path, own: Path) -> dict[str, Any]:
@@ -114,6 +129,7 @@ def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work:
 
     Raises:
         ConfigError: If an option is missing, unknown, or of a type that it cannot have.
+        DataError: If one names a file or folder that is not there, or leads out of an untrusted corpus.
     """
     parameters, kinds = inspect.signature(function).parameters, get_type_hints(function)
     corpus = next(name for name in parameters if _is_path(kinds.get(name)))
@@ -136,6 +152,9 @@ def _arguments(function: Callable[..., Any], settings: LhotseRecipeCorpus, work:
             several = isinstance(given_as, list)
             paths = [work.root.resolve() / path for path in (given_as if several else [given_as])]
             said[name] = paths if several else paths[0]
+            if lost := [path for path in paths if not (is_dir(path) or is_file(path))]:
+                cure = "correct it, or bring that back; if the recipe is to write there, make an empty folder"
+                raise DataError(f"no file or folder `{lost[0]}`, which `{key}.{name}` names", cure)
             if settings.untrusted:
                 _check_links(paths, work)
     if settings.untrusted:
@@ -204,13 +223,16 @@ def _trees(part: str, recordings: Mapping[str, Any], segments: list[Any], cuts: 
         yield where, tree | {"supervisions": [said], "recording": recording.to_dict()}
 
 
-def _own_folder(work: Work) -> Path:
-    """Where the recipe may write. What it wrote before is removed, or it could take that for what it finds now; only audio stays.
+def _own_folder(settings: LhotseRecipeCorpus, work: Work, corpus: Path) -> Path:
+    """Where the recipe may write, by what it is asked for: audio that it made with other options is not taken for what it makes now.
+
+    What else it wrote before is removed, for it could be believed, too; only audio stays.
 
     Raises:
         Unwritable: If it cannot be.
     """
-    folder = work.audio_dir.resolve() / "lhotse"
+    asked = json.dumps([settings.recipe, str(corpus), settings.options], sort_keys=True)
+    folder = work.audio_dir.resolve() / f"lhotse.{zlib.crc32(asked.encode(errors='surrogateescape')):08x}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in files_below(folder, refuse):
@@ -222,11 +244,19 @@ def _own_folder(work: Work) -> Path:
 
 
 def _check_links(paths: list[Path], work: Work) -> None:
-    """Refuse what leads out of an untrusted corpus, links inside it too: nobody knows what a recipe opens.
+    """Refuse what leads out of an untrusted corpus, links inside it too, and in what they lead to: nobody knows what a recipe opens.
 
     Raises:
         DataError: If something does.
     """
-    inside = [Path(place, name) for path in paths for place, folders, files in os.walk(path) for name in (*folders, *files)]
-    for path in (*paths, *(path for path in inside if path.is_symlink())):
+    seen = set()
+    for path in paths:
         check_within(path, work.root, f"corpus `{work.name}`")
+        for place, folders, files in os.walk(path, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            for name in (*folders, *files):
+                if (entry := Path(place, name)).is_symlink():
+                    check_within(entry, work.root, f"corpus `{work.name}`")

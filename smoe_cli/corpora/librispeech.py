@@ -23,7 +23,11 @@ def read(settings: LibrispeechCorpus | MiniLibrispeechCorpus, work: Work) -> Ite
     folder = source.folder(settings.path)
 
     def part(name: str) -> Iterator[Segment]:
-        speakers = [path for path in entries(part_folder(folder, name, work), work.lost) if is_dir(path)]
+        if not is_dir(folder / name):
+            raise DataError(
+                f"no folder `{folder / name}`", f"unpack it, or leave the part out: `data.corpora.{work.name}.splits: {{{name}: null}}`"
+            )
+        speakers = [path for path in entries(folder / name, work.lost) if is_dir(path)]
         chapters = [path for speaker in speakers for path in entries(speaker, work.lost) if is_dir(path)]
         for chapter in source.follow(chapters, name, len(chapters)):
             try:
@@ -32,19 +36,6 @@ def read(settings: LibrispeechCorpus | MiniLibrispeechCorpus, work: Work) -> Ite
                 work.lost(error)
 
     yield from source.utterances(source.every_part(part))
-
-
-def part_folder(folder: Path, name: str, work: Work) -> Path:
-    """The folder of a part.
-
-    Raises:
-        DataError: If it is not there.
-    """
-    if not is_dir(folder / name):
-        raise DataError(
-            f"no folder `{folder / name}`", f"unpack it, or leave the part out: `data.corpora.{work.name}.splits: {{{name}: null}}`"
-        )
-    return folder / name
 
 
 def _chapter(source: Source, folder: Path, part: str) -> Iterator[Segment]:

@@ -55,6 +55,8 @@ def read(settings: NemoCorpus, work: Work) -> Iterator[Utterance]:
 
     def manifest(split: str, relative: Path) -> Iterator[Utterance]:
         path = found(work.root / relative, settings, work, f"manifests.{split}")
+        if work.dry_run:
+            return
         # What is wrong is said when the rows are used.
         many = Counter(row.key() for _, row in _rows(path, settings, replace(work, problems=[], losses=[])))
         total, rows = len(many), _merged(path, many, settings, work)

@@ -67,7 +67,10 @@ class Segment:
 
 
 class Source:
-    """The files of one corpus. Those of a corpus that is not trusted must lie in `data.root`, symbolic links followed."""
+    """The files of one corpus. Those of a corpus that is not trusted must lie in `data.root`, symbolic links followed.
+
+    In a dry run they are looked for, and all seem empty but for the headers of tables.
+    """
 
     def __init__(self, settings: PublishedCorpus, work: Work) -> None:
         self.settings, self.work = settings, work
@@ -94,15 +97,16 @@ class Source:
         Raises:
             DataError: If it is missing, unreadable or in another encoding, or leads out of an untrusted corpus.
         """
-        return [line for _, line in self._lines(path, encoding)]
+        found = self._found(path)
+        return [] if self.work.dry_run else [line for _, line in text_lines(found, refuse, encoding, PUBLISHED)]
 
-    def _lines(self, path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-        """Each line of a text file with its number, as it is read; raises as `lines`."""
+    def _found(self, path: Path) -> Path:
+        """A file of texts that is there; raises as `lines`."""
         if self.settings.untrusted:
             check_within(path, self.work.root, f"corpus `{self.work.name}`")
         if not is_file(path):
             raise DataError(f"no file `{path}`", LOST)
-        yield from text_lines(path, refuse, encoding, PUBLISHED)
+        return path
 
     def parallel(self, listed: Path, count: int, texts: Sequence[Path]) -> list[list[str]]:
         """The lines of files that have one line for each entry of a list.
@@ -132,8 +136,11 @@ class Source:
         Raises:
             DataError: As `lines`, and if a column is missing.
         """
-        total = sum(1 for _ in self._lines(path))
-        lines = self.follow(self._lines(path), path.name, total)
+        lines = text_lines(self._found(path), refuse, cure=PUBLISHED)
+        if self.work.dry_run:
+            lines = islice(lines, 0 if columns else 1)
+        else:
+            lines = self.follow(lines, path.name, sum(1 for _ in text_lines(path, refuse, cure=PUBLISHED)))
         return table_rows(path, lines, needed, self.work, columns, escaped, PUBLISHED)
 
     def yaml_list(self, path: Path) -> list[dict[str, str]]:
@@ -143,6 +150,8 @@ class Source:
             DataError: As `lines`, and if it is no such list.
         """
         lines = self.lines(path)
+        if self.work.dry_run:
+            return []
         starts = [number for number, line in enumerate(lines) if line.startswith("- ")]
         found: list[dict[str, str]] = []
         for first, last in pairwise([0, *starts[AT_ONCE::AT_ONCE], len(lines)]):
@@ -208,8 +217,8 @@ class Source:
                 yield utterance
 
     def follow(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
-        """Yield the items, and report how many of all are done."""
-        for done, item in enumerate(items, start=1):
+        """Yield the items, and report how many of all are done; none in a dry run."""
+        for done, item in enumerate(() if self.work.dry_run else items, start=1):
             yield item
             self.work.progress(done, total, f"{self.work.name}: {what}")
 

@@ -38,6 +38,10 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
 
     def folder(split: str, name: str) -> Iterator[Utterance]:
         shards = _shards(work.root / settings.path / name, split, settings, work)
+        if work.dry_run:
+            for _, archive in shards:
+                archive_file(archive).close()
+            return
         total = sum(1 for cuts, _ in shards for _ in read_lines(cuts))
         done = 0
         for cuts, archive in shards:
@@ -54,16 +58,6 @@ def read(settings: SharCorpus, work: Work) -> Iterator[Utterance]:
                 work.lost(error)
 
     yield from each_split(settings, settings.folders, work, "path", folder)
-
-
-def look(split: str, name: str, settings: SharCorpus, work: Work) -> None:
-    """Refuse a folder without shards, or without the archive of one; none is read.
-
-    Raises:
-        DataError: If it is so.
-    """
-    for _, archive in _shards(work.root / settings.path / name, split, settings, work):
-        archive_file(archive).close()
 
 
 def _shards(folder: Path, split: str, settings: SharCorpus, work: Work) -> list[tuple[Path, Path]]:

@@ -7,6 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def read(settings: TsvCorpus, work: Work) -> Iterator[Utterance]:
     """
     table = found(work.root / settings.path, settings, work, "path", "table")
     # Lines are read ahead of the rows that are made, and what is wrong with one is said when it is its turn.
-    ahead, total = replace(work, problems=[]), sum(1 for _ in _lines(table, lambda _: None)) - 1
+    ahead, total = replace(work, problems=[]), 0 if work.dry_run else sum(1 for _ in _lines(table, lambda _: None)) - 1
     under_way: deque[int] = deque()
 
     def rows() -> Iterator[tuple[str, dict[str, str] | DataError]]:
@@ -117,7 +118,8 @@ def _rows(table: Path, settings: TsvCorpus, work: Work) -> Iterator[tuple[int, s
         *(column for some in texts for column in some.values()),
     )
     needed = ("id", "split", "transcript", *audio, *named, *settings.where, *settings.minimum)
-    for done, (where, row) in enumerate(table_rows(table, _lines(table, work.unfit), needed, work), start=1):
+    lines = islice(_lines(table, work.unfit), 1 if work.dry_run else None)
+    for done, (where, row) in enumerate(table_rows(table, lines, needed, work), start=1):
         try:
             kept = (
                 settings.split_of(row["split"]) is not None

@@ -131,6 +131,8 @@ class Work:
         problems: What is wrong with single utterances, which are then not yielded.
         losses: What is wrong with files and folders that more than one utterance hangs on.
         left_out: What the recipe, or the corpus's own rules, leave out -> how often; `prepare` says so in a note.
+        notes: What else it says in a note.
+        dry_run: Whether all is only looked for, for `smoe prepare --dry-run`: of tables the header is read, and nothing is written.
     """
 
     name: str
@@ -141,6 +143,8 @@ class Work:
     problems: list[DataError] = field(default_factory=list)
     losses: list[DataError] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    dry_run: bool = False
 
     def unfit(self, problem: DataError, where: str = "") -> None:
         """Leave out an utterance and go on, so that all that is wrong can be said at once; `prepare` then writes nothing.

@@ -93,14 +93,24 @@ def test_a_dry_run_refuses_what_the_command_refuses(smoe, tmp_path, words, messa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["call.wav", "model", "smoe.yaml"]
 
 
-@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--dry-run", "--json")])
-def test_a_dry_run_refuses_a_corpus_that_is_not_there(smoe, recipe, tmp_path, more):
+@pytest.mark.parametrize("words", ["prepare", "prepare --dry-run", "prepare --dry-run --json", "run --dry-run", "run --dry-run --json"])
+def test_a_dry_run_refuses_a_corpus_that_is_not_there(smoe, recipe, tmp_path, words):
     recipe.write_text(recipe.read_text() + "data: {corpora: {calls: {type: tsv, path: calls.tsv}}}\n", encoding="utf-8")
-    result = smoe("prepare", *more)
+    result = smoe(*words.split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no table `calls.tsv`" in result.stderr and "or correct `data.corpora.calls.path`" in result.stderr
-    (tmp_path / "calls.tsv").touch()
-    assert smoe("prepare", "--dry-run").exit_code == 0
+    (tmp_path / "calls.tsv").write_text("id\tpath\tsplit\n", encoding="utf-8")
+    assert "table `calls.tsv` has no column `transcript`" in smoe(*words.split()).stderr
+    (tmp_path / "calls.tsv").write_text("id\tpath\tsplit\ttranscript\n", encoding="utf-8")
+    assert smoe(words.split()[0], "--dry-run").exit_code == 0
+
+
+def test_a_dry_run_of_everything_does_not_look_for_corpora_that_are_prepared(smoe, recipe, monkeypatch):
+    recipe.write_text(recipe.read_text() + "data: {corpora: {calls: {type: tsv, path: calls.tsv}}}\n", encoding="utf-8")
+    state = {"prepare": "up to date"}
+    monkeypatch.setattr(pipeline, "plan_step", lambda _, name: Step(name=name, state=state.get(name, "would run")))
+    assert smoe("run", "--dry-run").exit_code == 0
+    assert "no table `calls.tsv`" in smoe("run", "--dry-run", "--force").stderr
 
 
 @pytest.mark.parametrize(

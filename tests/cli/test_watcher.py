@@ -66,11 +66,11 @@ def test_a_log_file_gets_no_control_characters():
     assert done.stderr.splitlines()[1] == r"\x1b]0;owned\x07"
 
 
-def on_terminal(**environment: str) -> str:
+def on_terminal(work: str = WORK, **environment: str) -> str:
     """What a terminal receives on stderr while stdout is a pipe."""
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-c", WORK],
+        [sys.executable, "-c", work],
         env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100"} | environment,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -107,3 +107,24 @@ def test_no_color_is_honoured_on_a_terminal():
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines():
     assert "\x1b" not in on_terminal(TERM="dumb")
+
+
+def test_a_bar_goes_on_while_what_others_print_goes_to_a_file(tmp_path):
+    text = on_terminal(f"""
+import sys, time
+from pathlib import Path
+from smoe_cli.cli.watcher import open_watcher
+from smoe_cli.corpora.apart import apart
+with open_watcher() as watcher:
+    watcher.progress("read", 0, 2)
+    with apart(Path({str(tmp_path)!r}), "a recipe", "/nowhere/", "mend it"):
+        print("of others", file=sys.stderr)
+        watcher.progress("inside", 1, 2)
+        time.sleep(0.6)
+        watcher.progress("inside", 2, 2)
+    watcher.progress("read", 2, 2)
+print("result")
+""")
+    assert (tmp_path / "printed.txt").read_text() == "of others\n"
+    assert "of others" not in text
+    assert re.search(r"inside.*━.*1/2.*inside  2/2.*read  2/2", text, re.DOTALL)

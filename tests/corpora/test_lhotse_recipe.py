@@ -19,10 +19,11 @@ from lhotse import AudioSource, CutSet, MonoCut, Recording, RecordingSet, Superv
 from lhotse.recipes import prepare_librispeech, prepare_mtedx
 from tqdm.auto import tqdm
 
-from smoe_cli import pipeline
+from smoe_cli import pipeline, preparation
 from smoe_cli.config import Config
 from smoe_cli.corpora import lhotse_recipe, read_corpus
-from smoe_cli.corpora.apart import WARNINGS
+from smoe_cli.corpora.apart import WARNINGS, apart
+from smoe_cli.corpora.archive import Unwritable
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import LibrispeechCorpus
 from smoe_cli.errors import ConfigError, DataError
@@ -42,6 +43,11 @@ def config(root: Path, recipe: str = "yesno", **changes: object) -> Config:
 def read(root: Path, recipe: str = "yesno", **changes: object) -> tuple[list[Utterance], Work]:
     work = Work("theirs", root, root / "exp" / "audio", jobs=2)
     return list(read_corpus(config(root, recipe, **changes).data.corpora["theirs"], work)), work
+
+
+def own(root: Path, corpus: str = "") -> Path:
+    """The folder that a recipe was given last to write to."""
+    return max((root / "exp" / "audio" / corpus).glob("lhotse.*"), key=lambda folder: folder.stat().st_mtime_ns)
 
 
 def heard(utterances: Sequence[Utterance]) -> list[tuple[object, ...]]:
@@ -136,6 +142,20 @@ def test_a_corpus_that_changed_is_read_anew_though_the_recipe_keeps_manifests(tm
     assert {one.transcript for one in after} - {one.transcript for one in before} == {"CHAPTER TWO"}
 
 
+def test_audio_that_a_recipe_made_is_kept_for_the_same_options_and_no_others(tmp_path, corpus, stands_for):
+    made = []
+
+    def recipe(corpus_dir: Path, output_dir: Path, rate: int) -> Returned:
+        if not (output_dir / "a.wav").exists():
+            made.append(rate)
+            tone(output_dir / "a.wav", rate=rate)
+        return manifests(output_dir, ("a",), ("a",))
+
+    stands_for(recipe)
+    rates = [read(tmp_path, options={"rate": rate})[0][0].recording.sampling_rate for rate in (16000, 16000, 8000, 16000)]
+    assert (rates, made) == ([16000, 16000, 8000, 16000], [16000, 8000])
+
+
 @pytest.mark.parametrize("form", ["a pair", "cuts", "without parts"])
 def test_other_forms_of_manifests_are_understood(tmp_path, corpus, stands_for, form):
     def recipe(corpus_dir: Path) -> Any:
@@ -212,6 +232,20 @@ def test_a_part_that_is_no_split_and_one_that_is_not_there_are_named_and_the_oth
     ]
 
 
+@pytest.mark.parametrize("recorded", [("a",), ()])
+def test_a_part_that_comes_out_empty_is_lost_unless_it_is_left_out(tmp_path, corpus, stands_for, recorded):
+    def recipe(corpus_dir: Path) -> Returned:
+        return {"train": manifests(corpus_dir), "dev": manifests(corpus_dir, recorded, said=())}
+
+    stands_for(recipe)
+    found, work = read(tmp_path, splits={"train": "train", "dev": "dev"})
+    assert len(found) == 2
+    assert [loss.message for loss in work.losses] == ["part `dev` of Lhotse's recipe `yesno` has no supervision"]
+    assert "`data.corpora.theirs.splits: {dev: null}`" in work.losses[0].hint
+    _, work = read(tmp_path, splits={"dev": None})
+    assert not work.losses
+
+
 def test_bad_rows_are_problems_a_line_each(tmp_path, corpus, stands_for):
     def recipe(corpus_dir: Path) -> Returned:
         found = manifests(corpus_dir)
@@ -277,6 +311,17 @@ def test_what_an_untrusted_corpus_links_to_is_not_even_opened(tmp_path, corpus, 
     assert not opened
 
 
+def test_links_in_a_linked_folder_of_an_untrusted_corpus_are_followed_once(tmp_path, corpus, stands_for):
+    (tmp_path / "texts").mkdir()
+    (corpus / "texts").symlink_to("../texts")
+    (tmp_path / "texts" / "back").symlink_to("../corpus")
+    stands_for(manifests)
+    assert len(read(tmp_path, untrusted=True)[0]) == 2
+    (tmp_path / "texts" / "secret").symlink_to(tmp_path.parent)
+    with pytest.raises(DataError, match=r"texts/secret` leads out of `.*`, and what is marked untrusted may not"):
+        read(tmp_path, untrusted=True)
+
+
 # --- what goes in ----------------------------------------------------------------------------------------
 
 
@@ -322,15 +367,18 @@ def test_a_recipe_gets_its_folder_our_folder_jobs_and_options_with_paths_from_th
         return manifests(corpus_dir)
 
     stands_for(recipe)
-    options = {"version": "2", "transcript_dir": "texts", "lists": ["a", "/b"], "rate": 2, "parts": ["x"], "pair": ["y"]}
+    elsewhere = tmp_path / "else" / "where"
+    for folder in (tmp_path / "texts", tmp_path / "a", elsewhere):
+        folder.mkdir(parents=True)
+    options = {"version": "2", "transcript_dir": "texts", "lists": ["a", str(elsewhere)], "rate": 2, "parts": ["x"], "pair": ["y"]}
     _, work = read(tmp_path, options=options)
     assert not work.problems
     assert given == {
         "version": "2",
         "corpus_dir": corpus,
         "transcript_dir": tmp_path / "texts",
-        "lists": [tmp_path / "a", Path("/b")],
-        "output_dir": tmp_path / "exp" / "audio" / "lhotse",
+        "lists": [tmp_path / "a", elsewhere],
+        "output_dir": own(tmp_path),
         "num_jobs": 2,
         "absolute_paths": True,
         "rate": 2.0,
@@ -356,9 +404,22 @@ def test_a_recipe_gets_its_folder_our_folder_jobs_and_options_with_paths_from_th
     ],
 )
 def test_an_option_that_a_recipe_does_not_take_or_lacks_is_refused_with_what_is_allowed(tmp_path, corpus, recipe, options, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        pipeline.prepare(config(tmp_path, recipe, options=options))
-    assert caught.value.hint
+    for call in (pipeline.prepare, lambda settings: preparation.check(settings, None)):
+        with pytest.raises(ConfigError, match=message) as caught:
+            call(config(tmp_path, recipe, options=options))
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("call", [pipeline.prepare, lambda settings: preparation.check(settings, None)])
+def test_a_path_among_the_options_that_leads_to_nothing_is_refused_before_the_recipe_runs(tmp_path, corpus, stands_for, call):
+    def recipe(corpus_dir: Path, transcript_dir: Path) -> Returned:
+        raise AssertionError
+
+    stands_for(recipe)
+    with pytest.raises(
+        DataError, match=rf"^no file or folder `{tmp_path}/texts`, which `data.corpora.theirs.options.transcript_dir` names"
+    ):
+        call(config(tmp_path, options={"transcript_dir": "texts"}))
 
 
 def test_every_recipe_of_lhotse_is_known_and_has_a_path_and_types_that_can_be_checked(tmp_path, corpus):
@@ -399,6 +460,7 @@ def test_what_a_recipe_warns_of_is_a_problem_and_what_it_prints_goes_to_a_file(t
         logging.getLogger("deep.inside").error("called in a wrong way", ValueError(7))
         logging.info("nothing to see")
         warnings.warn("of somebody else", stacklevel=1)
+        warnings.warn("and another", stacklevel=1)
         scope["warn"]()
         return manifests(corpus_dir)
 
@@ -407,14 +469,30 @@ def test_what_a_recipe_warns_of_is_a_problem_and_what_it_prints_goes_to_a_file(t
     assert len(found) == 2
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
-    written = (tmp_path / "exp" / "audio" / "lhotse" / "printed.txt").read_text()
+    written = (own(tmp_path) / "printed.txt").read_text()
     assert all(said in written for said in ("to stdout", "to stderr", "a bar", "of a program", "and its complaint"))
     *plain, last = [problem.message.removeprefix("Lhotse's recipe `yesno` warns: ") for problem in work.problems]
     assert plain == ["No such file: x.wav", "of any logger", "called in a wrong way (ValueError(7),)"]
     assert "UserWarning: two lines, by Python" in last
+    (note,) = work.notes
+    elsewhere = own(tmp_path) / "warnings-elsewhere.txt"
+    assert re.match(rf"Python warnings from outside Lhotse's recipe `yesno`: 2, in `{elsewhere}`; the first: .*of somebody else", note)
+    assert [re.search("of somebody else|and another", line)[0] for line in elsewhere.open()] == ["of somebody else", "and another"]
     assert logging.getLogger().handlers == []
     print("heard again")
     assert capfd.readouterr().out == "heard again\n"
+
+
+def test_what_python_warns_of_elsewhere_is_a_note(tmp_path, corpus, stands_for):
+    def recipe(corpus_dir: Path) -> Returned:
+        warnings.warn("of somebody else", stacklevel=1)
+        return manifests(corpus_dir)
+
+    stands_for(recipe)
+    report = pipeline.prepare(config(tmp_path))
+    assert any(
+        re.match("`theirs`: Python warnings from outside Lhotse's recipe .*: 1, in .*of somebody else", note) for note in report.notes
+    )
 
 
 def test_warnings_are_bounded_and_beyond_that_the_corpus_is_refused_whatever_may_be_unfit(tmp_path, corpus, stands_for, monkeypatch):
@@ -431,7 +509,7 @@ def test_warnings_are_bounded_and_beyond_that_the_corpus_is_refused_whatever_may
     with pytest.raises(DataError, match=r"(?s)recipe `yesno` warns of more than 2 things\n.*warns: 0x+\n.*warns: 1x+\n") as caught:
         pipeline.prepare(config(tmp_path, options={"warnings": 4}, max_unfit=9))
     assert len(caught.value.message) < 2000
-    assert len((tmp_path / "exp" / "audio" / "theirs" / "lhotse" / WARNINGS).read_text().splitlines()) == 4
+    assert len((own(tmp_path, "theirs") / WARNINGS).read_text().splitlines()) == 4
 
 
 def parse(corpus_dir: Path) -> Returned:
@@ -485,6 +563,26 @@ def test_whatever_a_recipe_raises_is_an_error_that_names_it_and_the_cure(tmp_pat
     cure = r"help\(recipes.prepare_yesno\)'` says what it expects; mend the corpus, `path` or `options`, or install what it lacks; `"
     assert re.search(cure + ".*printed.txt` has what it printed", caught.value.hint)
     assert not list((tmp_path / "exp").rglob("cuts.*"))
+
+
+@pytest.mark.parametrize("name", ["printed.txt", "warnings.txt", "warnings-elsewhere.txt"])
+def test_a_file_of_ours_that_cannot_be_opened_is_what_is_said(tmp_path, corpus, stands_for, name):
+    stands_for(manifests)
+    read(tmp_path)
+    (own(tmp_path) / name).unlink()
+    (own(tmp_path) / name).mkdir()
+    with pytest.raises(Unwritable, match=rf"^cannot write `.*{name}`: Is a directory\n"):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_warning_that_cannot_be_written_is_not_lost_in_silence(tmp_path):
+    (tmp_path / WARNINGS).symlink_to("/dev/full")
+    with (
+        pytest.raises(Unwritable, match=rf"^cannot write `{tmp_path}`: No space left on device\n"),
+        apart(tmp_path, "a recipe", "/nowhere/", "mend it"),
+    ):
+        logging.warning("of a missing file")
 
 
 def test_ctrl_c_stays_ctrl_c(tmp_path, corpus, stands_for, capfd):

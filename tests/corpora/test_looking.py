@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from smoe_cli import pipeline, preparation
+from smoe_cli import corpora, pipeline, preparation
+from smoe_cli.corpora.utterance import Utterance, Work
+from smoe_cli.corpus_settings import CorpusSettings, KaldiCorpus, TsvCorpus
 from smoe_cli.errors import ConfigError, DataError
-from tests.corpora.test_damaged_trees import lose
+from tests.corpora.test_damaged_trees import edit, lose
 from tests.corpora.trees import TREES
 from tests.corpora.trees import recipe as published
 from tests.corpora.writing import text
@@ -62,6 +66,17 @@ ONE_IS_MISSING = {
     "voxpopuli": lose("voxpopuli/transcribed_data/de/asr_dev.tsv"),
     "librispeech": lose("LibriSpeech/train-other-500"),
     "covost": lambda root: next(root.rglob("validated.tsv")).unlink(),
+    "covost, a column": edit("covost2/covost_v2.en_de.tsv", "translation\tsplit", "text\tsplit"),
+    "table, a column": edit("mine/mine.tsv", "\tgerman", "\tdeutsch"),
+    "audiofolder, a column": edit("clips/test/metadata.csv", "speaker", "anna"),
+    "voxpopuli, a column": edit("voxpopuli/transcribed_data/de/asr_test.tsv", "\tspeaker_id", "\twho"),
+    "fleurs": lose("fleurs/en_us/dev.tsv"),
+    "fleurs, a translation": lose("fleurs/fr_fr/test.tsv"),
+    "fleurs, a folder": lose("fleurs/de_de"),
+    "mustc, a text": lose("must-c/en-de/data/train/txt/train.de"),
+    "mtedx, a list": lose("mtedx/es-en/data/train/txt/train.yaml"),
+    "europarl-st, speeches": lose("europarl-st/v1.1/en/de/dev/speeches.lst"),
+    "fisher-callhome, calls": lose("LDC2010S01/fisher_spa_d1/docs/fsp06_call.tbl"),
     "switchboard": lambda root: shutil.rmtree(next(root.rglob("swb_ms98_transcriptions"))),
     "fisher-callhome": lambda root: shutil.rmtree(next(root.rglob("LDC96S35"))),
     "fisher-callhome, a mapping": lambda root: next(root.rglob("mapping/fisher_dev2")).unlink(),
@@ -78,17 +93,33 @@ def test_a_dry_run_refuses_one_missing_file_or_folder_in_the_words_of_the_comman
 
 
 def test_a_dry_run_names_all_corpora_that_are_missing_and_no_others(tmp_path):
-    text(tmp_path / "there.tsv", "id")
-    corpora = {name: {"type": "tsv", "path": f"{name}.tsv"} for name in ("lost", "there", "gone")}
+    text(tmp_path / "there.tsv", "id\tpath\tsplit\ttranscript", "a\tgone.wav\ttrain\tone")
+    tables = {name: {"type": "tsv", "path": f"{name}.tsv"} for name in ("lost", "there", "gone")}
     config = recipe(tmp_path, {"type": "synth"})
     config = config.model_copy(
-        update={"data": recipe(tmp_path, {"type": "synth"}).data.model_validate({"root": tmp_path, "corpora": corpora})}
+        update={"data": recipe(tmp_path, {"type": "synth"}).data.model_validate({"root": tmp_path, "corpora": tables})}
     )
     message, _ = said_by(lambda: preparation.check(config, None))
     assert message.splitlines() == [f"no table `{tmp_path}/lost.tsv`", f"no table `{tmp_path}/gone.tsv`"]
     preparation.check(config, ["there"])
     with pytest.raises(ConfigError, match="no corpus `other`"):
         preparation.check(config, ["other"])
+
+
+@pytest.mark.parametrize("kind", [TsvCorpus, KaldiCorpus])
+def test_a_corpus_that_knows_nothing_of_dry_runs_is_read_to_its_first_utterance(kind, tmp_path, monkeypatch):
+    """A kind that somebody adds needs a reader, and nothing else."""
+    made = []
+
+    def read(settings: CorpusSettings, work: Work) -> Iterator[Utterance]:
+        for number in range(2):
+            made.append(number)
+            yield Utterance(str(number), None, "train", "", "en", "one")  # type: ignore[arg-type]  # nobody asks for the audio
+
+    monkeypatch.setitem(sys.modules, "theirs", SimpleNamespace(read=read))
+    monkeypatch.setattr(kind, "reader", "theirs")
+    corpora.look_for(kind(path=Path("x")), Work("theirs", tmp_path, tmp_path, dry_run=True))
+    assert made == [0]
 
 
 # --- all audio is elsewhere ------------------------------------------------------------------------------
@@ -148,6 +179,7 @@ def test_where_no_audio_is_there_at_all_the_place_is_named_that_is_wrong(tmp_pat
     with pytest.raises(DataError, match=r"2 of 2 utterances are not fit for use, as not one audio file was found:\n") as caught:
         pipeline.prepare(recipe(tmp_path / "corpus", write_tables(tmp_path / "corpus") | settings))
     assert re.match(cure, caught.value.hint) and "max_unfit" not in caught.value.hint
+    assert "; no setting moves paths that begin with `/`: correct these in the table" in caught.value.hint
 
 
 def test_where_one_audio_file_of_two_is_there_the_other_is_what_is_wrong(tmp_path):

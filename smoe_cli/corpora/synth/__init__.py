@@ -46,6 +46,8 @@ def read(settings: SynthCorpus, work: Work) -> Iterator[Utterance]:
     """
     installed = versions(dict.fromkeys(settings.engines))
     planned = plan(settings, work.audio_dir)
+    if work.dry_run:
+        return
     _clear_stale(planned, installed, work.audio_dir)
     # Planned nonetheless: to leave a split out changes nothing in the others.
     kept = [item for item in planned if settings.split_of(item.split) is not None]
