@@ -1,5 +1,6 @@
 """The benchmark scripts run, and say what their pages quote."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -102,3 +103,18 @@ def test_the_benchmark_of_waiting_trains_with_each_number_of_workers(tmp_path):
     rows = script("waiting.py", "--preset", "tiny", "--workers", "0", "1", "--steps", "2", SMOE_DATA=str(tmp_path))
     assert [row["workers"] for row in rows] == [0, 1]
     assert all(0 <= row["waiting_share"] < 1 and row["frames_per_s"] > 0 for row in rows)
+
+
+def test_a_bound_that_one_variant_surely_misses_is_missed_whatever_the_others_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    routing = importlib.import_module("routing")
+
+    def verdict(*rows: tuple[float, float, float]) -> str:
+        of = {"work": "training step", "batch": "mixed"}
+        said = routing.verdicts([of | dict(zip(("lowest", "ratio", "highest"), row, strict=True)) for row in rows])
+        return str(said[0].rpartition(": ")[2])
+
+    unsure, missed, kept = (1.04, 1.06, 1.08), (1.4, 1.6, 1.9), (1.0, 1.01, 1.02)
+    assert verdict(unsure, missed) == "MISSED"
+    assert verdict(kept, kept) == "kept"
+    assert verdict(kept, unsure) == "MISSED in the mean, but the rounds are too unlike each other to tell"
