@@ -266,6 +266,7 @@ class SlimReport(Record):
     taken_from: str = Field(description="Digest of the whole model.")
     route: str = Field(description="The one route that it has.")
     parameters: int
+    ctc_head: int = Field(description="Parameters of the CTC head, which decoding a task that follows the audio uses; not in `parameters`.")
     parameters_before: int = Field(description="Of the whole model, the auxiliary CTC head left out as in `parameters`.")
     bytes: int = Field(description="Size of the weights on disk.")
 

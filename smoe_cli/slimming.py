@@ -36,12 +36,14 @@ def slim(folder: Path, out: Path, choice: Choice) -> SlimReport:
     whole = checkpoint.load(folder)
     slimmed = one_route(whole, route)
     checkpoint.save(out, slimmed)
+    counts = count_parameters(slimmed.model)
     return SlimReport(
         checkpoint=out,
         model=model_digest(out),
         taken_from=whole.digest,
         route=str(route),
-        parameters=count_parameters(slimmed.model)["total"],
+        parameters=counts["total"],
+        ctc_head=counts["ctc_head"],
         parameters_before=count_parameters(whole.model)["total"],
         bytes=(out / WEIGHTS).stat().st_size,
     )

@@ -323,6 +323,7 @@ def test_a_slim_model_equals_the_whole_one_on_its_route_bit_for_bit(tokenizer, t
     if slim.model.ctc is not None and whole.model.ctc is not None:
         assert torch.equal(slim.model.ctc.weight, whole.model.ctc.weight)
     assert report.parameters == count_parameters(whole.model)["active"]
+    assert report.ctc_head == count_parameters(slim.model)["ctc_head"]
     dense = report.parameters == report.parameters_before
     assert dense == (preset != "encdec-smoe")
     assert slim.origin is not None

@@ -36,5 +36,6 @@ def slim(
     if as_json:
         print_json(report)
         return
-    say(f"route {report.route}: {report.parameters:,} of {report.parameters_before:,} parameters, {report.bytes / 1e6:,.1f} MB")
+    head = f", and {report.ctc_head:,} of the CTC head" if report.ctc_head else ""
+    say(f"route {report.route}: {report.parameters:,} of {report.parameters_before:,} parameters{head}, {report.bytes / 1e6:,.1f} MB")
     say(report.checkpoint)

@@ -16,6 +16,7 @@ def test_slim_hands_on_the_route_and_says_what_is_left(smoe, replace, tmp_path):
         taken_from="ba9876543210",
         route="translate/de/nb",
         parameters=107_047_936,
+        ctc_head=0,
         parameters_before=144_842_752,
         bytes=428_191_744,
     )
@@ -27,6 +28,8 @@ def test_slim_hands_on_the_route_and_says_what_is_left(smoe, replace, tmp_path):
     assert slim.call_args.args == (Path("final"),)
     assert slim.call_args.kwargs == {"out": Path("phone"), "choice": Choice("translate", "de", "nb")}
     assert json.loads(smoe(*words, "--json").stdout) == json.loads(report.model_dump_json())
+    slim.return_value = report.model_copy(update={"ctc_head": 20_520_000, "bytes": 510_271_744})
+    assert "107,047,936 of 144,842,752 parameters, and 20,520,000 of the CTC head, 510.3 MB" in smoe(*words).stdout
 
 
 @pytest.mark.parametrize("words", [("slim", "nowhere", "--out", "phone"), ("slim", ".", "--out", "phone"), ("slim", ".")])
