@@ -331,9 +331,9 @@ class Limits(TimeConstraint):  # type: ignore[misc]  # Lhotse has no type hints 
 
     @classmethod
     def of(cls, cuts: Sequence[MonoCut], batch_s: float, max_utterances: int) -> Limits:
-        """Limits with buckets for these cuts, in the mean of at least two batches each."""
+        """Limits with buckets for these cuts, in the mean of at least one batch each: fewer would be looser, and pad more."""
         seconds = np.sort([cut.duration for cut in cuts])
-        wanted = min(MOST_BUCKETS, int(max(seconds.sum() / batch_s, len(cuts) / max_utterances) / 2))
+        wanted = min(MOST_BUCKETS, int(max(seconds.sum() / batch_s, len(cuts) / max_utterances)))
         by_text = wanted >= BOTH_LENGTHS
         bands = wanted // 2 if by_text else wanted
         heard = np.cumsum(seconds)

@@ -74,7 +74,8 @@ def test_one_epoch_of_a_route_sees_every_cut_once(cuts):
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_s", "frames", "letters"), [(30, 120.0, 0.0, 0.0), (2000, 30.0, 0.97, 0.85), (5000, 120.0, 0.95, 0.8)]
+    ("count", "batch_s", "frames", "letters"),
+    [(30, 120.0, 0.0, 0.0), (300, 120.0, 0.9, 0.75), (2000, 30.0, 0.97, 0.85), (5000, 120.0, 0.95, 0.8)],
 )
 def test_batches_are_of_similar_duration_and_text_and_as_many_as_foretold(count, batch_s, frames, letters):
     """Durations and speaking rates spread as in speech that is read: from one second to twelve, and by a factor of two."""
@@ -138,15 +139,15 @@ def test_routes_are_drawn_by_the_weights_of_their_tags(cuts, weights, shares):
 @pytest.mark.parametrize(
     ("options", "start", "per_step", "digest"),
     [
-        ({}, 0, 1, "e87e09e4b49ae4ff"),
-        ({}, 140, 1, "f620f487c36627f8"),
-        ({"temperature": 3.0, "route_weights": {"translate": 4.0}}, 0, 1, "c51f05e3aeb7499f"),
-        ({"turns_per_batch": 2, "temperature": 2.0}, 60, 3, "700a656082e14c8f"),
-        ({"corpus_weights": {"c": 2.0}}, 50, 2, "d9181718521c6b10"),
+        ({}, 0, 1, "86a53b06b81a830a"),
+        ({}, 140, 1, "94c843e0d39e3ed0"),
+        ({"temperature": 3.0, "route_weights": {"translate": 4.0}}, 0, 1, "6999d1c43bd60d8b"),
+        ({"turns_per_batch": 2, "temperature": 2.0}, 60, 3, "9556b699cea5a69a"),
+        ({"corpus_weights": {"c": 2.0}}, 50, 2, "e534a734b0b04ddf"),
     ],
 )
 def test_the_batches_of_the_same_settings_stay_what_they_were(cuts, options, start, per_step, digest):
-    """What is written here is of before weights could move; a release of Lhotse may draw otherwise."""
+    """A training that goes on would get other batches than it began with; a release of Lhotse may draw otherwise."""
     found = ids(batches(cuts, **options).stream(start, per_step), 300)
     assert hashlib.sha256(repr(found).encode()).hexdigest()[:16] == digest
 
