@@ -105,11 +105,10 @@ class TrainSettings(Settings):
         description="Turns of routes that share a batch. 1: a batch has one route, and one expert of each stack works on all of it; more: "
         "equal parts of it are of consecutive turns, so that a step has several routes and moves several experts.",
     )
-    loss_chunk: int = Field(
-        0,
-        ge=0,
-        description="Tokens or frames whose scores over the vocabulary are in memory at once; 0: those of the whole batch. The same loss "
-        "but for the last digits; with a large vocabulary, 1024 saves most of the memory of a step.",
+    loss_chunk: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Tokens or frames whose scores over the vocabulary are in memory at once; 0: those of the whole batch; `auto`: as many "
+        "as have 1 GiB of scores. The same loss but for the last digits; with a large vocabulary, 1024 saves most of the memory of a step.",
     )
     temperature: float | str = Field(
         1.0,

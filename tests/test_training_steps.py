@@ -17,6 +17,7 @@ from smoe_cli import checkpoint
 from smoe_cli.checkpoint import build_model
 from smoe_cli.errors import CheckpointError, ConfigError, Interrupted
 from smoe_cli.loss import Weights, combined_loss
+from smoe_cli.model.softmax import chosen_log_probs
 from smoe_cli.routing import make_plan
 from smoe_cli.training import Trainer
 from smoe_cli.training.compiling import COMPILED, compile_parts
@@ -219,6 +220,21 @@ def test_no_more_rows_of_scores_are_held_than_asked_for(prepared, tmp_path):
         run.train_step(batch)
     assert 0 < tallest <= 16
     assert batch.feature_lengths.sum() > 4 * 16
+
+
+def test_scores_that_would_take_much_memory_are_computed_in_chunks_by_default(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path)
+    batch = run.collator(first_cuts(run, "transcribe"))
+    asked = []
+
+    def scores(states, weight, bias, columns, rows, dtype):
+        asked.append(rows)
+        return chosen_log_probs(states, weight, bias, columns, rows, dtype)
+
+    monkeypatch.setattr("smoe_cli.loss.chosen_log_probs", scores)
+    monkeypatch.setattr("smoe_cli.training.step.MOST_SCORES", 16 * run.tokenizer.vocab_size)
+    run.train_step(batch)
+    assert set(asked) == {16}
 
 
 def test_training_in_chunks_is_training_and_may_begin_on_the_way(prepared, tmp_path):

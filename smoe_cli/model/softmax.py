@@ -78,14 +78,14 @@ def chosen_log_probs(
     Args:
         weight_VD, bias_V: Of the layer.
         columns_RC: The pieces that are asked for, in every row; one may be named twice.
-        rows: Rows that are computed at a time; 0: all, which costs one matrix product less.
+        rows: Rows that are computed at a time; 0: all, as if there are no more than that, which costs one matrix product less.
         dtype: In which matrix products are computed; all else is float32.
 
     Returns:
         Log-probabilities (R,C) and their means over the vocabulary (R,).
     """
     bias = None if bias_V is None else bias_V.to(dtype)
-    if not rows:
+    if not rows or len(states_RD) <= rows:
         logits = F.linear(states_RD.to(dtype), weight_VD.to(dtype), bias)
         log_probs = F.log_softmax(logits if dtype == torch.float64 else logits.float(), dim=-1)
         return log_probs.gather(1, columns_RC), log_probs.mean(-1)

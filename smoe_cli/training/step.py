@@ -18,6 +18,10 @@ from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.shard import agree_on_ctc, is_divided
 
+MOST_SCORES = 2**28
+"""Numbers that scores over the vocabulary may be, 1 GiB in float32, where the recipe says nothing; not what memory is free, or to go on
+elsewhere would change the last digits."""
+
 
 def losses_of(
     model: SpeechToText,
@@ -50,7 +54,7 @@ def losses_of(
         batch.ctc_targets,
         batch.ctc_lengths,
         weights,
-        settings.loss_chunk,
+        MOST_SCORES // model.decoder.output.out_features if settings.loss_chunk == "auto" else settings.loss_chunk,
         torch.bfloat16 if precision.dtype == "bf16" else torch.float32,
     )
 
