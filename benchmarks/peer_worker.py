@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from smoe_cli.training.step import losses_of
 TINY = {"dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 1, "encoder_hidden_dim": 64, "decoder_hidden_dim": 64}
 SCALES: dict[str, dict[str, Any]] = {"paper": {"vocab_size": 40_000}, "tiny": {"vocab_size": 300, "subsampling_channels": 16} | TINY}
 CLIP_NORM, LEARNING_RATE, LABEL_SMOOTHING = 5.0, 1e-4, 0.1
+CPU = torch.device("cpu")
 GEMM = "matrix products"
 GEMM_SHAPES = ((2000, 512, 2048), (2000, 2048, 512), (2048, 2048, 2048))
 """Rows, inputs, outputs: of the feed-forward networks, and a large square."""
@@ -72,7 +73,10 @@ class Speech:
 
     def targets_with(self, padding: int) -> Tensor:
         """Targets with another value for padding."""
-        return self.targets.masked_fill(torch.arange(self.targets.shape[1]) >= self.tokens[:, None], padding)
+        return self.targets.masked_fill(torch.arange(self.targets.shape[1], device=self.tokens.device) >= self.tokens[:, None], padding)
+
+    def to(self, device: torch.device) -> Speech:
+        return Speech(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 Loss = Callable[[Speech], Tensor]
@@ -154,7 +158,7 @@ def transformers_speech2text(dims: Dimensions) -> tuple[nn.Module, Loss]:
     )
 
     def loss(speech: Speech) -> Tensor:
-        heard = (torch.arange(speech.features.shape[1]) < speech.frames[:, None]).long()
+        heard = (torch.arange(speech.features.shape[1], device=speech.frames.device) < speech.frames[:, None]).long()
         found: Tensor = model(input_features=speech.features, attention_mask=heard, labels=speech.targets_with(-100)).loss
         return found
 
@@ -283,29 +287,31 @@ PEERS = {
 class Trained:
     """A model, its optimiser, and what they take."""
 
-    def __init__(self, variant: Variant, dims: Dimensions) -> None:
-        self.variant, self.dims = variant, dims
+    def __init__(self, variant: Variant, dims: Dimensions, device: torch.device = CPU) -> None:
+        self.variant, self.dims, self.device = variant, dims, device
         self.model: nn.Module
         if variant.system == "ours":
             # As `smoe train` does; the allocator is the process's.
             keep_memory()
-            self.memory = Memory(torch.device("cpu"))
+            self.memory = Memory(device)
             self.base = self.memory.used()
             self.model, self.loss = ours(Dimensions(**asdict(dims) | {"ctc": variant.ctc}), variant)
+            self.model.to(device)
             self.optimiser = make_optimiser(self.model, TrainSettings(learning_rate=LEARNING_RATE))
         else:
             for name in PEERS[variant.system].modules:
                 import_module(name)
-            self.memory = Memory(torch.device("cpu"))
+            self.memory = Memory(device)
             self.base = self.memory.used()
             self.model, self.loss = PEERS[variant.system].build(dims)
+            self.model.to(device)
             self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True if variant.fused else None)
         self.model.train()
 
     def forward(self, speech: Speech) -> Tensor:
         if self.variant.system == "ours":
             return self.loss(speech)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.variant.dtype == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.variant.dtype == "bf16"):
             return self.loss(speech)
 
     def turn(self, shape: Shape) -> dict[str, Any]:
@@ -335,13 +341,14 @@ class Trained:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             # Bound, so that what it keeps stays where it is until all is counted.
-            loss = self.forward(speak(shape, self.dims))
+            loss = self.forward(speak(shape, self.dims).to(self.device))
         del loss
         return sum(kept.values()) / 2**20
 
     def step(self, shape: Shape) -> dict[str, Any]:
         """One optimiser step; batches are made before it."""
-        speech, before = speak(shape, self.dims), self._sample()
+        speech, before = speak(shape, self.dims).to(self.device), self._sample()
+        settle(self.device)
         self.memory.reset()
         cpu, wall = time.process_time(), time.perf_counter()
         self.optimiser.zero_grad(set_to_none=True)
@@ -352,6 +359,7 @@ class Trained:
         else:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimiser.step()
+        settle(self.device)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         moved = [not torch.equal(old, new) for old, new in zip(before, self._sample(), strict=True)]
         return {
@@ -367,15 +375,28 @@ class Trained:
         return [weight.detach().flatten()[:64].clone() for weight in self.model.parameters()]
 
 
-def multiply(dtype: torch.dtype) -> dict[str, Any]:
-    """FLOP per CPU second of the fastest matrix product."""
+def settle(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def multiply(
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    shapes: Sequence[tuple[int, int, int]] = GEMM_SHAPES,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, Any]:
+    """FLOP per second, by default of the CPU's, of the fastest matrix product."""
     best = 0.0
-    for rows, inputs, outputs in GEMM_SHAPES:
-        x, weight = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
+    for rows, inputs, outputs in shapes:
+        x, weight = (torch.randn(height, inputs, dtype=dtype, device=device) for height in (rows, outputs))
         for _ in range(5):
-            start = time.process_time()
+            settle(device)
+            start = clock()
             F.linear(x, weight)
-            best = max(best, 2 * rows * inputs * outputs / (time.process_time() - start))
+            settle(device)
+            best = max(best, 2 * rows * inputs * outputs / (clock() - start))
     return {"rate": best}
 
 

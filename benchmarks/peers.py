@@ -130,22 +130,26 @@ class Row:
     moved: float
 
 
-def training_flops(dims: Dimensions) -> float:
-    """Of one step of part `equal`: forward, and twice as much backward; two for each multiply-add of `smoe_cli.model.cost`."""
+def training_flops(dims: Dimensions, utterances: int = UTTERANCES) -> float:
+    """Of one step on a batch of `equal`: forward, and twice as much backward; two for each multiply-add of `smoe_cli.model.cost`."""
     with torch.device("meta"):
         model = SpeechToText(dims)
-    total = UTTERANCES * UTTERANCE_S * multiply_adds_per_second(model)
+    total = utterances * UTTERANCE_S * multiply_adds_per_second(model)
     if dims.ctc:
         # Which the cost of a model leaves out, as it serves training alone.
-        total += UTTERANCES * math.ceil(UTTERANCE_S * FRAMES_PER_S / dims.subsampling) * dims.dim * dims.vocab_size
+        total += utterances * math.ceil(UTTERANCE_S * FRAMES_PER_S / dims.subsampling) * dims.dim * dims.vocab_size
     return 2.0 * 3.0 * total
+
+
+def equal(utterances: int) -> Shape:
+    """Utterances of one length, so that nothing is padded."""
+    return Shape([UTTERANCE_S * FRAMES_PER_S] * utterances, [UTTERANCE_S * TOKENS_PER_S] * utterances, 0)
 
 
 def shapes_of(part: str, rounds: int, durations_s: Sequence[float]) -> list[Shape]:
     """The batch of each round."""
     if part != "ragged":
-        shape = Shape([UTTERANCE_S * FRAMES_PER_S] * UTTERANCES, [UTTERANCE_S * TOKENS_PER_S] * UTTERANCES, 0)
-        return [shape] * rounds
+        return [equal(UTTERANCES)] * rounds
     generator, shapes = random.Random(0), []
     for seed in range(rounds):
         drawn_s = generator.sample(durations_s, UTTERANCES)

@@ -32,6 +32,8 @@ from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.train_settings import moves_until, value_at
 
 K = TypeVar("K", bound=Hashable)
+MOVED = ("features", "feature_lengths", "tokens_in", "targets", "ctc_targets", "ctc_lengths")
+"""Tensors of a batch that go to the device."""
 IGNORE_ID = -100
 """Target at positions that carry no loss: padding, and the guiding tokens, which are given."""
 MOST_BUCKETS = 60
@@ -68,8 +70,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; expert indices stay on the CPU, where they decide control flow."""
-        moved = ("features", "feature_lengths", "tokens_in", "targets", "ctc_targets", "ctc_lengths")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in moved})
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in MOVED})
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory from which a GPU copies by itself, while this process goes on; torch's loader asks for it by this name."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in MOVED})
 
     @property
     def routes_served(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
 
 import pytest
@@ -14,12 +15,13 @@ import torch._inductor.config
 import torch.nn.functional as F
 
 from smoe_cli import checkpoint
+from smoe_cli.batching import MOVED
 from smoe_cli.checkpoint import build_model
-from smoe_cli.errors import CheckpointError, ConfigError, Interrupted
+from smoe_cli.errors import CheckpointError, ConfigError, Interrupted, SmoeError
 from smoe_cli.loss import Weights, combined_loss
 from smoe_cli.model.softmax import chosen_log_probs
 from smoe_cli.routing import make_plan
-from smoe_cli.training import Trainer
+from smoe_cli.training import Trainer, loading
 from smoe_cli.training.compiling import COMPILED, compile_parts
 from smoe_cli.training.optimiser import clip
 from smoe_cli.training.precision import Precision
@@ -391,3 +393,38 @@ def test_compiling_without_a_compiler_is_refused(prepared, tmp_path, monkeypatch
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(ConfigError, match=r"`train.compile` needs a C\+\+ compiler"):
         trainer(prepared, tmp_path, compile=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_lie_in_pinned_memory_for_a_gpu_alone(prepared, tmp_path, monkeypatch, device):
+    pinned: set[int] = set()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        pinned.add(copy.data_ptr())
+        return copy
+
+    # As if torch found a GPU.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    run, batches = trainer(prepared, tmp_path, workers=0), []
+
+    def no_step(batch):
+        batches.append(batch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train_step", no_step)
+    run.device = torch.device(device)
+    with pytest.raises(KeyboardInterrupt):
+        run._loop(threading.Event())
+    lies = {name: getattr(batches[0], name).data_ptr() in pinned for name in (*MOVED, "encoder_expert", "decoder_expert")}
+    assert {name for name, is_pinned in lies.items() if is_pinned} == (set(MOVED) if device == "cuda" else set())
+    made = next(loading.feed(run.collator, run.batches, 0, 1, 0))[0]
+    assert all(torch.equal(getattr(batches[0], name), getattr(made, name)) for name in MOVED)
+
+
+def test_a_loader_whose_pinning_ends_is_told_with_the_cure():
+    told = pytest.raises(SmoeError, match=r"(?s)a process that loads data has ended: Pin memory.*lower `train.workers`")
+    with told, loading.workers_noticed():
+        raise RuntimeError("Pin memory thread exited unexpectedly")

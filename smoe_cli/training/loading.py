@@ -31,7 +31,7 @@ from smoe_cli.training.guard import leave_locks
 from smoe_cli.watch import Watcher
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-LOST = re.compile(r"DataLoader worker \(pid")
+LOST = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
 """In the message of torch's error when a loader process has ended by itself."""
 
 
@@ -44,6 +44,7 @@ def feed(
     rank: int = 0,
     size: int = 1,
     stop: threading.Event | None = None,
+    pin: bool = False,
 ) -> Generator[tuple[Batch, ...], None, None]:
     """The batches of each step from ``step`` on, ``per_step`` of one route each.
 
@@ -51,6 +52,7 @@ def feed(
         workers: Processes that read and collate; 0: this one.
         rank, size: This is one of ``size`` training processes: of ``size * per_step`` batches it has every ``size``-th.
         stop: Whether training is to stop; the batches of a single process then end, should a worker end.
+        pin: Whether they lie in pinned memory, for a GPU: a thread of this process sees to that, ahead of the step that needs them.
 
     Raises:
         SmoeError: If a batch cannot be made, or a worker has ended.
@@ -63,6 +65,7 @@ def feed(
             sampler=From(batches, step, per_step, rank, size),
             batch_size=None,
             num_workers=workers,
+            pin_memory=pin,
             persistent_workers=False,
             worker_init_fn=obey_the_trainer_alone,
         )

@@ -228,7 +228,8 @@ class Trainer:
     def _loop(self, stop: threading.Event) -> None:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
-        coming = feed(self.collator, self.batches, self.step, settings.accumulate, settings.workers, ranks.rank, ranks.size, stop)
+        pin, per_step = self.device.type == "cuda", settings.accumulate
+        coming = feed(self.collator, self.batches, self.step, per_step, settings.workers, ranks.rank, ranks.size, stop, pin)
         # Closed at once, whatever ends the loop: its processes end with it.
         with closing(coming):
             for batches in meter.waiting_for(coming):
