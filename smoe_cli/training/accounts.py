@@ -146,24 +146,26 @@ class Accounts:
     def result(self) -> dict[str, Any]:
         """What training says of them when it ends."""
         experts = self.shares.experts()
+        learned = {name: (share.updates, share.frames) for name, share in experts.items() if not share.frozen}
         return {
             "steps_by_route": self.shares.by_route(),
             "experts": experts,
-            "starved": sorted(self.shares.starving({name: share.updates for name, share in experts.items()})),
+            "starved": sorted(self.shares.judged(learned)) if self.shares.enough(learned) else [],
             "ctc_skipped": self.ctc_skipped,
         }
 
     def review(self, watcher: Watcher) -> dict[str, Any]:
-        """What a validation writes down; says which experts have begun to starve since the last one."""
+        """What a validation writes down; says which experts have begun to starve, once there are enough steps to tell."""
         recent = self.shares.recent()
-        found = self.shares.starving(recent)
-        for name in found.keys() - self.starving:
-            watcher.log(starvation(name, recent[name], found[name]))
-        self.starving = set(found)
-        self.shares.review()
+        if self.shares.enough(recent):
+            found = self.shares.judged(recent)
+            for name in sorted(found.keys() - self.starving):
+                watcher.log(starvation(name, self.shares.recent_steps(), found[name]))
+            self.starving = set(found)
+            self.shares.review()
         return {
             "ctc_skipped": self.ctc_skipped,
             "exploded": self.exploded,
             "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},
-            "starving": sorted(found),
+            "starving": sorted(self.starving),
         }

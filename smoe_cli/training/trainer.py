@@ -54,7 +54,7 @@ from smoe_cli.training.loading import batches_of, collator_of, feed, workers_not
 from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import clip, gradient_norm, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
-from smoe_cli.training.parts import check_all_learn, freeze
+from smoe_cli.training.parts import check_all_learn, freeze, frozen_experts
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.ranks import join, weights_digest
 from smoe_cli.training.report import TrainReport
@@ -136,7 +136,7 @@ class Trainer:
         self._own_weights(in_shards=False)
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
-        self.accounts = Accounts(Shares(self.plan), self.settings, folder, self.ranks)
+        self.accounts = Accounts(Shares(self.plan, frozen_experts(model)), self.settings, folder, self.ranks)
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
         self.averaged: list[int] = []
