@@ -18,6 +18,7 @@ from functools import reduce
 from itertools import count
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import torch
 from lhotse import CutSet
@@ -237,6 +238,9 @@ class Trainer:
                 self.step += 1
                 shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
                 self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
+                if ranks.leads and settings.log_every and self.step % settings.log_every == 0 and not self._due():
+                    # Before it may stop: when it goes on, this step has been.
+                    self.diary.write(self.step, self._state_of_training() | meter.lap())
                 if ranks.any(stop.is_set()):
                     break
                 if self._due():
@@ -271,11 +275,9 @@ class Trainer:
 
     def _write_down(self, meter: Meter, samples: tuple[list[Sample], dict[str, dict[str, float]]] | None) -> None:
         values = {
-            "train_loss": self.accounts.recent,
+            **self._state_of_training(),
             "validation_loss": self.validation,
-            "train_loss_by_task": by_task(self.accounts.recent),
             "validation_loss_by_task": by_task(self.validation),
-            "learning_rate": learning_rate(self.step - 1, self.settings),
             "frames_per_s": meter.frames_per_s,
             "waiting_share": meter.waiting_share,
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
@@ -285,6 +287,15 @@ class Trainer:
             taken, values["samples"] = samples
             self.diary.samples(self.step, taken)
         self.diary.write(self.step, values)
+
+    def _state_of_training(self) -> dict[str, Any]:
+        """What every line of the diary has."""
+        return {
+            "train_loss": self.accounts.recent,
+            "train_loss_by_task": by_task(self.accounts.recent),
+            "learning_rate": learning_rate(self.step - 1, self.settings),
+            "gradient_norm": self.accounts.gradient_norm,
+        }
 
     def _due(self) -> bool:
         """Whether the model is validated after this step."""
@@ -321,6 +332,7 @@ class Trainer:
         norm = clip(self.system.model, self.optimiser, self.settings.clip_norm).item()
         if not math.isfinite(norm):
             self.accounts.refuse(self.step, batches, losses, norm, lambda: self._own_norm(batches, whole))
+        self.accounts.gradient_norm = norm
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
         with enough_for_state(self.step):
