@@ -89,7 +89,7 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
     if base is not None:
         exp_dir = os.path.expandvars(os.path.expanduser(str(tree.get("exp_dir") or "exp")))
         if unset := UNSET_VARIABLE.search(exp_dir):
-            raise ConfigError(f"`{where}`: `exp_dir` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER")
+            raise ConfigError(f"`exp_dir` names `${unset[1]}`, which is not set; in `{where}`", f"export {unset[1]}=FOLDER")
         tree["exp_dir"] = str(base / exp_dir)
         data = tree.get("data") or {}
         if isinstance(data, dict):
@@ -100,10 +100,10 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
             if isinstance(augment := train.get("augment"), dict):
                 train["augment"] = augment | {name: _from(base, augment[name]) for name in ("rooms", "noise") if augment.get(name)}
     _inherit(tree)
-    config = parse_settings(Config, tree, where=f"`{where}`: ")
+    config = parse_settings(Config, tree, where=f"; in `{where}`")
     for name, corpus in config.data.corpora.items():
         if problem := corpus.problem():
-            raise ConfigError(f"`{where}`: data.corpora.{name}: {problem}", "correct `recipe`")
+            raise ConfigError(f"data.corpora.{name}: {problem}; in `{where}`", "correct `recipe`")
     config.lies_in(base)
     return config
 
@@ -115,7 +115,7 @@ def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", wher
         kind: The group.
         tree: Setting -> value.
         group: What the settings' names begin with in a recipe, e.g. `decode.`.
-        where: What the message begins with.
+        where: What the message ends with: what is wrong comes first, as the settings that were given may be many.
 
     Raises:
         ConfigError: Naming each setting that is unknown or impossible.
@@ -124,7 +124,7 @@ def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", wher
         return kind.model_validate(tree)
     except ValidationError as error:
         problems = [_problem(item, group) for item in error.errors()]
-        raise ConfigError(where + "; ".join(problems), "docs/reference/config.md lists every setting") from None
+        raise ConfigError("; ".join(problems) + where, "docs/reference/config.md lists every setting") from None
 
 
 def _inherit(tree: dict[str, Any]) -> None:

@@ -181,6 +181,9 @@ class TrainSettings(Settings):
     sample_utterances: int = Field(
         0, ge=0, description="Dev cuts per route that each validation decodes greedily, shows and scores; 0: none."
     )
+    log_every: int = Field(
+        50, ge=0, description="Steps between lines of `metrics.jsonl`, and points of TensorBoard, beside those of validations; 0: none."
+    )
     tensorboard: bool = Field(False, description="Write scalars for TensorBoard beside the model; needs `smoe[tensorboard]`.")
     workers: int = Field(0, ge=0, description="Processes that load and compute features; 0: in the training process.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: all cores.")

@@ -150,7 +150,7 @@ DAMAGES = {
     "unknown task in the recipe": Damage(
         lambda at: None,
         "prepare --set tasks.summarise.languages=[en]",
-        r"`smoe.yaml --set [^`]*`: task `summarise` is of unknown kind `summarise`; known kinds: transcribe, translate",
+        r"task `summarise` is of unknown kind `summarise`; known kinds: transcribe, translate, .*; in `smoe.yaml --set [^`]*`",
         "docs/reference/config.md",
     ),
     "unknown task in a manifest": Damage(

@@ -15,7 +15,7 @@ from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import ConfigError, DataError, Interrupted
 from smoe_cli.recipe import load_config
 from smoe_cli.scoring.metrics import find_metric
-from smoe_cli.training import diary, meter
+from smoe_cli.training import diary, meter, optimiser
 from smoe_cli.training.environment import git_state, note_environment
 from tests.test_shares import Listener
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
@@ -37,6 +37,55 @@ def test_metrics_have_the_losses_of_every_task_the_speed_and_what_is_left(prepar
     assert last["validation_loss_by_task"]["translate"] == pytest.approx(sum(of_task) / len(of_task))
     assert first["frames_per_s"] > 0 and 0 <= first["waiting_share"] <= 1
     assert first["left_s"] > 0 and last["left_s"] == 0
+
+
+def test_lines_between_validations_have_losses_rate_norm_and_speed_and_change_nothing(prepared, tmp_path):
+    run = trainer(prepared, tmp_path / "logged", log_every=3)
+    norms, step = [], run.train_step
+
+    def watched(*batches):
+        # Before the step, which scales them down as it reads them.
+        hook = run.optimiser.register_step_pre_hook(lambda *_: norms.append(optimiser.gradient_norm(run.system.model).item()))
+        losses = step(*batches)
+        hook.remove()
+        return losses
+
+    run.train_step = watched
+    run.run()
+    found = {line["step"]: line for line in lines(tmp_path / "logged" / "metrics.jsonl")}
+    assert list(found) == [3, 4, 6, 8]
+    assert [line["gradient_norm"] for line in found.values()] == pytest.approx([norms[step - 1] for step in found])
+    assert [line["learning_rate"] for line in found.values()] == [optimiser.learning_rate(step - 1, run.settings) for step in found]
+    assert "validation_loss" in found[4] and "validation_loss" not in found[3]
+    assert found[6]["train_loss_by_task"].keys() == {"transcribe", "translate"}
+    assert all(line["frames_per_s"] > 0 and 0 <= line["waiting_share"] <= 1 for line in found.values())
+    trainer(prepared, tmp_path / "plain", log_every=0).run()
+    assert [line["step"] for line in lines(tmp_path / "plain" / "metrics.jsonl")] == [4, 8]
+    assert_bit_identical(weights(tmp_path / "plain"), weights(tmp_path / "logged"))
+
+
+def test_a_validation_on_the_step_of_a_line_is_one_line(prepared, tmp_path):
+    trainer(prepared, tmp_path, log_every=2).run()
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8]
+
+
+def test_the_speed_of_a_line_is_that_since_the_one_before(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    watch = meter.Meter()
+
+    def coming():
+        for waited in (1.0, 1.0, 3.0):
+            now[0] += waited
+            yield waited
+
+    laps = []
+    for _ in watch.waiting_for(coming()):
+        now[0] += 1.0
+        watch.done(200)
+        laps.append(watch.lap())
+    assert laps == [{"frames_per_s": 100.0, "waiting_share": 0.5}] * 2 + [{"frames_per_s": 50.0, "waiting_share": 0.75}]
+    assert watch.frames_per_s == pytest.approx(75.0), "laps change nothing of the whole"
 
 
 def test_the_progress_line_shows_tasks_speed_and_waiting(prepared, tmp_path):
@@ -105,22 +154,26 @@ def test_samples_are_what_decode_writes_and_score_counts_and_change_nothing(prep
 def test_scalars_for_tensorboard_are_those_of_the_metrics(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = trainer(prepared, tmp_path, tensorboard=True)
+    first = trainer(prepared, tmp_path, tensorboard=True, log_every=3)
     stop_after(first, 5)
     with pytest.raises(Interrupted):
         first.run()
-    trainer(prepared, tmp_path, tensorboard=True).run()
+    trainer(prepared, tmp_path, tensorboard=True, log_every=3).run()
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     metrics = lines(tmp_path / "metrics.jsonl")
     for name, read in (
-        ("learning_rate", lambda line: line["learning_rate"]),
         ("validation_loss/translate/de/wb", lambda line: line["validation_loss"]["translate/de/wb"]),
         ("experts/decoder.translate/updates", lambda line: line["experts"]["decoder.translate"]["updates"]),
     ):
         events = board.Scalars(name)
-        assert [event.step for event in events] == [line["step"] for line in metrics] == [4, 8]
-        assert [event.value for event in events] == pytest.approx([read(line) for line in metrics])
+        assert [event.step for event in events] == [4, 8]
+        assert [event.value for event in events] == pytest.approx([read(line) for line in metrics if "validation_loss" in line])
+    for name in ("learning_rate", "gradient_norm", "frames_per_s", "waiting_share", "train_loss_by_task/translate"):
+        events = board.Scalars(name)
+        assert [event.step for event in events] == [line["step"] for line in metrics] == [3, 4, 6, 8]
+        group, _, own = name.partition("/")
+        assert [event.value for event in events] == pytest.approx([line[group][own] if own else line[group] for line in metrics])
 
 
 def test_scalars_without_the_package_are_refused_with_how_to_get_it(prepared, tmp_path, monkeypatch):

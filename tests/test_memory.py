@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from smoe_cli.batching import Batch
 from smoe_cli.errors import CheckpointError, ConfigError, SmoeError
 from smoe_cli.training import memory as memories
 from smoe_cli.training import step as steps
@@ -83,6 +84,46 @@ def test_a_run_with_a_batch_that_was_found_is_that_with_its_number_and_resumes_w
     assert again.batch_s == found.batch_s
     with pytest.raises(CheckpointError, match=r"train.batch_s: 'auto' -> 3.0"):
         trainer(prepared, tmp_path / "auto", batch_s=3.0).run()
+
+
+@pytest.mark.parametrize(
+    ("most", "bound", "said"),
+    [
+        (
+            3,
+            10_000,
+            "3 utterances of {longest:.1f} s, the longest cut: as many as `train.max_utterances` allows; "
+            "they take 4% of what `train.memory_share` does",
+        ),
+        (64, 600, "5 utterances of {longest:.1f} s, the longest cut: as many as fit into `train.memory_share` of the memory"),
+    ],
+)
+def test_the_log_says_what_bounds_the_batch(prepared, tmp_path, monkeypatch, most, bound, said):
+    """A model of 100 bytes whose batches need 100 more for each utterance."""
+    run = trainer(prepared, tmp_path)
+    now = [100, 100]
+
+    class Counted:
+        def reset(self) -> None: ...
+
+        def peak(self) -> int:
+            return now[0]
+
+        def used(self) -> int:
+            return now[1]
+
+        def free(self) -> int:
+            return bound - now[1]
+
+    heard = Listener()
+    settings = run.settings.model_copy(update={"max_utterances": most, "memory_share": 1.0})
+
+    def gradients(batch: Batch) -> None:
+        now[0] = 100 + 100 * len(batch.cuts)
+
+    found = memories.largest_batch_s(run.groups, run.collator, gradients, lambda: None, 0, Counted(), settings, heard)
+    longest = max(cut.duration for cuts in run.groups.values() for cut in cuts)
+    assert heard.lines[-1] == said.format(longest=longest) and found == int(said.split()[0]) * longest
 
 
 def test_a_batch_that_was_found_resumes_exactly(prepared, tmp_path):

@@ -304,19 +304,21 @@ def test_a_run_that_goes_on_judges_losses_as_one_that_never_stopped(prepared, tm
     assert parts.value.message.replace("parts", "whole") == whole.value.message
 
 
-def test_counts_of_a_run_that_goes_on_are_those_of_one_that_never_stopped(prepared, tmp_path):
-    trainer(prepared, tmp_path / "whole").run()
-    first = trainer(prepared, tmp_path / "parts")
-    stop_after(first, 3)
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_counts_of_a_run_that_goes_on_are_those_of_one_that_never_stopped(prepared, tmp_path, steps):
+    """Stopped on the step of a line, on that of a validation, and between two."""
+    trainer(prepared, tmp_path / "whole", log_every=3).run()
+    first = trainer(prepared, tmp_path / "parts", log_every=3)
+    stop_after(first, steps)
     with pytest.raises(Interrupted):
         first.run()
-    trainer(prepared, tmp_path / "parts").run()
+    trainer(prepared, tmp_path / "parts", log_every=3).run()
     timed = {"frames_per_s", "waiting_share", "left_s"}
     one, other = (
         [{name: value for name, value in line.items() if name not in timed} for line in lines(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "parts")
     )
-    assert one == other and one[0]["train_loss"]
+    assert one == other and one[0]["train_loss"] and [line["step"] for line in one] == [3, 4, 6, 8]
 
 
 # --- checkpoints that are damaged ------------------------------------------------------------------------

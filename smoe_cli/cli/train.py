@@ -85,12 +85,18 @@ def train(
         print_table(
             ("expert", "updates", "share", "audio, h", "tokens"),
             [
-                (name, given.updates, f"{given.share:.1%}", f"{given.frames / FRAMES_PER_S / 3600:.2f}", given.tokens)
+                (
+                    f"{name} (frozen)" if given.frozen else name,
+                    given.updates,
+                    f"{given.share:.1%}",
+                    f"{given.frames / FRAMES_PER_S / 3600:.2f}",
+                    given.tokens,
+                )
                 for name, given in report.experts.items()
             ],
         )
     for name in report.starved:
-        say(f"warning: expert `{name}` starved: it had less than a fifth of an even share of its stack's updates")
+        say(f"warning: expert `{name}` starved: it had less than a fifth of an even share of its stack's updates or frames")
     if report.stopped_early:
         say("note: `train.patience` ended it, as the validation loss fell no more")
     if report.averaged:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 10.0
 REFRESH_PER_S = 4
 """Redrawing costs time of the process that trains; four a second still looks alive."""
+BAR_WIDTH = 30
+TIMES_WIDTH = len("0:00:00 left 0:00:00") + 4
+"""With the spaces between the columns."""
 
 
 def speaks() -> bool:
@@ -100,21 +103,42 @@ class BarWatcher:
 
 
 def _bars(stream: IO[str]) -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress_bar import ProgressBar
     from rich.table import Column
+    from rich.text import Text
 
-    def text(template: str, column: Column | None = None) -> TextColumn:
-        return TextColumn(template, markup=False, table_column=column)
+    screen = console(stream)
+
+    class Bar(BarColumn):
+        """As wide as the texts beside it leave room for: on a narrow terminal it goes first."""
+
+        def render(self, task: Task) -> ProgressBar:
+            texts = task.description, task.fields["count"], task.fields["detail"]
+            bar = super().render(task)
+            bar.width = max(0, min(BAR_WIDTH, screen.width - TIMES_WIDTH - sum(map(len, texts))))
+            return bar
+
+    class Detail(TextColumn):
+        """Cut where the line ends. Its column may wrap: those that may not are the ones that rich leaves whole."""
+
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.no_wrap = True
+            return text
+
+    def text(template: str) -> TextColumn:
+        return TextColumn(template, markup=False, table_column=Column(no_wrap=True))
 
     return Progress(
         text("{task.description}"),
-        BarColumn(bar_width=30),
+        Bar(),
         text("{task.fields[count]}"),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(Column(no_wrap=True)),
         text("left"),
-        TimeRemainingColumn(),
-        text("{task.fields[detail]}", Column(no_wrap=True, overflow="ellipsis")),
-        console=console(stream),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        Detail("{task.fields[detail]}", markup=False, table_column=Column(overflow="ellipsis")),
+        console=screen,
         transient=True,
         refresh_per_second=REFRESH_PER_S,
         # Results are printed after the bars are gone; stdout may be a file, which a bar must not reach.

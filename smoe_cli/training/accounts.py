@@ -29,6 +29,7 @@ class Accounts:
     Attributes:
         recent: Route -> recent mean of the loss of its batches, which other routes may be part of.
         rows: Route whose last batch exploded -> the step at which that began, and how many batches of it in a row.
+        gradient_norm: Of the last step, before it was clipped; None: not known.
         ctc_skipped: Utterances so far, in this call.
         exploded: Steps so far.
     """
@@ -38,6 +39,7 @@ class Accounts:
         self.recent: dict[str, float] = {}
         self.rows: dict[str, tuple[int, int]] = {}
         self.starving: set[str] = set()
+        self.gradient_norm: float | None = None
         self.ctc_skipped = self.exploded = 0
 
     def note(self, step: int, batches: Sequence[Batch], losses: Losses, watcher: Watcher) -> int:
@@ -133,7 +135,7 @@ class Accounts:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a run that goes on counts and judges as one that never stopped."""
         alarms = {"recent": self.recent, "rows": self.rows, "exploded": self.exploded, "starving": sorted(self.starving)}
-        return {**self.shares.state(), "alarms": alarms}
+        return {**self.shares.state(), "alarms": alarms, "gradient_norm": self.gradient_norm}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave; what a checkpoint of an older version does not have begins anew."""
@@ -141,29 +143,32 @@ class Accounts:
         alarms = state.get("alarms", {})
         self.recent = dict(alarms.get("recent", {}))
         self.rows = {route: (began, row) for route, (began, row) in alarms.get("rows", {}).items()}
+        self.gradient_norm = state.get("gradient_norm")
         self.exploded, self.starving = alarms.get("exploded", 0), set(alarms.get("starving", ()))
 
     def result(self) -> dict[str, Any]:
         """What training says of them when it ends."""
         experts = self.shares.experts()
+        learned = {name: (share.updates, share.frames) for name, share in experts.items() if not share.frozen}
         return {
             "steps_by_route": self.shares.by_route(),
             "experts": experts,
-            "starved": sorted(self.shares.starving({name: share.updates for name, share in experts.items()})),
+            "starved": sorted(self.shares.judged(learned)) if self.shares.enough(learned) else [],
             "ctc_skipped": self.ctc_skipped,
         }
 
     def review(self, watcher: Watcher) -> dict[str, Any]:
-        """What a validation writes down; says which experts have begun to starve since the last one."""
+        """What a validation writes down; says which experts have begun to starve, once there are enough steps to tell."""
         recent = self.shares.recent()
-        found = self.shares.starving(recent)
-        for name in found.keys() - self.starving:
-            watcher.log(starvation(name, recent[name], found[name]))
-        self.starving = set(found)
-        self.shares.review()
+        if self.shares.enough(recent):
+            found = self.shares.judged(recent)
+            for name in sorted(found.keys() - self.starving):
+                watcher.log(starvation(name, self.shares.recent_steps(), found[name]))
+            self.starving = set(found)
+            self.shares.review()
         return {
             "ctc_skipped": self.ctc_skipped,
             "exploded": self.exploded,
             "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},
-            "starving": sorted(found),
+            "starving": sorted(self.starving),
         }

@@ -214,11 +214,11 @@ def explosion(step: int, batches: Sequence[Batch], loss: float, usual: float) ->
     )
 
 
-def starvation(expert: str, updates: int, even: float) -> str:
-    """The warning of an expert that is hardly ever updated; ``even`` is what an even share would be."""
+def starvation(expert: str, steps: int, had: str) -> str:
+    """The warning of an expert that is hardly ever updated; ``had`` is what it had in so many steps."""
     return (
-        f"warning: expert `{expert}` starves: {updates} updates since the last validation, where an even share would be {even:.0f}; give "
-        "it more data, or raise `train.temperature` or its weight in `train.route_weights`"
+        f"warning: expert `{expert}` starves: in the last {steps:,} steps it had {had}; "
+        "give it more data, or raise `train.temperature` or its weight in `train.route_weights`"
     )
 
 

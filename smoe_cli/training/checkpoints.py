@@ -29,6 +29,7 @@ FREE = {
         "validate_every",
         "validation_utterances",
         "sample_utterances",
+        "log_every",
         "memory_share",
         "tensorboard",
         "workers",

@@ -29,7 +29,7 @@ def by_task(of_route: Mapping[str, float]) -> dict[str, float]:
 
 
 class Diary:
-    """Files beside the checkpoints, to which every validation adds.
+    """Files beside the checkpoints, to which every validation adds, and every so many steps between.
 
     Args:
         folder: Of the model.

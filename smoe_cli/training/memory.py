@@ -196,7 +196,7 @@ def largest_batch_s(
         state_bytes: What the optimiser will need besides.
         memory: Of the device.
         settings: `max_utterances` and `memory_share` are bounds.
-        watcher: Told of every try.
+        watcher: Told of every try, and of what ended them.
 
     Raises:
         ConfigError: If not even one utterance fits, or fewer than the turns that share a batch.
@@ -205,6 +205,7 @@ def largest_batch_s(
     cuts = list(groups[route])
     longest_s = max(cut.duration for cut in cuts)
     bound = memory.used() + int(settings.memory_share * (memory.free() - state_bytes))
+    peaks: dict[int, float] = {}
 
     def measure(utterances: int) -> tuple[int, int] | None:
         batch = collator(longest_batch(cuts, utterances))
@@ -218,6 +219,7 @@ def largest_batch_s(
             return None
         finally:
             forget()
+        peaks[utterances] = found[0] / bound
         watcher.log(f"a batch of {utterances} x {longest_s:.1f} s: {found[0] / 2**20:,.0f} MiB of {bound / 2**20:,.0f}")
         return found
 
@@ -233,4 +235,10 @@ def largest_batch_s(
             f"`train.turns_per_batch` is {settings.turns_per_batch}",
             f"set it to {utterances} or less, raise `train.memory_share`, or set `train.loss_chunk` and `train.activation_checkpointing`",
         )
+    taken = f"{utterances} utterances of {longest_s:.1f} s, the longest cut"
+    if utterances == settings.max_utterances:
+        taken += f": as many as `train.max_utterances` allows; they take {peaks[utterances]:.0%} of what `train.memory_share` does"
+    else:
+        taken += ": as many as fit into `train.memory_share` of the memory"
+    watcher.log(taken)
     return utterances * longest_s

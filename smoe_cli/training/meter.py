@@ -19,6 +19,7 @@ class Meter:
         """Begin anew."""
         self._started = time.monotonic()
         self._frames, self._steps, self._waited = 0, 0, 0.0
+        self._lap = self._started, 0, 0.0
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; how long each takes to come is waiting, and nothing else is."""
@@ -36,6 +37,12 @@ class Meter:
         """A step on so many frames is done."""
         self._frames += frames
         self._steps += 1
+
+    def lap(self) -> dict[str, float]:
+        """Frames per second and the share of waiting since the last lap, which ends now."""
+        before, self._lap = self._lap, (time.monotonic(), self._frames, self._waited)
+        elapsed, frames, waited = (now - then for now, then in zip(self._lap, before, strict=True))
+        return {"frames_per_s": frames / max(1e-9, elapsed), "waiting_share": waited / max(1e-9, elapsed)}
 
     def __str__(self) -> str:
         """As it is shown."""

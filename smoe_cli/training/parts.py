@@ -71,6 +71,13 @@ def freeze(model: SpeechToText, names: Iterable[str]) -> None:
         weight.requires_grad_(name not in still)
 
 
+def frozen_experts(model: SpeechToText) -> set[str]:
+    """Experts, as in `decoder.translate`, that are held still, every weight of them."""
+    moving = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    stacks = {stack for stack, *_ in model.routed_networks()}
+    return {part for part, found in parts_of(model).items() if part.partition(".")[0] in stacks and "." in part and not moving & found}
+
+
 def check_all_learn(model: SpeechToText, plan: RoutingPlan, settings: TrainSettings) -> None:
     """Refuse to hold so much still that a route would teach the model nothing.
 

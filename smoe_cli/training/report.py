@@ -29,5 +29,7 @@ class TrainReport(Record):
     validation: dict[str, float] = Field(description="Route -> loss per token on the dev split.")
     steps_by_route: dict[str, int]
     experts: dict[str, ExpertShare] = Field(default={}, description="Stack and expert -> what it was given to learn from.")
-    starved: list[str] = Field(default=[], description="Experts with less than a fifth of an even share of their stack's updates.")
+    starved: list[str] = Field(
+        default=[], description="Experts with less than a fifth of an even share of their stack's updates or frames."
+    )
     ctc_skipped: int = Field(description="Utterances, in the batches of this call, with fewer encoder frames than CTC needs.")

@@ -7,7 +7,7 @@ tells. Source: S-MoE, arXiv:2508.10009, which routes by supervision so that no g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import Field
@@ -17,18 +17,22 @@ from smoe_cli.routing import RoutingPlan
 from smoe_cli.tags import Route
 
 STARVING = 0.2
-"""An expert starves with less than this part of an even share of its stack's updates."""
+"""An expert starves with less than this part of an even share of its stack's updates, or of their frames. Not of tokens: tasks whose
+answers are a label have few, however much they train."""
+ENOUGH = 10
+"""Updates of an even share before an expert is judged: of fewer, one more or less makes the difference."""
 
 
 class ExpertShare(Record):
     """What one expert of a stack has been given."""
 
-    updates: int = Field(description="Optimiser steps that moved it.")
+    updates: int = Field(description="Optimiser steps that moved it; none, if it is frozen.")
     share: float = Field(
         description="Of all optimiser steps; where batches have several routes, the shares of a stack add up to more than 1."
     )
     frames: int = Field(description="Feature frames of its utterances, 100 a second.")
     tokens: int = Field(description="Target tokens of its utterances.")
+    frozen: bool = Field(default=False, description="Whether `train.freeze` holds all of it still.")
 
 
 TOGETHER = " + "
@@ -40,16 +44,18 @@ class Shares:
 
     Args:
         plan: Which expert serves which route.
+        frozen: Experts, as in `decoder.translate`, that no step moves.
 
     Attributes:
         steps: Routes of a step, joined by `TOGETHER` -> steps.
         frames, tokens: Route -> how many.
     """
 
-    def __init__(self, plan: RoutingPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: RoutingPlan, frozen: Collection[str] = ()) -> None:
+        self.plan, self.frozen = plan, frozen
         self.steps, self.reviewed = Counter[str](), Counter[str]()
-        self.frames, self.tokens = Counter[str](), Counter[str]()
+        self.frames, self.reviewed_frames = Counter[str](), Counter[str]()
+        self.tokens = Counter[str]()
 
     def note(self, frames: Mapping[str, int], tokens: Mapping[str, int]) -> None:
         """Account for a step, given what each of its routes had."""
@@ -64,33 +70,47 @@ class Shares:
     def experts(self) -> dict[str, ExpertShare]:
         """Stack and expert, as in `decoder.translate` -> what it was given; only of stacks that choose."""
         found = {}
-        for name, routes, _ in self._experts():
-            updates, steps = _steps_with(routes, self.steps), self.steps.total()
+        for name, routes in self._experts():
+            still = name in self.frozen
+            updates, steps = 0 if still else _steps_with(routes, self.steps), self.steps.total()
             frames, tokens = (sum(counts[route] for route in routes) for counts in (self.frames, self.tokens))
-            found[name] = ExpertShare(updates=updates, share=updates / max(1, steps), frames=frames, tokens=tokens)
+            found[name] = ExpertShare(updates=updates, share=updates / max(1, steps), frames=frames, tokens=tokens, frozen=still)
         return found
 
-    def recent(self) -> dict[str, int]:
-        """Expert -> its updates since the last review."""
-        return {name: _steps_with(routes, self.steps) - _steps_with(routes, self.reviewed) for name, routes, _ in self._experts()}
+    def recent_steps(self) -> int:
+        """Steps since the last review."""
+        return self.steps.total() - self.reviewed.total()
+
+    def recent(self) -> dict[str, tuple[int, int]]:
+        """Expert that learns -> its updates since the last review, and their frames."""
+        steps, frames = self.steps - self.reviewed, self.frames - self.reviewed_frames
+        return {name: (_steps_with(routes, steps), sum(frames[route] for route in routes)) for name, routes in self._learning()}
 
     def review(self) -> None:
         """Begin to count anew what is recent."""
-        self.reviewed = Counter(self.steps)
+        self.reviewed, self.reviewed_frames = Counter(self.steps), Counter(self.frames)
 
-    def starving(self, updates: dict[str, int]) -> dict[str, float]:
-        """Experts with too few of some updates -> the even share that they would have had.
+    def judged(self, given: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """Experts with too little -> what they had, and what an even share would have been.
 
         Args:
-            updates: Expert -> updates, of the whole run or of a part. Where not even one would have come to each, nothing is said.
+            given: Expert that learns -> updates and frames, of the whole run or of a part: one for which `enough` holds.
         """
-        # Every step updates one expert of each stack, or several, if it has several routes.
-        steps: dict[str, int] = {}
-        for name, _, _ in self._experts():
-            stack = name.partition(".")[0]
-            steps[stack] = steps.get(stack, 0) + updates[name]
-        even = {name: steps[name.partition(".")[0]] / count for name, _, count in self._experts()}
-        return {name: share for name, share in even.items() if share >= 1.0 and updates[name] < STARVING * share}
+        found: dict[str, str] = {}
+        for stack in self._stacks(given):
+            for number, unit in enumerate(("frames", "updates")):
+                amounts = {name: given[name][1 - number] for name in stack}
+                even = sum(amounts.values()) / len(stack)
+                found |= {
+                    name: f"{amount:,} {unit}, where an even share would be {even:,.0f}"
+                    for name, amount in amounts.items()
+                    if amount < STARVING * even
+                }
+        return found
+
+    def enough(self, given: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether there were so many updates that their shares mean something, in every stack."""
+        return all(sum(given[name][0] for name in stack) >= ENOUGH * len(stack) for stack in self._stacks(given))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -99,20 +119,32 @@ class Shares:
             "frames_by_route": self.frames,
             "tokens_by_route": self.tokens,
             "reviewed_by_route": self.reviewed,
+            "reviewed_frames_by_route": self.reviewed_frames,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `state` gave; what a checkpoint of an older version does not count begins at 0."""
-        for counts, name in ((self.steps, "steps"), (self.frames, "frames"), (self.tokens, "tokens"), (self.reviewed, "reviewed")):
-            counts.update(state.get(f"{name}_by_route", {}))
+        for name, counts in self.state().items():
+            counts.update(state.get(name, {}))
 
-    def _experts(self) -> Iterator[tuple[str, list[str], int]]:
-        """Name of every expert that is chosen, the routes that it serves, and how many there are in its stack."""
+    def _learning(self) -> Iterator[tuple[str, list[str]]]:
+        """Name of every expert that is chosen and learns, and the routes that it serves."""
+        yield from ((name, routes) for name, routes in self._experts() if name not in self.frozen)
+
+    def _stacks(self, names: Iterable[str]) -> Collection[list[str]]:
+        """The experts of each stack; one alone has nothing to be compared with."""
+        stacks: dict[str, list[str]] = {}
+        for name in names:
+            stacks.setdefault(name.partition(".")[0], []).append(name)
+        return [stack for stack in stacks.values() if len(stack) > 1]
+
+    def _experts(self) -> Iterator[tuple[str, list[str]]]:
+        """Name of every expert that is chosen, and the routes that it serves."""
         for stack, plan in (("encoder", self.plan.encoder), ("decoder", self.plan.decoder)):
             if len(plan.experts) > 1:
                 for expert in plan.experts:
                     routes = [route for route in self.plan.routes if plan.expert(Route.parse(route)) == expert]
-                    yield f"{stack}.{expert}", routes, len(plan.experts)
+                    yield f"{stack}.{expert}", routes
 
 
 def _steps_with(routes: Collection[str], steps: Mapping[str, int]) -> int:

@@ -18,6 +18,7 @@ from functools import reduce
 from itertools import count
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import torch
 from lhotse import CutSet
@@ -54,7 +55,7 @@ from smoe_cli.training.loading import batches_of, collator_of, feed, workers_not
 from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import clip, gradient_norm, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
-from smoe_cli.training.parts import check_all_learn, freeze
+from smoe_cli.training.parts import check_all_learn, freeze, frozen_experts
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.ranks import join, weights_digest
 from smoe_cli.training.report import TrainReport
@@ -136,7 +137,7 @@ class Trainer:
         self._own_weights(in_shards=False)
         self.precision = Precision("fp32", "highest", "until measured")
         self.step = 0
-        self.accounts = Accounts(Shares(self.plan), self.settings, folder, self.ranks)
+        self.accounts = Accounts(Shares(self.plan, frozen_experts(model)), self.settings, folder, self.ranks)
         self.validation: dict[str, float] = {}
         self.history: dict[int, float] = {}
         self.averaged: list[int] = []
@@ -238,6 +239,9 @@ class Trainer:
                 self.step += 1
                 shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
                 self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
+                if ranks.leads and settings.log_every and self.step % settings.log_every == 0 and not self._due():
+                    # Before it may stop: when it goes on, this step has been.
+                    self.diary.write(self.step, self._state_of_training() | meter.lap())
                 if ranks.any(stop.is_set()):
                     break
                 if self._due():
@@ -272,11 +276,9 @@ class Trainer:
 
     def _write_down(self, meter: Meter, samples: tuple[list[Sample], dict[str, dict[str, float]]] | None) -> None:
         values = {
-            "train_loss": self.accounts.recent,
+            **self._state_of_training(),
             "validation_loss": self.validation,
-            "train_loss_by_task": by_task(self.accounts.recent),
             "validation_loss_by_task": by_task(self.validation),
-            "learning_rate": learning_rate(self.step - 1, self.settings),
             "frames_per_s": meter.frames_per_s,
             "waiting_share": meter.waiting_share,
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
@@ -286,6 +288,15 @@ class Trainer:
             taken, values["samples"] = samples
             self.diary.samples(self.step, taken)
         self.diary.write(self.step, values)
+
+    def _state_of_training(self) -> dict[str, Any]:
+        """What every line of the diary has."""
+        return {
+            "train_loss": self.accounts.recent,
+            "train_loss_by_task": by_task(self.accounts.recent),
+            "learning_rate": learning_rate(self.step - 1, self.settings),
+            "gradient_norm": self.accounts.gradient_norm,
+        }
 
     def _due(self) -> bool:
         """Whether the model is validated after this step."""
@@ -322,6 +333,7 @@ class Trainer:
         norm = clip(self.system.model, self.optimiser, self.settings.clip_norm).item()
         if not math.isfinite(norm):
             self.accounts.refuse(self.step, batches, losses, norm, lambda: self._own_norm(batches, whole))
+        self.accounts.gradient_norm = norm
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.step, self.settings) * group["factor"]
         with enough_for_state(self.step):

@@ -274,6 +274,7 @@ def test_train_shows_what_experts_had_to_learn_from_and_how_it_ended(smoe, repla
     given = {
         "decoder.transcribe": ExpertShare(updates=1980, share=0.99, frames=36_000_000, tokens=1_000_000),
         "decoder.translate": ExpertShare(updates=20, share=0.01, frames=360_000, tokens=9),
+        "encoder.nb": ExpertShare(updates=0, share=0.0, frames=360_000, tokens=9, frozen=True),
     }
     shown = {"experts": given, "starved": ["decoder.translate"], "stopped_early": True, "averaged": [400, 600]}
     replace("train", TRAINED.model_copy(update=shown))
@@ -281,6 +282,7 @@ def test_train_shows_what_experts_had_to_learn_from_and_how_it_ended(smoe, repla
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["decoder.transcribe", "1,980", "99.0%", "100.00", "1,000,000"] in lines
+    assert ["encoder.nb", "(frozen)", "0", "0.0%", "1.00", "9"] in lines
     assert "warning: expert `decoder.translate` starved" in result.stdout
     assert "`train.patience` ended it" in result.stdout and "steps 400, 600" in result.stdout
 

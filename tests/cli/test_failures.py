@@ -84,6 +84,11 @@ def test_a_wrong_setting_exits_with_2_before_anything_runs(smoe, replace, words,
     params.assert_not_called()
 
 
+def test_a_wrong_setting_comes_before_all_that_were_given(smoe):
+    result = smoe("params", *("--set", "train.seed=1") * 9, "--set", "train.max_step=5")
+    assert result.stderr.startswith("error: unknown setting `train.max_step`; in `smoe.yaml --set train.seed=1 ")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("training stopped at step 40", "run it again")])
 def test_an_interruption_exits_with_130_and_one_line(smoe, replace, error):
     replace("params", error)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from smoe_cli.cli.watcher import LineWatcher
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,31 @@ def test_no_color_is_honoured_on_a_terminal():
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines():
     assert "\x1b" not in on_terminal(TERM="dumb")
+
+
+@pytest.mark.parametrize(("columns", "bars", "cut"), [(60, 0, True), (80, 0, True), (120, 12, False), (200, 30, False)])
+def test_a_narrow_terminal_shows_steps_and_times_whole_and_gives_up_the_bar_and_then_the_detail(columns, bars, cut):
+    detail = "loss transcribe 4.12  translate 5.33  12,345 frames/s  waiting 3%"
+    text = on_terminal(
+        f"""
+from smoe_cli.cli.watcher import open_watcher
+with open_watcher() as watcher:
+    for done in (27_100, 27_200):
+        watcher.progress("train", done, 300_000, {detail!r})
+        watcher._progress.refresh()
+print("result")
+""",
+        COLUMNS=str(columns),
+    )
+    frames = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines() if line.startswith("train")]
+    last = frames[-1].rstrip()
+    assert re.match(r"train [━╸╺]* *27,200/300,000 0:00:0\d left ([\d:]+|-:--:--) loss tra", last), last
+    assert len(last) <= columns and ("…" in last, last.endswith("waiting 3%")) == (cut, not cut)
+    assert len(re.findall("[━╸╺]", last)) == bars
+
+
+def test_a_narrow_terminal_has_a_bar_where_there_is_room():
+    assert "━" * 20 in on_terminal(COLUMNS="80")
 
 
 def test_a_bar_goes_on_while_what_others_print_goes_to_a_file(tmp_path):
