@@ -250,6 +250,7 @@ def test_torchrun_is_stopped_by_a_signal_and_goes_on(prepared, tmp_path, two):
     process.terminate()
     _, errors = process.communicate(timeout=LIMIT_S)
     assert errors.count("the state is saved") == 1, errors
+    assert process.returncode == 1 and "SignalException: Process" in errors, "torchrun's own end, as `many-processes.md` has it"
     step = max(int(path.name.removeprefix("step-")) for path in exp.glob("model/checkpoints/step-*"))
     done = subprocess.run([*command, f"train.max_steps={step + 2}"], env=environment, text=True, capture_output=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
