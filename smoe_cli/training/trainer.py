@@ -38,6 +38,7 @@ from smoe_cli.training.alarms import (
     check_lengths,
     check_served,
     check_start,
+    check_texts,
     check_tokenizer,
     check_validated,
     dropped,
@@ -86,7 +87,8 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes, or a weight does nothing.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes or has no text, or a weight
+            does nothing.
         RouteError: If a cut's route is not in the recipe.
         CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
@@ -111,6 +113,7 @@ class Trainer:
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
         check_lengths(config, self.groups, self.dev_groups)
+        check_texts(self.groups)
         check_tokenizer(tokenizer, config, self.groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
@@ -341,7 +344,8 @@ class Trainer:
                     raise
                 if self.divides:
                     raise out_of_memory(f"of step {self.step}") from error
-                batches = self._halved(batches)
+            # When the error is gone, which holds what was computed.
+            batches = self._halved(batches)
         if not self.divides:
             self.ranks.sum_gradients(list(self.system.model.parameters()))
         norm = clip(self.system.model, self.optimiser, self.settings.clip_norm).item()
