@@ -215,13 +215,13 @@ class RouteBatches:
         self.groups, self.seed, self.turns_per_batch = groups, seed, turns_per_batch
         self.batch_s, self.max_utterances = batch_s / turns_per_batch, max_utterances // turns_per_batch
         part = "a batch" if turns_per_batch == 1 else f"one of {turns_per_batch} parts of a batch"
-        for cuts in groups.values():
-            for cut in cuts:
-                if cut.duration > self.batch_s:
-                    raise DataError(
-                        f"cut `{whole(cut).id}` lasts {cut.duration:.1f} s, longer than {part} of {batch_s:g} s",
-                        "raise `train.batch_s`, or leave the cut out",
-                    )
+        longest = max((cut for cuts in groups.values() for cut in cuts), key=lambda cut: cut.duration)
+        if longest.duration > self.batch_s:
+            needed_s = (math.floor(10 * longest.duration * turns_per_batch) + 1) / 10
+            raise DataError(
+                f"cut `{whole(longest).id}` lasts {longest.duration:.1f} s, longer than {part} of {batch_s:g} s, and no cut is longer",
+                f"raise `train.batch_s` to {needed_s:g} or more, or leave long cuts out",
+            )
         self.epochs: dict[str, list[int]] = {}
         self._seconds = {route: sum(cut.duration for cut in cuts) for route, cuts in groups.items()}
         self._temperature, self._weights = temperature, chosen_weights(route_weights or {}, groups)

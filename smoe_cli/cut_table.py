@@ -47,6 +47,7 @@ class CutTable:
 
     Attributes:
         routes, corpora: Those that there are, in the order in which they come.
+        blank: Numbers of the cuts without a text.
         digests: Route -> digest of the ids, durations and texts of its cuts.
 
     Raises:
@@ -60,6 +61,7 @@ class CutTable:
         self._offsets, self._durations = array("q"), array("d")
         self._route, self._corpus, self._letters = array("H"), array("H"), array("I")
         self._unpacked: OrderedDict[int, list[bytes]] = OrderedDict()
+        self.blank: set[int] = set()
         digests: dict[Route, Any] = {}
         for offset, lines in members(path):
             if len(self._durations) != len(self._offsets) * MEMBER_LINES:
@@ -74,6 +76,8 @@ class CutTable:
                     self.routes.append(route)
                 if corpus not in self.corpora:
                     self.corpora.append(corpus)
+                if not has_text(cut):
+                    self.blank.add(len(self._durations))
                 self._route.append(self.routes.index(route))
                 self._corpus.append(self.corpora.index(corpus))
                 self._durations.append(cut.duration)
@@ -223,6 +227,11 @@ def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
 def letters_of(cut: MonoCut) -> int:
     """Letters of a cut's text, without reading it from disk."""
     return cut.table.letters(number_of(cut)) if isinstance(cut, Stub) else len(cut.supervisions[0].text or "")
+
+
+def has_text(cut: MonoCut) -> bool:
+    """Whether there is anything to write, without reading it from disk."""
+    return number_of(cut) not in cut.table.blank if isinstance(cut, Stub) else bool((cut.supervisions[0].text or "").strip())
 
 
 def corpus_of(cut: MonoCut) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from lhotse import CutSet
 
 from smoe_cli.config import Config
 from smoe_cli.cuts import read_cuts
+from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
+from smoe_cli.training import validate as validations
 from smoe_cli.training.optimiser import optimiser_tensors
 from smoe_cli.training.ranks import weights_digest
 from smoe_cli.training.shard import own
@@ -86,6 +89,50 @@ def stopped(config: Config, folder: Path) -> Any:
         again = trainer(config, folder / "parts").run()
         return {"said": error.message, "resumed_from": again.resumed_from, "validation": again.validation}
     return None
+
+
+def reviewed(config: Config, folder: Path) -> Any:
+    """The last process alone is told to stop, by itself while it validates, then by the first one while that takes samples."""
+    return {str(shard): _reviewed(config, folder / f"reviewed-{shard}", shard) for shard in (False, True)}
+
+
+def _reviewed(config: Config, folder: Path, shard: bool) -> Any:
+    changes = {"shard": shard, "ema_decay": 0.5, "sample_utterances": 2, "max_utterances": 2, "max_steps": 4}
+    losses_of, decode_batch = validations.losses_of, Decoder.decode_batch
+    found: dict[str, Any] = {"said": [], "batches": [], "decoded": []}
+
+    def attempt(part: str, in_validation: bool, in_samples: bool) -> None:
+        run = trainer(config, folder / part, **changes)
+        last = run.ranks.collect(os.getpid())[-1]
+        calls = {"batches": 0, "decoded": 0}
+
+        def validating(*args: Any, **kwargs: Any) -> Any:
+            calls["batches"] += 1
+            if in_validation and os.getpid() == last and calls["batches"] == 2:
+                os.kill(last, signal.SIGTERM)
+            return losses_of(*args, **kwargs)
+
+        def decoding(*args: Any) -> Any:
+            calls["decoded"] += 1
+            if in_samples and calls["decoded"] == 1:
+                os.kill(last, signal.SIGTERM)
+                time.sleep(1)
+            return decode_batch(*args)
+
+        validations.losses_of, Decoder.decode_batch = validating, decoding  # type: ignore[method-assign]
+        try:
+            found["said"].append(run.run().validation)
+        except Interrupted as error:
+            found["said"].append(error.message)
+        for name, count in calls.items():
+            found[name].append(count)
+
+    attempt("whole", False, False)
+    attempt("parts", True, False)
+    attempt("parts", False, True)
+    attempt("parts", False, False)
+    validations.losses_of, Decoder.decode_batch = losses_of, decode_batch  # type: ignore[method-assign]
+    return found
 
 
 def memory(config: Config, folder: Path) -> Any:
@@ -299,7 +346,9 @@ def sharded_death(config: Config, folder: Path) -> Any:
 
 
 IN_SHARDS = (sharded, kinds, sharded_parts, sharded_memory, sharded_death)
-SCENARIOS = {function.__name__: function for function in (whole, stopped, memory, nan, gradients, uneven, death, other, *IN_SHARDS)}
+SCENARIOS = {
+    function.__name__: function for function in (whole, stopped, reviewed, memory, nan, gradients, uneven, death, other, *IN_SHARDS)
+}
 
 
 def tell_threads(file: Path) -> None:

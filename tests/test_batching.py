@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from itertools import islice
 
@@ -193,9 +194,15 @@ def test_a_cut_of_a_route_that_the_plan_lacks_is_refused():
         by_route(CutSet.from_cuts([cut("x", "translate/de/wb", 1.0)]), PLAN)
 
 
-def test_a_cut_longer_than_a_batch_is_refused(cuts):
-    with pytest.raises(DataError, match="longer than a batch"):
-        RouteBatches(by_route(cuts, PLAN), batch_s=2.0, max_utterances=8, seed=0)
+def test_of_cuts_longer_than_a_batch_the_longest_is_named_with_what_it_needs(cuts):
+    groups = by_route(cuts, PLAN)
+    longest = max(cuts, key=lambda cut: cut.duration)
+    assert longest.id != next(cut.id for cut in cuts if cut.duration > 2.0), "which is not the first"
+    for turns in range(1, 9):
+        with pytest.raises(DataError, match=rf"cut `{longest.id}` lasts {longest.duration:.1f} s, longer than .* of 2 s") as refused:
+            RouteBatches(groups, batch_s=2.0, max_utterances=8, seed=0, turns_per_batch=turns)
+        needed_s = float(re.search(r"raise `train.batch_s` to ([\d.]+) or more", refused.value.hint)[1])
+        assert RouteBatches(groups, needed_s, 8, 0, turns_per_batch=turns).batch_s >= longest.duration > needed_s / turns - 0.15
 
 
 def test_chunks_keep_order_and_limits(cuts):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lhotse import CutSet
 from smoe_cli import checkpoint, cut_table, pipeline
 from smoe_cli.batching import RouteBatches, by_route
 from smoe_cli.cut_table import CutTable, Stub, digest_of, members, open_cuts, whole
-from smoe_cli.cuts import read_cuts, route_of, tags_of
+from smoe_cli.cuts import read_cuts, route_of, tags_of, write_cuts
 from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
 from smoe_cli.manifests import MEMBER_LINES, manifest_writer, read_lines
@@ -47,6 +48,29 @@ def test_a_stub_knows_what_its_cut_says(prepared, large):
     # In any order, and again after what was unpacked has been forgotten.
     for number in (len(cuts) - 1, 0, MEMBER_LINES, MEMBER_LINES - 1, 1):
         assert whole(list(stubs)[number]).to_dict() == list(cuts)[number].to_dict()
+
+
+@pytest.mark.parametrize("stubs", [False, True])
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_training_cut_without_text_is_refused_by_name_and_the_cure_helps(prepared, tmp_path, monkeypatch, stubs, text):
+    """As a hand in the manifest leaves it."""
+    layout, exp = Layout.of(prepared), tmp_path / "exp"
+    shutil.copytree(layout.root, exp)
+    config = prepared.model_copy(update={"exp_dir": exp})
+    cuts = list(read_cuts(layout.cuts("train")))
+    for cut in [cut for cut in cuts if route_of(cut).task == "translate"][3:5]:
+        cut.supervisions[0].text = text
+    write_cuts(Layout.of(config).cuts("train"), cuts)
+    first = next(cut.id for cut in cuts if not cut.supervisions[0].text.strip())
+    if stubs:
+        monkeypatch.setattr(cut_table, "WHOLE_CUTS", 0)
+    with pytest.raises(
+        DataError, match=rf"cut `{first}` of the train split has an empty text for `translate/de/.*; cuts without text: 2"
+    ) as no:
+        pipeline.train(config)
+    assert "smoe validate --fix" in no.value.hint and not (exp / "model").exists()
+    pipeline.validate(config, fix=True)
+    assert pipeline.train(config).steps == 6
 
 
 def test_batches_and_digests_are_those_of_whole_cuts(prepared, large):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from smoe_cli.batching import Batch
 from smoe_cli.errors import CheckpointError, ConfigError, SmoeError
 from smoe_cli.training import memory as memories
 from smoe_cli.training import step as steps
+from smoe_cli.training import trainer as training
 from smoe_cli.training import validate as validations
 from smoe_cli.training.memory import Memory, halves, is_out_of_memory, longest_batch, most_utterances
 from tests.test_shares import Listener
@@ -170,7 +173,12 @@ def test_a_batch_as_two_has_the_same_utterances_without_the_padding_of_the_other
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 bytes")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 3 bytes"),
+        RuntimeError("could not create a primitive"),
+    ],
 )
 def test_a_step_that_is_too_large_for_memory_is_done_in_parts_with_the_same_gradients(prepared, tmp_path, monkeypatch, error):
     config = undisturbed(prepared)
@@ -184,6 +192,33 @@ def test_a_step_that_is_too_large_for_memory_is_done_in_parts_with_the_same_grad
     for name, gradient in gradients(whole).items():
         torch.testing.assert_close(gradients(parts)[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     assert [line for line in parts.watcher.lines if "out of memory at step 0" in line][-1].endswith("lower `train.batch_s`")
+
+
+@pytest.mark.parametrize("where", [training, validations])
+def test_what_a_batch_that_was_too_large_computed_is_gone_before_it_is_halved(prepared, tmp_path, monkeypatch, where):
+    """Without waiting for the collector of cycles: to halve it takes memory too, and only what is gone can be given back to the device."""
+    run = trainer(prepared, tmp_path)
+    computed: list[weakref.ref[torch.Tensor]] = []
+    left: list[int] = []
+    real = where.in_halves
+
+    def encode(module, inputs, output):
+        if len(inputs[0]) > 3:
+            computed.append(weakref.ref(inputs[0]))
+            raise RuntimeError("could not create a primitive")
+
+    def in_halves(*args):
+        left.append(sum(one() is not None for one in computed))
+        return real(*args)
+
+    run.system.model.encoder.layers[0].register_forward_hook(encode)
+    monkeypatch.setattr(where, "in_halves", in_halves)
+    gc.disable()
+    try:
+        run.validate() if where is validations else run.train_step(run.collator(first_cuts(run, "transcribe", 6)))
+    finally:
+        gc.enable()
+    assert computed and left and not any(left)
 
 
 def test_memory_for_not_even_one_utterance_ends_training_and_names_it(prepared, tmp_path, monkeypatch):
@@ -250,7 +285,8 @@ def test_a_batch_that_was_found_and_is_too_small_for_its_turns_is_told_with_what
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(prepared, tmp_path, monkeypatch):
-    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    for said in ("shapes do not fit", "could not create a primitive descriptor for the matmul primitive"):
+        assert not is_out_of_memory(RuntimeError(said))
     run = trainer(prepared, tmp_path)
     narrow(monkeypatch, 0, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):

@@ -24,6 +24,7 @@ from smoe_cli.layout import Layout
 from smoe_cli.training import ranks
 from smoe_cli.training.ranks import Ranks
 from tests.ranks_worker import CALM
+from tests.test_stops import told
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
 
 __all__ = ["prepared"]
@@ -90,7 +91,7 @@ def together(config: Config, folder: Path, processes: int, *scenarios: str) -> l
 def two(prepared, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     """Two processes, and all that happens to them."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, together(prepared, folder, 2, "whole", "stopped", "memory", "nan", "gradients", "uneven", "other")
+    return folder, together(prepared, folder, 2, "whole", "stopped", "reviewed", "memory", "nan", "gradients", "uneven", "other")
 
 
 def learned(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -130,6 +131,24 @@ def test_a_signal_to_one_process_stops_all_and_to_resume_is_exact(two):
         assert one["stopped"]["resumed_from"] == 3
         assert one["stopped"]["validation"] == one["whole"]["validation"]
     assert_bit_identical(weights(folder / "whole"), weights(folder / "parts"))
+
+
+@pytest.mark.parametrize("shard", ["False", "True"])
+def test_a_signal_to_one_process_in_a_review_stops_all_and_to_resume_is_exact(two, shard):
+    folder, said = two
+    for rank, one in enumerate(said):
+        found = one["reviewed"][shard]
+        assert all("stopped after step 4 of 4" in found["said"][number] for number in (1, 2))
+        assert found["said"][3] == found["said"][0]
+        of_all, in_validation, _, again = found["batches"]
+        assert 2 <= in_validation <= of_all / 2 and again == of_all
+        if rank == 0:
+            of_all, in_validation, in_samples, again = found["decoded"]
+            # The answer of the process that is told may be under way already: one batch more at most.
+            assert in_validation == 0 and in_samples <= 2 < of_all == again
+    whole, parts = (folder / f"reviewed-{shard}" / name for name in ("whole", "parts"))
+    assert_bit_identical(weights(whole), weights(parts))
+    assert told(whole) == told(parts)
 
 
 def test_one_process_out_of_memory_takes_its_batch_in_parts_and_the_step_is_the_same(prepared, tmp_path, two):
@@ -231,6 +250,7 @@ def test_torchrun_is_stopped_by_a_signal_and_goes_on(prepared, tmp_path, two):
     process.terminate()
     _, errors = process.communicate(timeout=LIMIT_S)
     assert errors.count("the state is saved") == 1, errors
+    assert process.returncode == 1 and "SignalException: Process" in errors, "torchrun's own end, as `many-processes.md` has it"
     step = max(int(path.name.removeprefix("step-")) for path in exp.glob("model/checkpoints/step-*"))
     done = subprocess.run([*command, f"train.max_steps={step + 2}"], env=environment, text=True, capture_output=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr

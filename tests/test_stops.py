@@ -24,10 +24,12 @@ import yaml
 
 from smoe_cli import checkpoint, pipeline, records
 from smoe_cli.config import Config
+from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import CheckpointError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.loss import Losses
 from smoe_cli.training import Trainer
+from smoe_cli.training import validate as validations
 from smoe_cli.training.guard import leave_locks, locked
 from smoe_cli.training.loading import feed
 from tests.test_diary import Listener, lines
@@ -175,6 +177,79 @@ def test_a_loader_that_the_system_kills_is_told_with_the_cure(prepared, tmp_path
     said = (tmp_path / "run" / "errors.txt").read_text()
     assert started.returncode == 1
     assert re.search(r"(?s)SmoeError: a process that loads data has ended: .*hint: most often memory is used up", said), said
+
+
+# --- a stop while it is seen how things are going ---------------------------------------------------------
+
+
+def say_stop(monkeypatch, where: object, name: str, number: int) -> list[int]:
+    """Let a signal come in the so-manieth call of something; gives the calls."""
+    real, calls = getattr(where, name), []
+
+    def called(*args, **kwargs):
+        calls.append(len(calls) + 1)
+        if calls[-1] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, called)
+    return calls
+
+
+def told(folder: Path) -> dict[str, list[dict]]:
+    """What a run wrote of itself, but for the time that it took."""
+    timed = {"frames_per_s", "waiting_share", "left_s"}
+    found = {name: lines(folder / name) for name in ("metrics.jsonl", "samples.jsonl")}
+    return {name: [{key: value for key, value in line.items() if key not in timed} for line in every] for name, every in found.items()}
+
+
+REVIEWED = {"sample_utterances": 4, "ema_decay": 0.5, "patience": 2}
+
+
+@pytest.fixture(scope="module")
+def reviewed(prepared, tmp_path_factory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("reviewed")
+    trainer(prepared, folder, **REVIEWED).run()
+    return folder
+
+
+@pytest.mark.parametrize(("where", "name"), [(validations, "losses_of"), (Decoder, "decode_batch")])
+def test_a_stop_in_the_middle_of_a_review_ends_it_and_it_is_done_anew(prepared, tmp_path, monkeypatch, reviewed, where, name):
+    """Also when it is stopped once more while it is done anew."""
+    for _ in range(2):
+        run = trainer(prepared, tmp_path, **REVIEWED)
+        with monkeypatch.context() as patch:
+            calls = say_stop(patch, where, name, 2)
+            with pytest.raises(Interrupted, match="stopped after step 4 of 8; the state is saved"):
+                run.run()
+        assert calls == [1, 2], "no batch is begun after the signal"
+        assert steps_in(tmp_path) == [4] and not run.history and not (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n')  # as a kill between the diary and the save leaves it
+    calls = say_stop(monkeypatch, where, name, 0)
+    assert trainer(prepared, tmp_path, **REVIEWED).run().resumed_from == 4
+    assert len(calls) >= 8, "there was more to do in each of two reviews"
+    assert_bit_identical(weights(reviewed), weights(tmp_path))
+    assert told(reviewed) == told(tmp_path)
+
+
+def test_a_stop_while_the_average_is_validated_loses_nothing(prepared, tmp_path, monkeypatch):
+    settings = {"average": "best 2"}
+    with monkeypatch.context() as patch:
+        calls = say_stop(patch, validations, "losses_of", 0)
+        trainer(prepared, tmp_path / "whole", **settings).run()
+    for number in (2 * len(calls) // 3 + 2, 2):
+        with monkeypatch.context() as patch:
+            calls = say_stop(patch, validations, "losses_of", number)
+            with pytest.raises(Interrupted, match="stopped after step 8 of 8"):
+                trainer(prepared, tmp_path / "parts", **settings).run()
+        assert len(calls) == number and not (tmp_path / "parts" / "final").exists()
+        assert len(lines(tmp_path / "parts" / "metrics.jsonl")) == 2, "both reviews are done"
+    trainer(prepared, tmp_path / "parts", **settings).run()
+    assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert [line["validation_loss"] for line in lines(tmp_path / "parts" / "metrics.jsonl")] == [
+        line["validation_loss"] for line in lines(tmp_path / "whole" / "metrics.jsonl")
+    ]
 
 
 # --- steps that must not be taken ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from lhotse import CutSet
 
 from smoe_cli.batching import Batch
 from smoe_cli.config import CHECKPOINTS, Config
+from smoe_cli.cut_table import has_text
 from smoe_cli.cut_table import whole as whole_cut
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.records import write_text_atomically
@@ -124,6 +125,25 @@ def check_lengths(config: Config, train: Mapping[Route, CutSet], dev: Mapping[Ro
                 f"(`features.window_s`); its audio is `{found.recording.sources[0].source}`",
                 "split long audio at pauses and prepare again, or take it out: `smoe validate --fix`",
             )
+
+
+def check_texts(groups: Mapping[Route, CutSet]) -> None:
+    """Refuse training cuts from which a model would learn to write nothing.
+
+    Args:
+        groups: Route -> its training cuts.
+
+    Raises:
+        DataError: Naming the first.
+    """
+    blank = [(route, cut) for route, cuts in groups.items() for cut in cuts if not has_text(cut)]
+    if blank:
+        route, cut = blank[0]
+        more = f"; cuts without text: {len(blank)}" if len(blank) > 1 else ""
+        raise DataError(
+            f"cut `{whole_cut(cut).id}` of the train split has an empty text for `{route}`{more}",
+            "fill it in where the corpus has it and prepare again, or take such cuts out: `smoe validate --fix`",
+        )
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: Config, routes: Collection[Route]) -> None:

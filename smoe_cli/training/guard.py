@@ -1,4 +1,4 @@
-"""One process per training folder, and stopping between steps instead of inside one."""
+"""One process per training folder, and stopping where nothing is lost instead of anywhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,46 @@ from types import FrameType
 from typing import IO
 
 from smoe_cli.errors import SmoeError
+from smoe_cli.training.ranks import Ranks
+
+
+class Stopped(Exception):
+    """Some process was asked to stop; all of them leave what they do."""
+
+
+class Stop:
+    """Whether the processes of a run are to stop, which they find out together.
+
+    Args:
+        flag: Raised when this process is asked to.
+        ranks: The processes.
+    """
+
+    def __init__(self, flag: threading.Event, ranks: Ranks) -> None:
+        self.flag, self.ranks = flag, ranks
+
+    def heed(self, busy: bool = True) -> bool:
+        """Leave if any process was asked to stop; every process must come here.
+
+        Args:
+            busy: Whether this process will come here again for the same work.
+
+        Returns:
+            Whether any process will.
+
+        Raises:
+            Stopped: On all processes, if any was asked to.
+            SmoeError: If a process has gone.
+        """
+        asked, more = self.ranks.total(self.flag.is_set(), busy)
+        if asked:
+            raise Stopped
+        return more > 0
 
 
 @contextmanager
 def stop_flag() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM raise a flag that is looked at between steps; a second SIGINT stops at once."""
+    """SIGINT and SIGTERM raise a flag that is looked at between steps, batches of validation and samples; a second SIGINT stops at once."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -20,8 +20,9 @@ from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.alarms import stop_without_memory
 from smoe_cli.watch import Watcher
 
-ALLOCATION = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory")
-"""In the message of torch's error when a CPU has no memory left; on GPUs the error has a class of its own."""
+ALLOCATION = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|could not create a primitive(?! descriptor)")
+"""In the message of torch's error when a CPU has no memory left, the last one where it is oneDNN that has none; on GPUs the error has a
+class of its own."""
 PROCESS, MACHINE, CGROUP = Path("/proc/self"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -38,6 +39,8 @@ def halves(batch: Batch) -> tuple[Batch, ...]:
 
 def in_halves(batches: Sequence[Batch], when: str, device: torch.device) -> tuple[Batch, ...]:
     """The same utterances in smaller batches, and what memory they need given back.
+
+    Not to be asked while the error is handled: its traceback holds all that was computed.
 
     Args:
         when: As in `at step 3`.

@@ -12,10 +12,11 @@ from smoe_cli.checkpoint import System
 from smoe_cli.cut_table import whole
 from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import SmoeError
-from smoe_cli.records import Record
+from smoe_cli.records import Hypothesis, Record
 from smoe_cli.scoring.metrics import find_metric
 from smoe_cli.scoring.score import by_policy
 from smoe_cli.tags import Route
+from smoe_cli.training.guard import Stop
 from smoe_cli.watch import Watcher
 
 
@@ -29,17 +30,21 @@ class Sample(Record):
 
 
 def take_samples(
-    system: System, groups: Mapping[Route, CutSet], count: int, collator: Collator, watcher: Watcher
+    system: System, groups: Mapping[Route, CutSet], count: int, collator: Collator, stop: Stop, watcher: Watcher
 ) -> tuple[list[Sample], dict[str, dict[str, float]]]:
     """Decode the first ``count`` cuts of every route without search, and show one of each.
 
     Args:
         groups: Route -> its dev cuts.
         collator: Makes batches of them.
+        stop: Asked before every batch that is decoded; the other processes ask as often.
         watcher: Shown one sample of each route, and told what cannot be scored.
 
     Returns:
         The samples, and route -> metric -> value over those of them that have a reference.
+
+    Raises:
+        Stopped: If a process was asked to stop.
     """
     config = system.config
     decoder = Decoder(system, config.decode.model_copy(update={"beam": 1, "ctc_weight": 0.0}))
@@ -48,7 +53,12 @@ def take_samples(
     scores: dict[str, dict[str, float]] = {}
     for route, cuts in groups.items():
         kind = config.kind(route.task)
-        found = [by_policy(hypothesis, config) for hypothesis in decoder.decode([whole(cut) for cut in islice(cuts, count)])]
+        chosen = [whole(cut) for cut in islice(cuts, count)]
+        decoded: dict[str, Hypothesis] = {}
+        for batch in decoder.batches(chosen):
+            stop.heed()
+            decoded |= {hypothesis.id: hypothesis for hypothesis in decoder.decode(batch)}
+        found = [by_policy(decoded[cut.id], config) for cut in chosen]
         samples += [Sample(route=str(route), id=one.id, reference=(one.references or [""])[0], hypothesis=one.text) for one in found]
         scored = [one for one in found if any(one.references)]
         metric, shown = find_metric(kind.metrics[0]), "not scored"
@@ -61,4 +71,5 @@ def take_samples(
                 watcher.log(f"samples of {route} cannot be scored: {error.message}")
         if found:
             watcher.log(f"  {route}  {shown}  wanted: {samples[-len(found)].reference}  written: {samples[-len(found)].hypothesis}")
+    stop.heed(busy=False)
     return samples, scores

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import reduce
 from itertools import count
@@ -39,6 +39,7 @@ from smoe_cli.training.alarms import (
     check_lengths,
     check_served,
     check_start,
+    check_texts,
     check_tokenizer,
     check_validated,
     dropped,
@@ -50,7 +51,7 @@ from smoe_cli.training.checkpoints import Checkpoints, check_same_run
 from smoe_cli.training.compiling import compile_parts
 from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
-from smoe_cli.training.guard import locked, stop_flag
+from smoe_cli.training.guard import Stop, Stopped, locked, stop_flag
 from smoe_cli.training.loading import batches_of, collator_of, feed, workers_noticed
 from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
@@ -87,7 +88,8 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes, or a weight does nothing.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes or has no text, or a weight
+            does nothing.
         RouteError: If a cut's route is not in the recipe.
         CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
@@ -98,6 +100,7 @@ class Trainer:
     ) -> None:
         self.config, self.settings, self.folder = config, config.train, folder
         self.ranks = join()
+        self.stop = Stop(threading.Event(), self.ranks)
         self.watcher = self.own_watcher = watcher or Silent()
         if not self.ranks.leads:
             self.watcher = Silent()
@@ -111,6 +114,7 @@ class Trainer:
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
         check_lengths(config, self.groups, self.dev_groups)
+        check_texts(self.groups)
         check_tokenizer(tokenizer, config, self.groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
@@ -166,7 +170,7 @@ class Trainer:
             resume: `auto` continues, `never` starts anew and discards what is there.
 
         Raises:
-            Interrupted: After saving, when SIGINT or SIGTERM came to any process.
+            Interrupted: When SIGINT or SIGTERM came to any process, and the state is saved.
             SmoeError: If a process has gone, or is not of the same run.
             ConfigError: If `train.init_from` lies where this run writes.
             CheckpointError: If what is there belongs to another configuration, or `train.init_from` to another model.
@@ -176,7 +180,8 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
             locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(),
-            stop_flag() as stop,
+            stop_flag() as self.stop.flag,
+            self._said_how_to_go_on(),
             self.ranks.noticing(),
             workers_noticed(),
         ):
@@ -199,13 +204,14 @@ class Trainer:
                     # Not before all that can be refused has been.
                     self.checkpoints.forget()
                     self.diary.forget()
-                self.diary.cut(self.step)
+                # What a kill before the save left of a review is written again.
+                self.diary.cut(self.step - self._unreviewed())
                 note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step, self.ranks.size)
-            if self.step and self._due() and self.step not in self.history:
-                # It was stopped between the step and its validation: what that decides is decided as if it had not been.
+            if self._unreviewed():
+                # What the validation decides is decided as if it had not been stopped.
                 self._review(Meter())
             if not self._ended():
-                self._loop(stop)
+                self._loop()
             elif not self.validation and not self.settings.average:
                 self.validate()
             self._save_final()
@@ -226,11 +232,11 @@ class Trainer:
             **self.accounts.result(),
         )
 
-    def _loop(self, stop: threading.Event) -> None:
+    def _loop(self) -> None:
         meter = Meter()
         settings, ranks = self.settings, self.ranks
         pin, per_step = self.device.type == "cuda", settings.accumulate
-        coming = feed(self.collator, self.batches, self.step, per_step, settings.workers, ranks.rank, ranks.size, stop, pin)
+        coming = feed(self.collator, self.batches, self.step, per_step, settings.workers, ranks.rank, ranks.size, self.stop.flag, pin)
         # Closed at once, whatever ends the loop: its processes end with it.
         with closing(coming):
             for batches in meter.waiting_for(coming):
@@ -239,40 +245,59 @@ class Trainer:
                 self.step += 1
                 shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
                 self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
-                if ranks.leads and settings.log_every and self.step % settings.log_every == 0 and not self._due():
+                due = self._due()
+                if ranks.leads and settings.log_every and self.step % settings.log_every == 0 and not due:
                     # Before it may stop: when it goes on, this step has been.
                     self.diary.write(self.step, self._state_of_training() | meter.lap())
-                if ranks.any(stop.is_set()):
+                try:
+                    self.stop.heed()
+                    if due:
+                        self._review(meter)
+                        meter.reset()
+                except Stopped:
                     break
-                if self._due():
-                    self._review(meter)
-                    meter.reset()
                 if self._ended():
                     return
+                if due:
+                    # It is saved already.
+                    self.stop.heed()
         self._save_checkpoint()
-        raise Interrupted(
-            f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
-            "run the same command again to continue exactly there",
-        )
+        raise Stopped
+
+    @contextmanager
+    def _said_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
+        except Stopped:
+            raise Interrupted(
+                f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
+                "run the same command again to continue exactly there",
+            ) from None
 
     def _review(self, meter: Meter) -> None:
-        """Validate, write down how things are going, and save."""
+        """Validate, write down how things are going, and save.
+
+        Raises:
+            Stopped: If a process was asked to stop; then the state is that of before, and the review is done anew by the run that goes on.
+        """
         self.ranks.same(f"weights at step {self.step}", lambda: weights_digest(self.system.model), DRIFTED)
         self.validate()
-        self.history[self.step] = sum(self.validation.values()) / max(1, len(self.validation))
         samples = self._samples() if self.settings.sample_utterances else None
+        self.history[self.step] = sum(self.validation.values()) / max(1, len(self.validation))
         if self.ranks.leads:
             self._write_down(meter, samples)
         self._save_checkpoint()
 
     def _samples(self) -> tuple[list[Sample], dict[str, dict[str, float]]] | None:
-        """What the model writes, for the first process; all take part in making it whole."""
+        """What the model writes, for the first process; all take part in making it whole, and in finding out whether to stop."""
         with self._averaged():
             system = whole_system(self.system, self.ranks.leads)
             if system is None:
+                while self.stop.heed(busy=False):
+                    pass
                 return None
             system.model.to(self.device)
-            return take_samples(system, self.dev_groups, self.settings.sample_utterances, self.collator, self.watcher)
+            return take_samples(system, self.dev_groups, self.settings.sample_utterances, self.collator, self.stop, self.watcher)
 
     def _write_down(self, meter: Meter, samples: tuple[list[Sample], dict[str, dict[str, float]]] | None) -> None:
         values = {
@@ -302,6 +327,10 @@ class Trainer:
         """Whether the model is validated after this step."""
         return self.step % self.settings.validate_every == 0 or self.step == self.settings.max_steps
 
+    def _unreviewed(self) -> bool:
+        """Whether the run was stopped after a step and before the end of its validation."""
+        return self.step > 0 and self._due() and self.step not in self.history
+
     def _ended(self) -> bool:
         """Whether there are no more steps to do."""
         patience = self.settings.patience or math.inf
@@ -327,7 +356,8 @@ class Trainer:
                     raise
                 if self.divides:
                     raise out_of_memory(f"of step {self.step}") from error
-                batches = self._halved(batches)
+            # When the error is gone, which holds what was computed.
+            batches = self._halved(batches)
         if not self.divides:
             self.ranks.sum_gradients(list(self.system.model.parameters()))
         norm = clip(self.system.model, self.optimiser, self.settings.clip_norm).item()
@@ -398,9 +428,10 @@ class Trainer:
         With `train.ema_decay`, of the averaged weights. Every process does a part of it, and has the result.
 
         Raises:
+            Stopped: If a process was asked to stop.
             SmoeError: If a loss is no number, or a process has gone.
         """
-        how = self.settings, self.batch_s, self.precision, self.tokenizer.blank_id, self.ranks, self.watcher
+        how = self.settings, self.batch_s, self.precision, self.tokenizer.blank_id, self.ranks, self.stop, self.watcher
         with self._averaged():
             self.validation = validation_loss(self.system.model, self.dev_groups, self.collator, *how)
         shown = "  ".join(f"{route} {loss:.3f}" for route, loss in self.validation.items())

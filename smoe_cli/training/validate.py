@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from smoe_cli.loss import Losses
 from smoe_cli.model.speech_to_text import SpeechToText
 from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
+from smoe_cli.training.guard import Stop
 from smoe_cli.training.memory import in_halves, is_out_of_memory
 from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
@@ -34,6 +35,7 @@ def validation_loss(
     precision: Precision,
     blank_id: int,
     ranks: Ranks,
+    stop: Stop,
     watcher: Watcher,
 ) -> dict[str, float]:
     """Cross-entropy per target token of every route, without label smoothing.
@@ -44,26 +46,36 @@ def validation_loss(
         batch_s: Seconds of audio in one, padding included.
         blank_id: CTC's blank.
         ranks: The processes among which the batches are dealt out.
+        stop: Asked before every batch.
         watcher: Shown how far it is.
 
     Raises:
+        Stopped: If a process was asked to stop.
         SmoeError: If a process has gone, or memory does not suffice for one utterance.
     """
     model.eval()
     device = next(model.parameters()).device
     found = {}
-    for number, (route, cuts) in enumerate(groups.items(), start=1):
-        total, tokens = 0.0, 0
-        some = list(cuts)[: settings.validation_utterances]
-        every = chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances)
-        for batch_cuts, counts in dealt(every, ranks, is_divided(model)):
-            for losses in _losses([collator(batch_cuts)], model, device, settings, precision, blank_id, watcher):
-                total += float(losses.attention) * losses.tokens * counts
-                tokens += losses.tokens * counts
-        total_of_all, tokens_of_all = ranks.total(total, tokens)
-        watcher.progress("routes validated", number, len(groups))
-        found[str(route)] = total_of_all / max(1, tokens_of_all)
-    let_go(model)
+    try:
+        for number, (route, cuts) in enumerate(groups.items(), start=1):
+            total, tokens = 0.0, 0
+            some = list(cuts)[: settings.validation_utterances]
+            every = list(chunk(sorted(some, key=lambda cut: cut.duration), batch_s, settings.max_utterances))
+            rounds = range(0, len(every), ranks.size)
+            # In step also where some processes have a batch less: all ask before each whether to stop.
+            for _, own in zip_longest(rounds, dealt(every, ranks, is_divided(model))):
+                stop.heed()
+                if own is None:
+                    continue
+                batch_cuts, counts = own
+                for losses in _losses([collator(batch_cuts)], model, device, settings, precision, blank_id, watcher):
+                    total += float(losses.attention) * losses.tokens * counts
+                    tokens += losses.tokens * counts
+            total_of_all, tokens_of_all = ranks.total(total, tokens)
+            watcher.progress("routes validated", number, len(groups))
+            found[str(route)] = total_of_all / max(1, tokens_of_all)
+    finally:
+        let_go(model)
     return found
 
 
