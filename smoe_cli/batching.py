@@ -77,6 +77,13 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in MOVED})
 
     @property
+    def real(self) -> tuple[int, int]:
+        """Frames, and positions of the decoder, that are no padding."""
+        # The last token of each, as there is no loss at the first ones either.
+        ends_N = ((self.targets != IGNORE_ID) * torch.arange(1, self.targets.shape[1] + 1, device=self.targets.device)).amax(1)
+        return int(self.feature_lengths.sum()), int(ends_N.sum())
+
+    @property
     def routes_served(self) -> list[str]:
         """Its routes, each once."""
         return list(dict.fromkeys(map(str, self.routes)))

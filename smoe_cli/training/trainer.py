@@ -241,7 +241,7 @@ class Trainer:
         with closing(coming):
             for batches in meter.waiting_for(coming):
                 losses = self.train_step(*batches)
-                meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
+                meter.done(self.accounts.note(self.step, batches, losses, self.watcher), batches)
                 self.step += 1
                 shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
                 self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
@@ -306,6 +306,7 @@ class Trainer:
             "validation_loss_by_task": by_task(self.validation),
             "frames_per_s": meter.frames_per_s,
             "waiting_share": meter.waiting_share,
+            "filled": meter.filled,
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
             **self.accounts.review(self.watcher),
         }
