@@ -110,7 +110,7 @@ class Variant:
     matmul: str
     fused: bool = True
     ctc: bool = True
-    loss_chunk: int = 0
+    loss_chunk: int | str = "auto"
     recompute: bool = False
 
 

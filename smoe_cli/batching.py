@@ -77,11 +77,11 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in MOVED})
 
     @property
-    def real(self) -> tuple[int, int]:
-        """Frames, and positions of the decoder, that are no padding."""
+    def filling(self) -> tuple[int, int, int, int]:
+        """Real frames, and all of them; real positions of the decoder, and all of them."""
         # The last token of each, as there is no loss at the first ones either.
         ends_N = ((self.targets != IGNORE_ID) * torch.arange(1, self.targets.shape[1] + 1, device=self.targets.device)).amax(1)
-        return int(self.feature_lengths.sum()), int(ends_N.sum())
+        return int(self.feature_lengths.sum()), self.features.shape[:2].numel(), int(ends_N.sum()), self.targets.numel()
 
     @property
     def routes_served(self) -> list[str]:
@@ -224,7 +224,7 @@ class RouteBatches:
         part = "a batch" if turns_per_batch == 1 else f"one of {turns_per_batch} parts of a batch"
         longest = max((cut for cuts in groups.values() for cut in cuts), key=lambda cut: cut.duration)
         if longest.duration > self.batch_s:
-            needed_s = (math.floor(10 * longest.duration * turns_per_batch) + 1) / 10
+            needed_s = math.ceil(10 * longest.duration * turns_per_batch - 1e-6) / 10
             raise DataError(
                 f"cut `{whole(longest).id}` lasts {longest.duration:.1f} s, longer than {part} of {batch_s:g} s, and no cut is longer",
                 f"raise `train.batch_s` to {needed_s:g} or more, or leave long cuts out",

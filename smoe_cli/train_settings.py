@@ -108,7 +108,7 @@ class TrainSettings(Settings):
     loss_chunk: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="Tokens or frames whose scores over the vocabulary are in memory at once; 0: those of the whole batch; `auto`: as many "
-        "as have 1 GiB of scores. The same loss but for the last digits; with a large vocabulary, 1024 saves most of the memory of a step.",
+        "as have 512 MiB of them. The same loss but for the last digits; with a large vocabulary, 1024 saves most of the memory of a step.",
     )
     temperature: float | str = Field(
         1.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ def start_from(folder: Path, system: System, watcher: Watcher) -> None:
     donor = checkpoint.load(folder)
     given, fresh = donor.model.state_dict(), system.model.state_dict()
     settings = system.config.train
-    sources = _sources(fresh, given, settings.init_experts, partial(_shared, system.plan, donor.plan))
+    sources = _sources(fresh, given, settings.init_experts, _shared(system.plan, donor.plan))
     weights = {name: value for name, value in given.items() if EXPERTS not in name and not name.startswith("ctc.")}
     for name in (name for name in fresh if name.startswith("ctc.")):
         weights[name] = given.get(name, fresh[name].cpu())
@@ -147,15 +147,20 @@ def _experts_by_layer(names: Mapping[str, object]) -> dict[str, list[str]]:
     return {layer: list(experts) for layer, experts in found.items()}
 
 
-def _shared(plan: RoutingPlan, given: RoutingPlan, stack: str, expert: str, source: str) -> int:
-    """On how many axes an expert of the new model and one of the checkpoint serve the same value."""
+def _shared(plan: RoutingPlan, given: RoutingPlan) -> Callable[[str, str, str], int]:
+    """(stack, expert of the new model, expert of the checkpoint) -> on how many axes they serve the same value."""
 
-    def tags(plan: RoutingPlan, name: str) -> dict[str, set[str]]:
-        chosen: StackPlan = getattr(plan, stack)
-        return chosen.tags(name, [Route.parse(route) for route in plan.routes]) if name in chosen.experts else {}
+    @cache
+    def tags(new: bool, stack: str, name: str) -> dict[str, set[str]]:
+        of = plan if new else given
+        chosen: StackPlan = getattr(of, stack)
+        return chosen.tags(name, [Route.parse(route) for route in of.routes]) if name in chosen.experts else {}
 
-    mine, theirs = tags(plan, expert), tags(given, source)
-    return sum(not values.isdisjoint(theirs.get(axis, ())) for axis, values in mine.items())
+    def count(stack: str, expert: str, source: str) -> int:
+        theirs = tags(False, stack, source)
+        return sum(not values.isdisjoint(theirs.get(axis, ())) for axis, values in tags(True, stack, expert).items())
+
+    return count
 
 
 def _sources(
@@ -164,7 +169,7 @@ def _sources(
     """Layer -> expert of the new model -> expert of the checkpoint that it takes its weights from.
 
     Args:
-        shared: As `_shared`, of (stack, new expert, expert of the checkpoint).
+        shared: As `_shared` gives it.
     """
     wanted, there = _experts_by_layer(fresh), _experts_by_layer(given)
     new = list(dict.fromkeys(name for layer, names in wanted.items() for name in names if name not in there[layer]))

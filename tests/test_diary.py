@@ -70,19 +70,19 @@ def test_a_validation_on_the_step_of_a_line_is_one_line(prepared, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
-def test_a_validation_says_how_much_of_the_batches_was_no_padding(prepared, tmp_path):
-    run = trainer(prepared, tmp_path)
-    cuts = [cut for step in islice(run.batches.stream(), 3) for cut in step]
-    batch, watch = run.collator(cuts), meter.Meter()
-    assert watch.filled == {"frames": 0.0, "tokens": 0.0}
-    watch.done(1, [batch])
-    guiding = [len(run.tokenizer.guiding_ids(route)) for route in batch.routes]
-    texts = [len(run.tokenizer.encode(str(cut.supervisions[0].text))) + first for cut, first in zip(cuts, guiding, strict=True)]
-    assert watch.filled["frames"] == pytest.approx(sum(batch.feature_lengths.tolist()) / batch.features[..., 0].numel())
-    assert watch.filled["tokens"] == pytest.approx(sum(texts) / (len(texts) * max(texts)))
+def test_a_validation_says_how_much_of_all_batches_was_no_padding(prepared, tmp_path):
+    run = trainer(prepared, tmp_path, turns_per_batch=3)
+    batches = [run.collator(cuts) for cuts in islice(run.batches.stream(), 8)]
     run.run()
-    found = [line["filled"] for line in lines(tmp_path / "metrics.jsonl")]
-    assert len(found) == 2 and all(0.5 < share <= 1.0 for line in found for share in line.values())
+    texts = [
+        [len(run.tokenizer.guiding_ids(route)) + len(run.tokenizer.encode(str(cut.supervisions[0].text))) for route, cut in pairs]
+        for pairs in (list(zip(batch.routes, batch.cuts, strict=True)) for batch in batches)
+    ]
+    found = lines(tmp_path / "metrics.jsonl")[-1]["filled"]
+    frames = [batch.feature_lengths.tolist() for batch in batches]
+    assert found["frames"] == pytest.approx(sum(map(sum, frames)) / sum(len(some) * max(some) for some in frames))
+    assert found["positions"] == pytest.approx(sum(map(sum, texts)) / sum(len(some) * max(some) for some in texts))
+    assert 0.5 < found["frames"] < 1.0
 
 
 def test_the_speed_of_a_line_is_that_since_the_one_before(monkeypatch):
@@ -98,7 +98,7 @@ def test_the_speed_of_a_line_is_that_since_the_one_before(monkeypatch):
     laps = []
     for _ in watch.waiting_for(coming()):
         now[0] += 1.0
-        watch.done(200, [])
+        watch.done(200)
         laps.append(watch.lap())
     assert laps == [{"frames_per_s": 100.0, "waiting_share": 0.5}] * 2 + [{"frames_per_s": 50.0, "waiting_share": 0.75}]
     assert watch.frames_per_s == pytest.approx(75.0), "laps change nothing of the whole"
@@ -129,7 +129,7 @@ def test_waiting_is_for_batches_and_nothing_else(monkeypatch):
     watch = meter.Meter()
     for batch in watch.waiting_for(coming()):
         pass_by(3.0)
-        watch.done(300, [])
+        watch.done(300)
         pass_by(5.0)
         if batch == 0:
             assert watch.waiting_share == pytest.approx(1 / 9)

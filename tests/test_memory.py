@@ -98,7 +98,7 @@ def test_a_run_with_a_batch_that_was_found_is_that_with_its_number_and_resumes_w
             "3 utterances of {longest:.1f} s, the longest cut: as many as `train.max_utterances` allows; "
             "they take 4% of what `train.memory_share` does",
         ),
-        (64, 600, "5 utterances of {longest:.1f} s, the longest cut: as many as fit into `train.memory_share` of the memory"),
+        (64, 600, "5 utterances of {longest:.1f} s, the longest cut: as many as the memory takes of which `train.memory_share` is used"),
     ],
 )
 def test_the_log_says_what_bounds_the_batch(prepared, tmp_path, monkeypatch, most, bound, said):

@@ -66,11 +66,16 @@ def test_an_expert_of_many_updates_with_little_audio_each_starves_too():
 
 def test_nobody_is_judged_by_fewer_updates_than_ten_of_an_even_share():
     shares = given({"transcribe/en/nb": 29})
-    assert not shares.enough(shares.recent())
+    assert not shares.enough(shares.recent(), "decoder.fr") and not shares.judged(shares.recent())
     shares.note({"transcribe/en/nb": 100}, {"transcribe/en/nb": 7})
-    assert shares.enough(shares.recent())
+    assert shares.enough(shares.recent(), "decoder.fr") and shares.judged(shares.recent()).keys() == {"decoder.de", "decoder.fr"}
     shares.review()
-    assert not shares.enough(shares.recent())
+    assert not shares.enough(shares.recent(), "decoder.fr") and not shares.judged(shares.recent())
+
+
+def test_a_stack_that_has_had_too_little_to_be_judged_keeps_no_other_from_it():
+    amounts = {"encoder.nb": (3, 300), "encoder.wb": (900, 90_000), "decoder.de": (18, 1_800), "decoder.fr": (0, 0)}
+    assert Shares(PLAN).judged(amounts).keys() == {"encoder.nb"}
 
 
 def test_an_expert_that_is_frozen_has_no_updates_and_neither_starves_nor_makes_others_starve():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 from collections import Counter
 
 import pytest
@@ -417,7 +416,7 @@ def test_batches_lie_in_pinned_memory_for_a_gpu_alone(prepared, tmp_path, monkey
     monkeypatch.setattr(run, "train_step", no_step)
     run.device = torch.device(device)
     with pytest.raises(KeyboardInterrupt):
-        run._loop(threading.Event())
+        run._loop()
     lies = {name: getattr(batches[0], name).data_ptr() in pinned for name in (*MOVED, "encoder_expert", "decoder_expert")}
     assert {name for name, is_pinned in lies.items() if is_pinned} == (set(MOVED) if device == "cuda" else set())
     made = next(loading.feed(run.collator, run.batches, 0, 1, 0))[0]

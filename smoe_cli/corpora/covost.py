@@ -40,13 +40,15 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
             places.setdefault(name, where)
     validated = folder / "validated.tsv"
     spoken: dict[str, tuple[str, str]] = {}
+    doubtful: set[str] = set()
     for where, row in source.table(validated, ("path", "sentence", "client_id"), escaped=True):
         said = row["sentence"], row["client_id"]
         if row["path"] in places and spoken.setdefault(row["path"], said) != said:
             work.unfit(DataError(f"{where}: clip `{row['path']}` occurs before, with another sentence or speaker", PUBLISHED))
+            doubtful.add(row["path"])
 
     def clips() -> Iterator[Segment]:
-        for name in source.follow(sorted(places), "clips", len(places)):
+        for name in source.follow(sorted(places.keys() - doubtful), "clips", len(places)):
             said = spoken.get(name)
             if said is None:
                 work.unfit(

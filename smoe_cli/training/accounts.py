@@ -64,9 +64,11 @@ class Accounts:
             for route, frames, tokens in zip(map(str, batch.routes), *of_utterances, strict=True):
                 own_frames[route] += frames
                 own_tokens[route] += tokens
-        own_counts = [*(own_frames[route] for route in plan_routes), *(own_tokens[route] for route in plan_routes)]
+        own_filling = [sum(some) for some in zip(*(batch.filling for batch in batches), strict=True)]
+        own_counts = [*own_filling, *(own_frames[route] for route in plan_routes), *(own_tokens[route] for route in plan_routes)]
         loss, *counts = self.ranks.total(own_loss, losses.too_short, *own_counts)
-        too_short, *of_routes = map(int, counts)
+        too_short, *of_all = map(int, counts)
+        filling, of_routes = of_all[: len(own_filling)], of_all[len(own_filling) :]
         if not math.isfinite(loss):
             self.stop(step, batches, f"the loss became {loss}", math.isfinite(own_loss))
         if too_short and not self.ctc_skipped:
@@ -76,7 +78,7 @@ class Accounts:
         self._judge(step, batches, loss, watcher)
         frames_of = dict(zip(plan_routes, of_routes, strict=False))
         tokens_of = dict(zip(plan_routes, of_routes[len(plan_routes) :], strict=True))
-        self.shares.note({route: frames_of[route] for route in served}, {route: tokens_of[route] for route in served})
+        self.shares.note({route: frames_of[route] for route in served}, {route: tokens_of[route] for route in served}, filling)
         return sum(frames_of.values())
 
     def _judge(self, step: int, batches: Sequence[Batch], loss: float, watcher: Watcher) -> None:
@@ -153,20 +155,21 @@ class Accounts:
         return {
             "steps_by_route": self.shares.by_route(),
             "experts": experts,
-            "starved": sorted(self.shares.judged(learned)) if self.shares.enough(learned) else [],
+            "starved": sorted(self.shares.judged(learned)),
             "ctc_skipped": self.ctc_skipped,
         }
 
     def review(self, watcher: Watcher) -> dict[str, Any]:
-        """What a validation writes down; says which experts have begun to starve, once there are enough steps to tell."""
+        """What a validation writes down; says which experts have begun to starve, once their stack has had enough updates to tell."""
         recent = self.shares.recent()
-        if self.shares.enough(recent):
-            found = self.shares.judged(recent)
-            for name in sorted(found.keys() - self.starving):
-                watcher.log(starvation(name, self.shares.recent_steps(), found[name]))
-            self.starving = set(found)
+        found = self.shares.judged(recent)
+        for name in sorted(found.keys() - self.starving):
+            watcher.log(starvation(name, self.shares.recent_steps(), found[name]))
+        self.starving = set(found) | {name for name in self.starving if not self.shares.enough(recent, name)}
+        if all(self.shares.enough(recent, name) for name in recent):
             self.shares.review()
         return {
+            "filled": self.shares.filled,
             "ctc_skipped": self.ctc_skipped,
             "exploded": self.exploded,
             "experts": {name: share.model_dump() for name, share in self.shares.experts().items()},

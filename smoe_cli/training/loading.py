@@ -52,7 +52,7 @@ def feed(
         workers: Processes that read and collate; 0: this one.
         rank, size: This is one of ``size`` training processes: of ``size * per_step`` batches it has every ``size``-th.
         stop: Whether training is to stop; the batches of a single process then end, should a worker end.
-        pin: Whether they lie in pinned memory, for a GPU: a thread of this process sees to that, ahead of the step that needs them.
+        pin: Whether they lie in pinned memory, for a GPU; with workers, a thread sees to that ahead of the step that needs them.
 
     Raises:
         SmoeError: If a batch cannot be made, or a worker has ended.

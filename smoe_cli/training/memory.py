@@ -242,6 +242,6 @@ def largest_batch_s(
     if utterances == settings.max_utterances:
         taken += f": as many as `train.max_utterances` allows; they take {peaks[utterances]:.0%} of what `train.memory_share` does"
     else:
-        taken += ": as many as fit into `train.memory_share` of the memory"
+        taken += ": as many as the memory takes of which `train.memory_share` is used"
     watcher.log(taken)
     return utterances * longest_s

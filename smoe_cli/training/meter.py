@@ -6,10 +6,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-import numpy as np
-
-from smoe_cli.batching import Batch
-
 T = TypeVar("T")
 
 
@@ -23,7 +19,6 @@ class Meter:
         """Begin anew."""
         self._started = time.monotonic()
         self._frames, self._steps, self._waited = 0, 0, 0.0
-        self._real, self._places = np.zeros(2, int), np.zeros(2, int)
         self._lap = self._started, 0, 0.0
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
@@ -38,19 +33,10 @@ class Meter:
             self._waited += time.monotonic() - asked
             yield batch
 
-    def done(self, frames: int, batches: Iterable[Batch]) -> None:
-        """A step on so many frames is done, of which this process had these batches."""
+    def done(self, frames: int) -> None:
+        """A step on so many frames is done."""
         self._frames += frames
         self._steps += 1
-        for batch in batches:
-            self._real += batch.real
-            self._places += batch.features.shape[:2].numel(), batch.targets.numel()
-
-    @property
-    def filled(self) -> dict[str, float]:
-        """Shares of batches that are no padding, in frames and in tokens."""
-        frames, tokens = (self._real / np.maximum(1, self._places)).tolist()
-        return {"frames": frames, "tokens": tokens}
 
     def lap(self) -> dict[str, float]:
         """Frames per second and the share of waiting since the last lap, which ends now."""

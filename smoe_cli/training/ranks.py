@@ -94,14 +94,6 @@ class Ranks:
         """
         return [sum(values) for values in zip(*self.gather(*numbers), strict=True)]
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so on any process.
-
-        Raises:
-            SmoeError: If a process has gone.
-        """
-        return self.total(flag)[0] > 0
-
     def collect(self, value: T) -> list[T]:
         """The values of every process.
 

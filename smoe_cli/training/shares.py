@@ -7,7 +7,7 @@ tells. Source: S-MoE, arXiv:2508.10009, which routes by supervision so that no g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -35,6 +35,8 @@ class ExpertShare(Record):
     frozen: bool = Field(default=False, description="Whether `train.freeze` holds all of it still.")
 
 
+FILLING = ("frames", "frames_padded", "positions", "positions_padded")
+"""What `Batch.filling` counts."""
 TOGETHER = " + "
 """Between the routes of one step."""
 
@@ -49,19 +51,26 @@ class Shares:
     Attributes:
         steps: Routes of a step, joined by `TOGETHER` -> steps.
         frames, tokens: Route -> how many.
+        filling: As `FILLING` -> how many.
     """
 
     def __init__(self, plan: RoutingPlan, frozen: Collection[str] = ()) -> None:
         self.plan, self.frozen = plan, frozen
         self.steps, self.reviewed = Counter[str](), Counter[str]()
         self.frames, self.reviewed_frames = Counter[str](), Counter[str]()
-        self.tokens = Counter[str]()
+        self.tokens, self.filling = Counter[str](), Counter[str]()
 
-    def note(self, frames: Mapping[str, int], tokens: Mapping[str, int]) -> None:
-        """Account for a step, given what each of its routes had."""
+    def note(self, frames: Mapping[str, int], tokens: Mapping[str, int], filling: Sequence[int] = ()) -> None:
+        """Account for a step, given what each of its routes had, and `Batch.filling` of all of it."""
         self.steps[TOGETHER.join(route for route in self.plan.routes if route in frames)] += 1
         self.frames.update(frames)
         self.tokens.update(tokens)
+        self.filling.update(dict(zip(FILLING, filling, strict=False)))
+
+    @property
+    def filled(self) -> dict[str, float]:
+        """Shares of the frames of all batches, and of their decoder's positions, that are no padding."""
+        return {name: self.filling[name] / max(1, self.filling[f"{name}_padded"]) for name in FILLING[::2]}
 
     def by_route(self) -> dict[str, int]:
         """Every route of the plan -> steps that it was in."""
@@ -94,10 +103,12 @@ class Shares:
         """Experts with too little -> what they had, and what an even share would have been.
 
         Args:
-            given: Expert that learns -> updates and frames, of the whole run or of a part: one for which `enough` holds.
+            given: Expert that learns -> updates and frames, of the whole run or of a part; a stack with too few updates is not judged.
         """
         found: dict[str, str] = {}
         for stack in self._stacks(given):
+            if not self.enough(given, stack[0]):
+                continue
             for number, unit in enumerate(("frames", "updates")):
                 amounts = {name: given[name][1 - number] for name in stack}
                 even = sum(amounts.values()) / len(stack)
@@ -108,9 +119,10 @@ class Shares:
                 }
         return found
 
-    def enough(self, given: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether there were so many updates that their shares mean something, in every stack."""
-        return all(sum(given[name][0] for name in stack) >= ENOUGH * len(stack) for stack in self._stacks(given))
+    def enough(self, given: Mapping[str, tuple[int, int]], expert: str) -> bool:
+        """Whether there were so many updates in an expert's stack that their shares mean something."""
+        stack = [name for name in given if _stack_of(name) == _stack_of(expert)]
+        return sum(given[name][0] for name in stack) >= ENOUGH * len(stack)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -118,6 +130,7 @@ class Shares:
             "steps_by_route": self.steps,
             "frames_by_route": self.frames,
             "tokens_by_route": self.tokens,
+            "filling": self.filling,
             "reviewed_by_route": self.reviewed,
             "reviewed_frames_by_route": self.reviewed_frames,
         }
@@ -135,7 +148,7 @@ class Shares:
         """The experts of each stack; one alone has nothing to be compared with."""
         stacks: dict[str, list[str]] = {}
         for name in names:
-            stacks.setdefault(name.partition(".")[0], []).append(name)
+            stacks.setdefault(_stack_of(name), []).append(name)
         return [stack for stack in stacks.values() if len(stack) > 1]
 
     def _experts(self) -> Iterator[tuple[str, list[str]]]:
@@ -145,6 +158,10 @@ class Shares:
                 for expert in plan.experts:
                     routes = [route for route in self.plan.routes if plan.expert(Route.parse(route)) == expert]
                     yield f"{stack}.{expert}", routes
+
+
+def _stack_of(expert: str) -> str:
+    return expert.partition(".")[0]
 
 
 def _steps_with(routes: Collection[str], steps: Mapping[str, int]) -> int:

@@ -18,9 +18,9 @@ from smoe_cli.training.precision import Precision
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.shard import agree_on_ctc, is_divided
 
-MOST_SCORES = 2**28
-"""Numbers that scores over the vocabulary may be, 1 GiB in float32, where the recipe says nothing; not what memory is free, or to go on
-elsewhere would change the last digits."""
+MOST_SCORES = 2**27
+"""Scores over the vocabulary that are computed at once where the recipe says nothing: 512 MiB in float32, of which a step holds up to three
+such for each head. It does not depend on the memory that is free, or to go on elsewhere would change the last digits."""
 
 
 def losses_of(

@@ -205,7 +205,7 @@ class Trainer:
                     self.checkpoints.forget()
                     self.diary.forget()
                 # What a kill before the save left of a review is written again.
-                self.diary.cut(self.step - self._unreviewed())
+                self.diary.cut(self.step - int(self._unreviewed()))
                 note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step, self.ranks.size)
             if self._unreviewed():
                 # What the validation decides is decided as if it had not been stopped.
@@ -241,7 +241,7 @@ class Trainer:
         with closing(coming):
             for batches in meter.waiting_for(coming):
                 losses = self.train_step(*batches)
-                meter.done(self.accounts.note(self.step, batches, losses, self.watcher), batches)
+                meter.done(self.accounts.note(self.step, batches, losses, self.watcher))
                 self.step += 1
                 shown = "  ".join(f"{task} {loss:.2f}" for task, loss in by_task(self.accounts.recent).items())
                 self.watcher.progress("train", self.step, self.settings.max_steps, f"loss {shown}  {meter}")
@@ -306,7 +306,6 @@ class Trainer:
             "validation_loss_by_task": by_task(self.validation),
             "frames_per_s": meter.frames_per_s,
             "waiting_share": meter.waiting_share,
-            "filled": meter.filled,
             "left_s": meter.step_s * (self.settings.max_steps - self.step),
             **self.accounts.review(self.watcher),
         }

@@ -269,6 +269,15 @@ def test_every_corpus_is_damaged_in_some_way():
     assert TREES.keys() - RECORDINGS.keys() == {"shar", "lhotse-recipe"}
 
 
+def test_a_clip_of_contradictory_rows_that_may_be_left_out_is_left_out(tmp_path):
+    TREES["covost"](tmp_path)
+    whole = {cut.supervisions[0].recording_id for cut in prepared("covost", tmp_path)[1]}
+    edit(CLIPS + "/validated.tsv", "en_99.mp3", "en_0.mp3")(tmp_path)
+    left = {cut.supervisions[0].recording_id for cut in prepared("covost", tmp_path, "data.corpora.en.max_unfit=1")[1]}
+    (gone,) = whole - left
+    assert left < whole and "common_voice_en_0" in gone
+
+
 RECORDINGS = {
     "librispeech": LIBRI + "/13-100-0000.flac",
     "mini-librispeech": "LibriSpeech/dev-clean-2/2/100/2-100-0000.flac",
