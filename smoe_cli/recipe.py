@@ -6,12 +6,13 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config
 from smoe_cli.corpus_settings import Corpus, Settings
@@ -123,7 +124,7 @@ def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", wher
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(item, group) for item in error.errors()]
+        problems = [_problem(item, group, kind) for item in error.errors()]
         raise ConfigError("; ".join(problems) + where, "docs/reference/config.md lists every setting") from None
 
 
@@ -157,10 +158,21 @@ def _from(base: Path, folder: object) -> str:
     return str(base / os.path.expanduser(os.path.expandvars(str(folder))))
 
 
-def _problem(item: Any, group: str) -> str:
+def _near(kind: type[BaseModel], names: Sequence[Any]) -> str:
+    """Settings of the group that ``names`` lead to whose names are like the last one, in words; empty if there is none."""
+    for name in names[:-1]:
+        field = kind.model_fields.get(str(name))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return ""
+        kind = field.annotation
+    near = get_close_matches(str(names[-1]), kind.model_fields)
+    return f"; near it: {', '.join(f'`{name}`' for name in near)}" if near else ""
+
+
+def _problem(item: Any, group: str, kind: type[BaseModel]) -> str:
     key = ".".join([*group.split(".")[:-1], *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
-        return f"unknown setting `{key}`"
+        return f"unknown setting `{key}`{_near(kind, item['loc'])}"
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
         known = get_args(get_args(Corpus)[0])
         return f"`{key}.type` says which kind of corpus it is: {', '.join(kind.model_fields['type'].default for kind in known)}"

@@ -156,7 +156,7 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
         before = json.loads(layout.stamp(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         missing = [path for path in writes if not path.exists()]
-        return f"`{missing[0]}` does not exist" if missing else "it was stopped, or did only a part of its work, the last time"
+        return f"`{missing[0]}` does not exist" if missing else "it was stopped, or asked for a part of its work only, the last time"
     if before.get("settings") != now["settings"]:
         return "its settings changed"
     if before.get("version") != now["version"]:

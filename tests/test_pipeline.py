@@ -216,7 +216,7 @@ def test_a_dry_run_of_training_refuses_what_training_refuses_and_writes_nothing(
 
 
 def test_unknown_settings_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown setting `train.max_step`"):
+    with pytest.raises(ConfigError, match=r"unknown setting `train.max_step`; near it: `max_steps`"):
         tiny_config(tmp_path, train={"max_step": 3})
     with pytest.raises(ConfigError, match=r"unknown preset `enc-dec`"):
         tiny_config(tmp_path, model={"preset": "enc-dec"})
@@ -242,7 +242,7 @@ def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatc
     monkeypatch.setattr("smoe_cli.gathering.read_corpus", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config)
-    assert plan_step(config, "prepare").reason == "it was stopped, or did only a part of its work, the last time"
+    assert plan_step(config, "prepare").reason == "it was stopped, or asked for a part of its work only, the last time"
 
 
 def test_a_part_of_a_step_does_not_count_as_the_step(config):

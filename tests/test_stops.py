@@ -30,6 +30,7 @@ from smoe_cli.layout import Layout
 from smoe_cli.loss import Losses
 from smoe_cli.training import Trainer
 from smoe_cli.training import validate as validations
+from smoe_cli.training.checkpoints import FREE
 from smoe_cli.training.guard import leave_locks, locked
 from smoe_cli.training.loading import feed
 from tests.test_diary import Listener, lines
@@ -618,3 +619,9 @@ def test_a_loader_that_outlives_a_killed_trainer_does_not_hold_its_lock(tmp_path
     with locked(tmp_path / "training.lock"):
         os.close(told)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_docs_name_every_setting_that_may_change_when_a_run_goes_on():
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "resume-and-interrupt.md").read_text(encoding="utf-8")
+    free = page.partition("### What may change in between")[2].partition("Not free:")[0]
+    assert [name for group, names in FREE.items() for name in sorted(names) if f"`{group}.{name}`" not in free] == []

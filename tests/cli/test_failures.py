@@ -86,7 +86,9 @@ def test_a_wrong_setting_exits_with_2_before_anything_runs(smoe, replace, words,
 
 def test_a_wrong_setting_comes_before_all_that_were_given(smoe):
     result = smoe("params", *("--set", "train.seed=1") * 9, "--set", "train.max_step=5")
-    assert result.stderr.startswith("error: unknown setting `train.max_step`; in `smoe.yaml --set train.seed=1 ")
+    assert result.stderr.startswith(
+        "error: unknown setting `train.max_step`; near it: `max_steps`, `warmup_steps`; in `smoe.yaml --set train.seed=1 "
+    )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("training stopped at step 40", "run it again")])
