@@ -224,7 +224,8 @@ class RouteBatches:
         part = "a batch" if turns_per_batch == 1 else f"one of {turns_per_batch} parts of a batch"
         longest = max((cut for cuts in groups.values() for cut in cuts), key=lambda cut: cut.duration)
         if longest.duration > self.batch_s:
-            needed_s = math.ceil(10 * longest.duration * turns_per_batch - 1e-6) / 10
+            # A little more, as the parts of a batch are rounded.
+            needed_s = (math.floor(10 * longest.duration * turns_per_batch) + 1) / 10
             raise DataError(
                 f"cut `{whole(longest).id}` lasts {longest.duration:.1f} s, longer than {part} of {batch_s:g} s, and no cut is longer",
                 f"raise `train.batch_s` to {needed_s:g} or more, or leave long cuts out",
