@@ -116,7 +116,7 @@ def _reviewed(config: Config, folder: Path, shard: bool) -> Any:
             calls["decoded"] += 1
             if in_samples and calls["decoded"] == 1:
                 os.kill(last, signal.SIGTERM)
-                time.sleep(1)
+                time.sleep(1)  # until the other process has been told, and has raised its flag
             return decode_batch(*args)
 
         validations.losses_of, Decoder.decode_batch = validating, decoding  # type: ignore[method-assign]

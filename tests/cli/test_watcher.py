@@ -147,7 +147,7 @@ with open_watcher() as watcher:
     with apart(Path({str(tmp_path)!r}), "a recipe", "/nowhere/", "mend it"):
         print("of others", file=sys.stderr)
         watcher.progress("inside", 1, 2)
-        time.sleep(0.6)
+        time.sleep(0.6)  # the bar draws itself at least once meanwhile
         watcher.progress("inside", 2, 2)
     watcher.progress("read", 2, 2)
 print("result")
