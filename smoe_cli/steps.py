@@ -20,6 +20,10 @@ from smoe_cli.records import Record, file_digest, write_text_atomically
 
 MISSING = "missing"
 """Instead of the digest of a file that does not exist. Not every file that could be written is: a test split may lack a language."""
+A_CHECKPOINT = "a checkpoint"
+"""Instead of a path: what the checkpoint holds counts, not where it lies."""
+UNSEEN = {"workers", "threads", "shard", "sample_utterances", "log_every", "tensorboard", "explosions"}
+"""Settings of `train` that leave the model as it is."""
 
 
 class Step(Record):
@@ -37,7 +41,7 @@ class Step(Record):
 class _Definition:
     """A step's files, and the settings whose change makes it stale."""
 
-    settings: Callable[[Config], Any]
+    settings: Callable[[Config], dict[str, Any]]
     reads: Callable[[Config, Layout], list[Path]]
     writes: Callable[[Config, Layout], list[Path]]
 
@@ -58,28 +62,29 @@ def _given(config: Config) -> list[Path]:
     return [config.train.init_from] if config.train.init_from else []
 
 
-def _tokenize_settings(config: Config) -> Any:
-    settings: list[Any] = [config.tokenizer.model_dump(), _tasks(config)]
-    return [*settings, "from a checkpoint"] if _given(config) else settings
+def _prepare_settings(config: Config) -> dict[str, Any]:
+    # What is allowed changes nothing of what was made.
+    data = config.data.model_dump(mode="json", exclude={"root": True, "corpora": {"__all__": {"weight", "allow_sources"}}})
+    return {"data": data, "features": {"sample_rate_hz": config.features.sample_rate_hz}, "tasks": _tasks(config), "axes": config.axes}
+
+
+def _tokenize_settings(config: Config) -> dict[str, Any]:
+    start = {"train": {"init_from": A_CHECKPOINT}} if _given(config) else {}
+    return {"tokenizer": config.tokenizer.model_dump(), "tasks": _tasks(config)} | start
 
 
 def _train_settings(config: Config) -> dict[str, Any]:
-    # What the checkpoint holds counts, not where it lies.
+    # Where the checkpoint lies does not count, and how corpora are blended only where they are.
     init = {"init_from"} if _given(config) else {"init_from", "init_noise", "init_experts"}
-    # How corpora are blended counts where they are.
     unset = {"corpus_temperature"} if config.train.corpus_temperature == 1.0 else set()
-    weights = {"corpus_weights": config.corpus_weights()} if config.corpus_weights() else {}
-    return (
-        config.train.model_dump(exclude={"workers", "threads", "shard", "sample_utterances", "tensorboard", "explosions", *init, *unset})
-        | weights
-        | ({"init": True} if _given(config) else {})
-    )
-
-
-def _prepare_settings(config: Config) -> list[Any]:
-    # What is allowed changes nothing of what was made.
-    data = config.data.model_dump(mode="json", exclude={"root": True, "corpora": {"__all__": {"weight", "allow_sources"}}})
-    return [data, _tasks(config), config.axes, config.features.sample_rate_hz]
+    return {
+        "model": config.model.model_dump(),
+        "train": ({"init_from": A_CHECKPOINT} if _given(config) else {}) | config.train.model_dump(exclude=UNSEEN | init | unset),
+        "features": config.features.model_dump(exclude={"cache_mb", "stored"}),
+        "tasks": _tasks(config),
+        "axes": config.axes,
+        "data": {"corpora": {name: {"weight": weight} for name, weight in config.corpus_weights().items()}},
+    }
 
 
 STEPS: dict[str, _Definition] = {
@@ -90,28 +95,22 @@ STEPS: dict[str, _Definition] = {
     ),
     "tokenize": _Definition(_tokenize_settings, lambda c, at: [at.cuts("train"), *_given(c)], lambda c, at: [at.tokenizer]),
     "train": _Definition(
-        lambda c: [
-            c.model.model_dump(),
-            _train_settings(c),
-            c.features.model_dump(exclude={"cache_mb", "stored"}),
-            _tasks(c),
-            c.axes,
-        ],
+        _train_settings,
         lambda c, at: [at.cuts("train"), at.cuts("dev"), at.tokenizer, *_given(c)],
         lambda c, at: [at.final],
     ),
     "decode": _Definition(
-        lambda c: c.decode.model_dump(),
+        lambda c: {"decode": c.decode.model_dump()},
         lambda c, at: [at.cuts("test"), at.final],
         lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
     ),
     "score": _Definition(
-        lambda c: [c.name, _tasks(c), {task: c.text_policy(task).signature for task in c.tasks}],
+        lambda c: {"name": c.name, "tasks": _tasks(c), "text": {task: c.text_policy(task).signature for task in c.tasks}},
         lambda c, at: [at.hypotheses("test", task, lang) for task, lang in c.targets()],
         lambda c, at: [at.scores / "scores.json", at.scores / "report.html"],
     ),
     "route-audit": _Definition(
-        lambda c: c.decode.model_dump(),
+        lambda c: {"decode": c.decode.model_dump()},
         lambda c, at: [at.cuts("test"), at.final],
         lambda c, at: [at.audit / "audit.json", at.audit / "audit.html"],
     ),
@@ -158,7 +157,7 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
         missing = [path for path in writes if not path.exists()]
         return f"`{missing[0]}` does not exist" if missing else "it was stopped, or asked for a part of its work only, the last time"
     if before.get("settings") != now["settings"]:
-        return "its settings changed"
+        return f"its settings changed: {_first_change(before.get('settings'), now['settings'])}"
     if before.get("version") != now["version"]:
         return f"smoe {before.get('version')} made it"
     # Results too: a run that was stopped while it replaced them leaves the account of the one before. Only audio that
@@ -171,6 +170,15 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
         if gone := before.get(key, {}).keys() - now[key].keys():
             return f"`{min(gone)}` does not exist"
     return ""
+
+
+def _first_change(before: Any, now: Any, name: str = "") -> str:
+    """The first setting that differs, as `decode.beam: 5 -> 1`; a section that is not there is one without settings."""
+    old, new = (section if isinstance(section, dict) else {} for section in (before, now))
+    for key in new | old:
+        if old.get(key) != new.get(key):
+            return _first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    return f"{name}: {json.dumps(before, ensure_ascii=False)} -> {json.dumps(now, ensure_ascii=False)}"
 
 
 def _account(config: Config, name: str) -> dict[str, Any]:

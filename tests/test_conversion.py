@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +221,12 @@ def test_a_folder_without_its_processor_says_how_to_save_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"no `tokenizer\.json`") as refused:
         pipeline.convert(folder, out=tmp_path / "ours")
     assert "AutoProcessor" in refused.value.hint
+
+
+def test_the_name_of_a_model_elsewhere_is_no_folder_and_the_error_says_how_to_make_one(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no folder `openai/whisper-tiny\.en`") as caught:
+        pipeline.convert(Path("openai/whisper-tiny.en"), out=tmp_path / "model")
+    assert "save_pretrained(FOLDER)" in caught.value.hint
 
 
 def test_weights_in_several_files_are_those_of_one(tmp_path):

@@ -237,6 +237,18 @@ def test_results_that_an_interrupted_run_left_do_not_count_as_those_of_the_run_b
         assert plan_step(config, name).state == "up to date"
 
 
+def test_a_step_that_would_run_anew_names_the_setting_that_changed(config):
+    pipeline.run(config)
+    changes = {"prepare": ("data", "max_duration_s"), "train": ("train", "max_steps"), "decode": ("decode", "beam")}
+    for step, (section, name) in changes.items():
+        old = getattr(getattr(config, section), name)
+        changed = getattr(config, section).model_copy(update={name: old + 1})
+        reason = plan_step(config.model_copy(update={section: changed}), step).reason
+        assert reason == f"its settings changed: {section}.{name}: {json.dumps(old)} -> {json.dumps(old + 1)}"
+    quiet = config.train.model_copy(update={"log_every": 7, "workers": 1, "tensorboard": True})
+    assert plan_step(config.model_copy(update={"train": quiet}), "train").state == "up to date", "these leave the model as it is"
+
+
 def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatch):
     pipeline.prepare(config)
     monkeypatch.setattr("smoe_cli.gathering.read_corpus", Mock(side_effect=KeyboardInterrupt))

@@ -312,7 +312,8 @@ def test_the_tokenizer_of_a_recipe_that_starts_from_a_checkpoint_is_the_checkpoi
     states = [plan_step(started, name).state for name in ("tokenize", "train")]
     assert states == ["up to date", "up to date"]
     gone = started.model_copy(update={"train": started.train.model_copy(update={"init_from": None})})
-    assert [plan_step(gone, name).reason for name in ("tokenize", "train")] == ["its settings changed"] * 2
+    changed = 'its settings changed: train.init_from: "a checkpoint" -> null'
+    assert [plan_step(gone, name).reason for name in ("tokenize", "train")] == [changed] * 2
 
 
 def test_a_process_that_is_killed_outright_continues(prepared, tmp_path):

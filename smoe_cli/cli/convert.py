@@ -12,9 +12,7 @@ from smoe_cli.cli.console import print_json, say
 
 
 def convert(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", exists=True, file_okay=False, help="Model as transformers' `save_pretrained` wrote it.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", file_okay=False, help="Model as transformers' `save_pretrained` wrote it.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write.", show_default=False)],
     task: Annotated[Literal["transcribe", "translate"], typer.Option("--task", help="What the model does.")] = "transcribe",
     lang: Annotated[

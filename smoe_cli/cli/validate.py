@@ -81,7 +81,7 @@ def _show(report: ValidationReport) -> None:
         say(f"{reject.cuts:,} cuts moved from {reject.manifest} to {reject.rejected}")
     show_findings(report.findings)
     heard = f"{report.recordings_read:,} recordings read" if report.recordings_read else "no audio read"
-    found = f"{report.errors:,} errors, {report.notes:,} notes"
+    found = ", ".join(f"{number:,} {what}{'s' * (number != 1)}" for number, what in ((report.errors, "error"), (report.notes, "note")))
     say(f"{'FAILED' if report.errors else 'passed'}: {found} in {report.cuts:,} cuts, {heard}")
 
 

@@ -36,8 +36,14 @@ class Source:
         """Read the settings.
 
         Raises:
-            CheckpointError: If there is no `config.json`.
+            CheckpointError: If there is no such folder, or no `config.json` in it.
         """
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"no folder `{folder}`",
+                "correct the path; a model that is still elsewhere is saved into a folder by transformers, model and processor both: "
+                "`WhisperForConditionalGeneration.from_pretrained(NAME).save_pretrained(FOLDER)`, the same with `AutoProcessor`",
+            )
         return cls(folder, _read_json(folder / "config.json"))
 
     def file(self, name: str, needed: bool = True) -> dict[str, Any]:

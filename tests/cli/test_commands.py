@@ -323,7 +323,7 @@ def test_validate_shows_the_first_findings_of_a_check_and_counts_the_others(smoe
     assert "error: text: ... and 2 more, all of them in the report" in shown
     assert shown.count("hint: text: correct it") == 1
     assert "1 to 2" in shown and "█" * 40 in shown and "█" * 41 not in shown
-    assert shown.endswith("FAILED: 12 errors, 1 notes in 1,200 cuts, 600 recordings read\n")
+    assert shown.endswith("FAILED: 12 errors, 1 note in 1,200 cuts, 600 recordings read\n")
 
 
 def test_findings_and_tables_do_nothing_to_a_terminal_and_json_has_what_was_written(smoe, replace):
