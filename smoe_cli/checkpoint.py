@@ -23,17 +23,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smoe_cli.config import CHECKPOINT_CONFIG, FRAMES_PER_S, Config, FeatureSettings, ModelSettings
+from smoe_cli.config import CHECKPOINT_CONFIG, FEATURE_HANDLING, FRAMES_PER_S, ROUTING_KEYS, Config, FeatureSettings, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
-from smoe_cli.layout import DIGESTS, EXPORT_CARD, WEIGHTS, model_digest
+from smoe_cli.layout import DIGESTS, EXPORT_CARD, WEIGHTS, Layout, model_digest
 from smoe_cli.model.experts import SHARED
 from smoe_cli.model.speech_to_text import Dimensions, SpeechToText
 from smoe_cli.records import Origin, file_digest, whole_folder, write_text_atomically
-from smoe_cli.routing import RoutingPlan
+from smoe_cli.routing import RoutingPlan, make_plan
+from smoe_cli.tags import Route
 from smoe_cli.tokenizer import Tokenizer, open_tokenizer
 
 CONFIG, PLAN, ORIGIN = CHECKPOINT_CONFIG, "plan.json", "origin.json"
 TRAINING_TENSORS, TRAINING_STATE = "training.safetensors", "training.json"
+ELSEWHERE = {"preset", "dropout", *(name for name in ModelSettings.model_fields if name.endswith(ROUTING_KEYS))}
+"""Settings of a model that its plan or other settings say too, or that only training knows."""
 
 
 def build_model(settings: ModelSettings, features: FeatureSettings, plan: RoutingPlan, vocab_size: int) -> SpeechToText:
@@ -42,7 +45,8 @@ def build_model(settings: ModelSettings, features: FeatureSettings, plan: Routin
         if name == SHARED or hasattr(torch.nn.ModuleDict(), name):
             user = "the expert that every route shares" if name == SHARED else "torch"
             raise ConfigError(
-                f"an expert cannot be named `{name}`: {user} uses that word itself", "rename the task, or choose experts by another tag"
+                f"an expert cannot be named `{name}`: {user} uses that word itself",
+                f"name it otherwise in `model.encoder_expert_groups` or `decoder_expert_groups`, for example {{{name}-expert: [{name}]}}",
             )
     return SpeechToText(
         Dimensions(
@@ -208,6 +212,40 @@ def load(folder: Path) -> System:
     return System(model.eval(), parts.config, parts.plan, parts.tokenizer, folder, model_digest(folder), parts.origin)
 
 
+def load_trained(config: Config) -> System:
+    """Read the model that a recipe has trained.
+
+    Raises:
+        CheckpointError: As `load`; or if the recipe has changed since, so that it would train another model.
+    """
+    layout = Layout.of(config)
+    system = load(layout.checkpoint())
+    if changed := _unlike(system, config, layout.tokenizer):
+        raise CheckpointError(
+            f"`{system.folder}` is no model of this recipe as it stands: {'; '.join(changed)}",
+            "set these back, train anew, or take the model with its own settings: --checkpoint and --out",
+        )
+    return system
+
+
+def _unlike(system: System, config: Config, tokenizer: Path) -> list[str]:
+    """What a recipe says otherwise than the model that it trained; routes that had no training data are missing from that."""
+    routes = [Route.parse(name) for name in system.plan.routes]
+    lost = [str(route) for route in routes if route not in config.routes()]
+    found = [f"its routes {', '.join(lost)}: the recipe has none of them"] if lost else []
+    found = found or system.plan.differences(make_plan(config, routes, system.plan.labels))
+    sections = (
+        ("model", system.config.model, config.model, ELSEWHERE),
+        ("features", system.config.features, config.features, FEATURE_HANDLING),
+    )
+    for section, before, now, free in sections:
+        old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
+        found += [f"{section}.{name}: {old[name]!r} -> {value!r}" for name, value in new.items() if old[name] != value]
+    if tokenizer.is_dir() and (other := system.tokenizer.difference(open_tokenizer(tokenizer))):
+        found.append(f"`{tokenizer}`: {other}")
+    return found
+
+
 def read_start(folder: Path) -> Parts:
     """The checkpoint that a recipe starts from, without its tensors.
 
@@ -247,27 +285,29 @@ def read_parts(folder: Path, tensors: bool = False) -> Parts:
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"checkpoint `{folder}` is damaged: {error}", "use another checkpoint, or train again")
+    found = error.errors() if isinstance(error, ValidationError) else []
+    why = "; ".join(": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in found) or error
+    return CheckpointError(f"checkpoint `{folder}` is damaged: {why}", "use another checkpoint, or train again")
 
 
 def load_weights(model: SpeechToText, weights: dict[str, Tensor], tied: bool, where: str) -> None:
     """Put weights into a model of exactly that shape.
 
     Raises:
-        CheckpointError: Naming a weight that is missing, unknown or of another shape.
+        CheckpointError: Naming a weight that is missing, unknown, or of another shape or type.
     """
     if tied:
         weights = {**weights, "decoder.output.weight": weights["decoder.embedding.weight"]}
     wanted = model.state_dict()
     missing, unknown = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
-    shapes = [name for name in wanted if name in weights and wanted[name].shape != weights[name].shape]
+    shapes = [name for name in wanted if name in weights and _kind(wanted[name]) != _kind(weights[name])]
     if missing or unknown or shapes:
         first = (
             f"weight `{missing[0]}` is missing"
             if missing
             else f"weight `{unknown[0]}` is unknown"
             if unknown
-            else f"weight `{shapes[0]}` has shape {tuple(weights[shapes[0]].shape)}, expected {tuple(wanted[shapes[0]].shape)}"
+            else f"weight `{shapes[0]}` is {_kind(weights[shapes[0]])}, expected {_kind(wanted[shapes[0]])}"
         )
         raise CheckpointError(
             f"weights of `{where}` do not fit its configuration, plan and tokenizer: {first} "
@@ -277,6 +317,10 @@ def load_weights(model: SpeechToText, weights: dict[str, Tensor], tied: bool, wh
     model.load_state_dict(weights, assign=True)
     if tied:
         model.decoder.output.weight = model.decoder.embedding.weight
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def load_position(folder: Path) -> Position:
@@ -311,8 +355,9 @@ def _verify(folder: Path, tensors: bool) -> None:
     except (OSError, ValueError) as error:
         why = f"it has no `{DIGESTS}`" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(f"`{folder}` is no checkpoint or an incomplete one: {why}", _what_else(folder)) from error
-    if not isinstance(digests, dict):
-        raise CheckpointError(f"`{folder}` is no checkpoint: `{DIGESTS}` names no files", _what_else(folder))
+    unnamed = [name for name in (WEIGHTS, CONFIG, PLAN) if not isinstance(digests, dict) or name not in digests]
+    if unnamed:
+        raise CheckpointError(f"`{folder}` is no checkpoint: `{DIGESTS}` does not name `{unnamed[0]}`", _what_else(folder))
     for name, digest in digests.items():
         path = folder / name
         if name in (WEIGHTS, TRAINING_TENSORS) and not tensors:

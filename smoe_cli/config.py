@@ -26,6 +26,8 @@ FRAMES_PER_S = 100
 """Feature frames: all kinds of features have one every 10 ms."""
 ROUTING_KEYS = ("_experts_by", "_expert_groups", "_routed_layers")
 """Ends of the names of settings that say which experts a model has, and where: each recipe's own."""
+FEATURE_HANDLING = {"cache_mb", "stored"}
+"""Settings of `features` that change nothing of what they are."""
 SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
 LOWEST_HZ, HIGHEST_HZ = 4000, 192_000
@@ -245,7 +247,10 @@ class ModelSettings(Settings):
         if self.conv_kernel is not None and self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel ({self.conv_kernel}) must be odd, so that frames keep their place")
         if (self.family == "whisper") != (self.max_tokens is not None):
-            raise ValueError(f"max_tokens ({self.max_tokens}) is what a model of the family `whisper` has, and no other")
+            raise ValueError(
+                f"family `{self.family}` and max_tokens {self.max_tokens} do not go together: those of the family `whisper` have such "
+                "a limit, and no others; both come from the converted model that `train.init_from` names"
+            )
         if self.decoder_ffn_scale > 1 and self.decoder_shared_ffn_dim is not None:
             raise ValueError("decoder_ffn_scale widens with a shared expert, and decoder_shared_ffn_dim names another; set one of them")
         if self.family != "whisper" and self.subsampling_channels % 2:

@@ -18,7 +18,7 @@ from lhotse import MonoCut
 from pydantic import Field
 from torch import Tensor
 
-from smoe_cli.config import Config, FeatureSettings
+from smoe_cli.config import FEATURE_HANDLING, Config, FeatureSettings
 from smoe_cli.cuts import stream_manifest
 from smoe_cli.errors import DataError
 from smoe_cli.features import FrontEnd, Key
@@ -50,7 +50,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, settings: FeatureSettings) -> None:
-        what = json.dumps(settings.model_dump(exclude={"cache_mb", "stored"}), sort_keys=True)
+        what = json.dumps(settings.model_dump(exclude=FEATURE_HANDLING), sort_keys=True)
         self.folder = folder / blake2b(what.encode(), digest_size=4).hexdigest()
 
     def path(self, key: Key) -> Path:

@@ -186,7 +186,6 @@ def decode(
         DataError: If an input is missing, damaged or empty, or a cut occurs twice.
         CheckpointError: If there is no trained model.
     """
-    from smoe_cli import checkpoint as checkpoints
     from smoe_cli.decoding.decode import Decoder
     from smoe_cli.decoding.outputs import write_split
     from smoe_cli.training.precision import choose_precision
@@ -194,8 +193,8 @@ def decode(
     watcher = watcher or Silent()
     check_request(config, inputs, choice, split, checkpoint, out)
     layout = Layout.of(config) if config is not None else None
-    folder = checkpoint or (layout.checkpoint() if layout else Path())
-    system = checkpoints.load(folder)
+    system = _system(config, checkpoint)
+    folder = system.folder or Path()
     if layout is not None and checkpoint is None and (ahead := layout.ahead_of_final()):
         watcher.log(f"warning: training has gone on to `{ahead}` since `{folder}` was written; `smoe train` takes it to its end")
     decoder = Decoder(system, _search(system, config if checkpoint is None else None, search))
@@ -239,6 +238,15 @@ def _note_unseen(cuts: Sequence[MonoCut], system: System, watcher: Watcher) -> N
             watcher.log(f"labels of {task} that training never saw, and so can only be wrong: {', '.join(new)}")
 
 
+def _system(config: Config | None, folder: Path | None) -> System:
+    """The checkpoint that is named, or else the recipe's own."""
+    from smoe_cli import checkpoint
+
+    if folder is None and config is not None:
+        return checkpoint.load_trained(config)
+    return checkpoint.load(folder or Path())
+
+
 def _search(system: System, config: Config | None, changes: DecodeSettings | None) -> DecodeSettings:
     """How to decode: as the recipe says, without one as the system's own, but for what is changed."""
     own = system.config if config is None else config
@@ -280,15 +288,13 @@ def route_audit(
     Raises:
         ConfigError: If the arguments do not go together.
     """
-    from smoe_cli import checkpoint as checkpoints
     from smoe_cli.audit import report
     from smoe_cli.audit.examine import audit
 
     check_audit(config, checkpoint, cuts, out)
     layout = Layout.of(config) if config is not None else None
-    folder = checkpoint or (layout.checkpoint() if layout else Path())
     manifest = cuts or (layout.cuts("test") if layout else Path())
-    system = checkpoints.load(folder)
+    system = _system(config, checkpoint)
     settings = _search(system, config if checkpoint is None else None, search)
     result = audit(system, settings, manifest, utterances, swap, watcher or Silent())
     target = out or (layout.audit if layout else None)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config
+from smoe_cli.config import CHECKPOINT_CONFIG, CHECKPOINTS, FEATURE_HANDLING, FINAL, MODEL, RECIPE_FILE, ROUTING_KEYS, Config
 from smoe_cli.corpus_settings import Corpus, Settings
 from smoe_cli.errors import ConfigError
 from smoe_cli.presets import PAPER_SCALE, SINGLE_TASK, apply_preset, known_preset
@@ -151,7 +151,7 @@ def _inherit(tree: dict[str, Any]) -> None:
         )
     shape = {key: value for key, value in given["model"].items() if key != "preset" and not key.endswith(ROUTING_KEYS)}
     tree["model"] = shape | apply_preset(model)
-    tree["features"] = {key: value for key, value in given["features"].items() if key not in ("cache_mb", "stored")} | features
+    tree["features"] = {key: value for key, value in given["features"].items() if key not in FEATURE_HANDLING} | features
 
 
 def _from(base: Path, folder: object) -> str:

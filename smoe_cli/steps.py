@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from smoe_cli import __version__
-from smoe_cli.config import SPLITS, Config
+from smoe_cli.config import FEATURE_HANDLING, SPLITS, Config
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, file_digest, write_text_atomically
@@ -80,7 +80,7 @@ def _train_settings(config: Config) -> dict[str, Any]:
     return {
         "model": config.model.model_dump(),
         "train": ({"init_from": A_CHECKPOINT} if _given(config) else {}) | config.train.model_dump(exclude=UNSEEN | init | unset),
-        "features": config.features.model_dump(exclude={"cache_mb", "stored"}),
+        "features": config.features.model_dump(exclude=FEATURE_HANDLING),
         "tasks": _tasks(config),
         "axes": config.axes,
         "data": {"corpora": {name: {"weight": weight} for name, weight in config.corpus_weights().items()}},

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smoe_cli import checkpoint
 from smoe_cli.checkpoint import Parts, System
-from smoe_cli.config import ROUTING_KEYS, Config, ModelSettings
+from smoe_cli.config import FEATURE_HANDLING, ROUTING_KEYS, Config, ModelSettings
 from smoe_cli.errors import CheckpointError, ConfigError
 from smoe_cli.layout import model_digest
 from smoe_cli.records import Origin
@@ -85,7 +85,7 @@ def check_fits(folder: Path, parts: Parts, config: Config, tokenizer: Tokenizer)
     """
     old = {f"model.{key}": value for key, value in parts.config.model.model_dump(exclude=FREE).items()}
     new = {f"model.{key}": value for key, value in config.model.model_dump(exclude=FREE).items()}
-    free = {"cache_mb", "stored", "pad_to_window"}
+    free = FEATURE_HANDLING | {"pad_to_window"}
     old |= {f"features.{key}": value for key, value in parts.config.features.model_dump(exclude=free).items()}
     new |= {f"features.{key}": value for key, value in config.features.model_dump(exclude=free).items()}
     changed = [key for key in new if old[key] != new[key]]

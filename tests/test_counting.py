@@ -104,6 +104,21 @@ def test_multiply_adds_are_those_that_a_forward_pass_does(monkeypatch, encoder, 
     assert cost.multiply_adds_per_second(model) == round(done / 10)
 
 
+def test_layers_that_do_not_choose_are_counted_beside_those_that_do(tmp_path):
+    """The slim model of one route has the same networks, all of them in layers without choice."""
+    ffn, shared = 2 * 32 * 64 + 64 + 32, 2 * 32 * 16 + 16 + 32
+    model = {"preset": "enc-smoe", "encoder_layers": 3, "encoder_routed_layers": [1], "encoder_shared_ffn_dim": 16}
+    report = pipeline.params(tiny_config(tmp_path, data={"nb_downsample": True}, model=model))
+    assert report.experts == {
+        "encoder.dense": 2 * ffn,
+        "encoder.nb": ffn,
+        "encoder.wb": ffn,
+        "encoder.shared": 3 * shared,
+        "decoder.dense": ffn,
+    }
+    assert report.total - report.active == ffn
+
+
 def test_a_checkpoint_is_counted_without_its_weights(tmp_path):
     config = tiny_config(tmp_path, tokenizer={"vocab_size": 270})
     tokenizer = ByteBPE.train(["one two"], 270, ["<transcribe>", "<translate>", "<en>", "<de>"], tmp_path / "tokenizer")

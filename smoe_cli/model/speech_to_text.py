@@ -296,10 +296,17 @@ class SpeechToText(nn.Module):
 
         A Conformer layer has two, `ffn_before` and `ffn`; a layer that does not choose, in a stack that does, has none.
         """
+        return (found for found in self._networks() if not isinstance(found[-1], UnroutedFFN))
+
+    def expert_sets(self) -> Iterator[tuple[str, SupervisedMoE]]:
+        """Every set of experts as (stack, experts), those of one in layers that do not choose too."""
+        return ((stack, experts) for stack, _, _, experts in self._networks())
+
+    def _networks(self) -> Iterator[tuple[str, int, str, SupervisedMoE]]:
         for stack, layers in (("encoder", self.encoder.layers), ("decoder", self.decoder.layers)):
             for number, layer in enumerate(layers):
                 for name, part in layer.named_children():
-                    if isinstance(part, SupervisedMoE) and not isinstance(part, UnroutedFFN):
+                    if isinstance(part, SupervisedMoE):
                         yield stack, number, name, part
 
     def routed_layers(self) -> Iterator[tuple[str, int, SupervisedMoE]]:
@@ -334,7 +341,7 @@ def count_parameters(model: SpeechToText) -> dict[str, int]:
     total = sum(p.numel() for p in model.parameters()) - head
     counts: dict[str, int] = {}
     idle = 0
-    for stack, _, moe in model.routed_layers():
+    for stack, moe in model.expert_sets():
         sizes = {name: sum(p.numel() for p in expert.parameters()) for name, expert in moe.experts.items()}
         idle += sum(sizes.values()) - max(sizes.values())
         for name, size in sizes.items():
