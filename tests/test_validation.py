@@ -179,7 +179,11 @@ SOUNDS = {
     "clipped": (lambda path: soundfile.write(path, np.clip(np.sin(np.arange(8000) / 9) * 3, -1, 1), 16000), "is clipped", "note"),
     "faint": (lambda path: soundfile.write(path, 1e-4 * np.sin(np.arange(8000)), 16000), "nearly silent: its peak is -8", "note"),
     "faint beside a constant": (lambda path: soundfile.write(path, 0.3 + 1e-4 * np.sin(np.arange(8000)), 16000), "nearly silent", "note"),
-    "a constant": (lambda path: soundfile.write(path, np.full(8000, 0.3), 16000), "is the same value from its beginning", "note"),
+    "a constant": (
+        lambda path: soundfile.write(path, np.full(8000, 0.3), 16000),
+        "nothing but silence: one value from its beginning",
+        "error",
+    ),
 }
 
 

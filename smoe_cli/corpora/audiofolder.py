@@ -17,7 +17,6 @@ from smoe_cli.corpora.lines import (
     id_of,
     lacking,
     objects,
-    refuse_utf16,
     row_of,
     said_band,
     text_of,
@@ -27,7 +26,7 @@ from smoe_cli.corpora.lines import (
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import check_within
+from smoe_cli.manifests import check_within, refuse_utf16
 
 FILE = "file_name"
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -108,7 +107,9 @@ def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[
             start = rows.line_num + 1
             for fields in rows:
                 where, start = f"`{table}` line {start}", rows.line_num + 1
-                if row := row_of(header, fields, where, work, "quote fields that hold commas or line breaks, or remove the line"):
+                if fields and (
+                    row := row_of(header, fields, where, work, "quote fields that hold commas or line breaks, or remove the line")
+                ):
                     yield where, row
     except csv.Error as error:
         # Nobody can tell how many rows follow: no single one can be left out.

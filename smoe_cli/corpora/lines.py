@@ -18,7 +18,7 @@ from smoe_cli.corpora.files import is_dir, is_file
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen, placed
 from smoe_cli.corpus_settings import CorpusSettings, FolderCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object
+from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object, refuse_utf16
 from smoe_cli.tags import Bandwidth
 
 T = TypeVar("T")
@@ -215,16 +215,6 @@ def bounded(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
         yield line
 
 
-def refuse_utf16(head: bytes, path: Path, cure: str) -> None:
-    """Refuse a file that begins as UTF-16 does.
-
-    Raises:
-        DataError: If it does.
-    """
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"`{path}` is UTF-16", cure)
-
-
 def table_rows(
     path: Path,
     lines: Iterator[tuple[int, str]],
@@ -264,7 +254,8 @@ def row_of(columns: Sequence[str], fields: Sequence[str], where: str, work: Work
     """Column -> field; None: there are more or fewer fields, which went to `work.unfit`."""
     if len(fields) == len(columns):
         return dict(zip(columns, fields, strict=True))
-    work.unfit(DataError(f"{where} has {len(fields)} fields, {len(columns)} are expected", cure))
+    what = f"has {len(fields)} fields, {len(columns)} are expected" if any(field.strip() for field in fields) else "is empty"
+    work.unfit(DataError(f"{where} {what}", cure))
     return None
 
 

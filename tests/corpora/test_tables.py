@@ -10,10 +10,10 @@ import pytest
 import soundfile
 
 from smoe_cli import pipeline
-from smoe_cli.corpora import tsv
+from smoe_cli.corpora import audiofolder, tsv
 from smoe_cli.corpora.segments import Source
 from smoe_cli.corpora.utterance import Work
-from smoe_cli.corpus_settings import CovostCorpus
+from smoe_cli.corpus_settings import AudioFolderCorpus, CovostCorpus
 from smoe_cli.errors import SmoeError
 from smoe_cli.manifests import LONGEST_LINE
 from tests.conftest import tiny_config
@@ -76,6 +76,20 @@ def test_a_table_of_an_audio_folder_in_utf_16_is_called_what_it_is(tmp_path, enc
     corpus = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
     with pytest.raises(SmoeError, match=r"metadata.csv` is UTF-16\n\nhint: convert the table to UTF-8"):
         pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
+
+
+def test_empty_lines_of_a_table_of_an_audio_folder_are_no_rows(tmp_path):
+    (tmp_path / "train").mkdir()
+    soundfile.write(tmp_path / "train" / "a.wav", np.sin(np.arange(16000)) / 9, 16000)
+    table = tmp_path / "train" / "metadata.csv"
+    config = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
+    work = Work("clips", tmp_path, tmp_path / "audio")
+    table.write_bytes(b"file_name,transcription\r\n\r\na.wav,yes\r\n\r\n")
+    assert [one.id for one in audiofolder.read(AudioFolderCorpus.model_validate(config), work)] == ["train-a"]
+    assert not work.problems and not work.losses
+    table.write_bytes(b"file_name,transcription\n  \na.wav,yes\n")
+    assert len(list(audiofolder.read(AudioFolderCorpus.model_validate(config), work))) == 1
+    assert [problem.message.partition(" line ")[2] for problem in work.problems] == ["2 is empty"]
 
 
 def test_a_row_that_nobody_foresaw_is_a_line_and_the_others_are_read(tmp_path, monkeypatch):
