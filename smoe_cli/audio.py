@@ -24,6 +24,8 @@ TOLERANCE_S = 0.05
 RIGHTS = "give yourself the right to enter and read it, for example with `chmod -R u+rX`, or ask whom it belongs to"
 LONGEST_S = 12 * 3600.0
 """No recording of speech is longer; a small file can claim to be, and would take hours to decode."""
+LONGEST_PATH = 1000
+"""Characters of a path or an id that are printed; a text in the wrong column can have thousands."""
 BLOCK = 2**20
 """Samples, of all channels together, that are decoded at once, whatever a header claims."""
 FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
@@ -45,7 +47,10 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         DataError: If the file is missing, unreadable, empty, or has another number of channels or a rate that no speech has.
     """
     if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
-        raise MissingAudio(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
+        what = f"`{_short(str(path))}` (utterance `{_short(recording_id)}`)"
+        if os.path.exists(path):
+            raise DataError(f"audio {what} is no plain file", "name a file of audio: no folder, no pipe, no device")
+        raise MissingAudio(f"no audio file {what}", "correct the path, or bring the file back")
     try:
         info = soundfile.info(str(path))
     except SOUNDFILE_RAISES as error:
@@ -67,6 +72,11 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
     _check_whole(path, f"audio `{path}` (utterance `{recording_id}`)")
     source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
+
+
+def _short(name: str) -> str:
+    """A name as it is, or the beginning of one that no file can have."""
+    return name if len(name) <= LONGEST_PATH else f"{name[:60]}…"
 
 
 def _check_rights(path: Path, what: str) -> None:

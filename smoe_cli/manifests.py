@@ -137,7 +137,7 @@ def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
                 number += 1
                 read += len(line)
                 if number == 1:
-                    refuse_utf16(line, path, "convert the file to UTF-8")
+                    refuse_other_bytes(line, path, "convert the file to UTF-8")
                 if len(line) > LONGEST_LINE:
                     raise DataError(
                         f"`{path}` line {number} is longer than {LONGEST_LINE:,} bytes: no cut is", "audio and arrays belong into files"
@@ -152,12 +152,14 @@ def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
         raise DataError(f"cannot read manifest `{path}`: {error}", "bring back the whole file, or prepare it again") from error
 
 
-def refuse_utf16(head: bytes, path: Path, cure: str) -> None:
-    """Refuse a file that begins as UTF-16 does.
+def refuse_other_bytes(head: bytes, path: Path, cure: str) -> None:
+    """Refuse a file that begins as UTF-16 does, or as what gzip packed.
 
     Raises:
         DataError: If it does.
     """
+    if head.startswith(b"\x1f\x8b"):
+        raise DataError(f"`{path}` is packed with gzip", "unpack it (`gunzip`), and name the unpacked file")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"`{path}` is UTF-16", cure)
 

@@ -1,6 +1,7 @@
 """Laws of audio files: written whole or not at all, read whole or not at all."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +170,15 @@ def test_a_packed_call_of_the_ldc_has_no_length_to_compare(tmp_path):
     path.write_bytes(whole[:20000])
     with path.open("rb") as file:
         assert cut_off(file) == "20,000 bytes where its header promises 65,024"
+
+
+def test_what_is_no_plain_file_is_not_called_missing_and_no_name_fills_the_screen(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(DataError, match="is no plain file"):
+            describe(path, "a")
+    with pytest.raises(DataError, match=r"no audio file `x{60}…` \(utterance `y{60}…`\)"):
+        describe(Path("x" * 5000), "y" * 5000)
 
 
 def test_each_channel_is_listened_to_for_itself(tmp_path):

@@ -347,6 +347,13 @@ def test_empty_lines_are_no_rows(tmp_path):
     assert (len(found), problems) == (2, [])
 
 
+def test_a_field_that_is_nearly_the_one_of_nemo_is_named(tmp_path):
+    nemo(tmp_path / "corpus", row(audio_file="wav/a.wav", audio_filepath=None))
+    work = Work("theirs", tmp_path / "corpus", tmp_path / "exp" / "audio")
+    assert not list(read_corpus(recipe(tmp_path / "corpus", NEMO).data.corpora["theirs"], work))
+    assert work.problems[0].hint == "it has `audio_file`: call the one that names the file `audio_filepath`"
+
+
 NEMO_DAMAGE = {
     "no JSON": ("{", r"line 2 is not JSON"),
     "no object": ("[1]", r"line 2 is no JSON object"),

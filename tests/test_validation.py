@@ -275,7 +275,7 @@ def test_prepare_validates_what_it_wrote_without_reading_audio_again(tmp_path, m
     config = recipe(corpus, tmp_path / "exp")
     found = {finding.check: finding for finding in pipeline.prepare(config).findings}
     assert (found["script"].severity, found["audio"].severity) == ("error", "note")
-    assert "is clipped" in found["audio"].message
+    assert "is clipped" in found["audio"].message and found["audio"].where == "recordings"
     with pytest.raises(CheckError, match=r"the manifests have 1 error: `.*validation.json`") as caught:
         pipeline.run(config)
     assert caught.value.exit_code == 1

@@ -26,7 +26,7 @@ from smoe_cli.corpora.lines import (
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import check_within, refuse_utf16
+from smoe_cli.manifests import check_within, refuse_other_bytes
 
 FILE = "file_name"
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -71,6 +71,8 @@ def _table(split: str, name: str, settings: AudioFolderCorpus, work: Work) -> Pa
     place = work.root / settings.path / name
     others = [other for other in TABLES if other != settings.metadata and is_file(place / other)]
     cure = f"there is `{others[0]}`: say `data.corpora.{work.name}.metadata: {others[0]}`" if others else ""
+    if not others and is_file(place.parent / settings.metadata):
+        cure = f"there is one for all splits, `{place.parent / settings.metadata}`: write one in each split's folder, paths starting there"
     return found(place / settings.metadata, settings, work, f"folders.{split}", "table", cure)
 
 
@@ -98,7 +100,7 @@ def _objects(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[t
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         with table.open("rb") as head:
-            refuse_utf16(head.read(2), table, "convert the table to UTF-8")
+            refuse_other_bytes(head.read(2), table, "convert the table to UTF-8")
         # Bytes that are not UTF-8 are kept as they are, and refused in their row: the others can still be looked at.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(bounded(file, table), strict=True)

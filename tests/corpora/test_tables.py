@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tracemalloc
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def test_a_table_of_an_audio_folder_in_utf_16_is_called_what_it_is(tmp_path, enc
     (tmp_path / "train" / "metadata.csv").write_bytes("\ufefffile_name,transcription\na.wav,yes\n".encode(encoding))
     corpus = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
     with pytest.raises(SmoeError, match=r"metadata.csv` is UTF-16\n\nhint: convert the table to UTF-8"):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
+
+
+def test_a_table_that_is_packed_is_called_that(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000)) / 9, 16000)
+    for name, said in (("t.tsv", r"t.tsv` is packed with gzip"), ("other.tsv", r"there is `other.tsv.gz`: unpack it")):
+        (tmp_path / (name if name == "t.tsv" else "other.tsv.gz")).write_bytes(gzip.compress(b"id\tpath\n"))
+        corpus = {"type": "tsv", "path": name}
+        with pytest.raises(SmoeError, match=said):
+            pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
+
+
+def test_one_table_above_the_folders_of_all_splits_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\ntrain/a.wav,yes\n")
+    corpus = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
+    with pytest.raises(SmoeError, match=r"no table `.*train/metadata.csv`\n\nhint: there is one for all splits, `.*metadata.csv`"):
         pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
 
 
