@@ -24,6 +24,8 @@ TOLERANCE_S = 0.05
 RIGHTS = "give yourself the right to enter and read it, for example with `chmod -R u+rX`, or ask whom it belongs to"
 LONGEST_S = 12 * 3600.0
 """No recording of speech is longer; a small file can claim to be, and would take hours to decode."""
+LONGEST_PATH = 1000
+"""Characters of a path or an id that are printed; a text in the wrong column can have thousands."""
 BLOCK = 2**20
 """Samples, of all channels together, that are decoded at once, whatever a header claims."""
 FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
@@ -45,7 +47,10 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
         DataError: If the file is missing, unreadable, empty, or has another number of channels or a rate that no speech has.
     """
     if not os.path.isfile(path):  # unlike Path's own, it answers for impossible names too
-        raise MissingAudio(f"no audio file `{path}` (utterance `{recording_id}`)", "correct the path, or bring the file back")
+        what = f"`{_short(str(path))}` (utterance `{_short(recording_id)}`)"
+        if os.path.exists(path):
+            raise DataError(f"audio {what} is no plain file", "name a file of audio: no folder, no pipe, no device")
+        raise MissingAudio(f"no audio file {what}", "correct the path, or bring the file back")
     try:
         info = soundfile.info(str(path))
     except SOUNDFILE_RAISES as error:
@@ -67,6 +72,11 @@ def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recordi
     _check_whole(path, f"audio `{path}` (utterance `{recording_id}`)")
     source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path.resolve()))
     return Recording(recording_id, [source], sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate)
+
+
+def _short(name: str) -> str:
+    """A name as it is, or the beginning of one that no file can have."""
+    return name if len(name) <= LONGEST_PATH else f"{name[:60]}…"
 
 
 def _check_rights(path: Path, what: str) -> None:
@@ -165,7 +175,7 @@ class Heard:
         problem: Why it cannot be used; None: it can.
         notes: What to know of it all the same.
         whole: Whether it was read; what is not as promised is not.
-        dead: Channels that are nothing but zeros, where others are not.
+        dead: Channels that are nothing but one value, zero or another, where others are not.
     """
 
     problem: DataError | None = None
@@ -189,7 +199,7 @@ def listen(recording: Recording, before: Heard | None = None) -> Heard:
     """Read a recording to its end, in blocks; nothing is raised, so that others can be read too.
 
     What is found: a file that is missing, unreadable, broken off or not as promised; values that are not finite, or nothing
-    but zeros. To be noted of each channel: clipping, another constant, and a swing below -60 dBFS.
+    but one value. To be noted of each channel: clipping, and a swing below -60 dBFS.
 
     Args:
         before: What was heard of the same files; they are then not read again, but only compared with what is promised.
@@ -265,7 +275,7 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
 
 
 def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int]]:
-    """What to note of a file's channels, and which of them are nothing but zeros."""
+    """What to note of a file's channels, and which of them are nothing but one value."""
     frames, finite = 0, True
     clipped_C, lowest_C, highest_C = np.zeros(1, dtype=int), np.full(1, np.inf, np.float32), np.full(1, -np.inf, np.float32)
     try:
@@ -289,20 +299,18 @@ def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int]]:
     dead: list[int] = []
     for channel, clipped, lowest, highest in zip(source.channels, clipped_C, lowest_C, highest_C, strict=False):
         what, swing = where if len(clipped_C) == 1 else f"channel {channel} of {where}", float(highest - lowest) / 2
-        if swing == 0 and highest == 0:
+        if swing == 0:
             dead.append(channel)
             continue
         if clipped > max(MOST_CLIPPED * frames, 1):
             notes.append(f"{what} is clipped: {100 * clipped / frames:.1f} % of its samples are at full scale")
-        if swing == 0:
-            notes.append(f"{what} is the same value from its beginning to its end: nothing was recorded")
-        elif swing < FAINT:
+        if swing < FAINT:
             notes.append(f"{what} is nearly silent: its peak is {20 * np.log10(swing):.0f} dBFS")
     return notes, dead
 
 
 def _silent(what: str) -> DataError:
-    return DataError(f"{what} is nothing but silence (all zeros)", "remove it, or bring back the right file")
+    return DataError(f"{what} is nothing but silence: one value from its beginning to its end", "remove it, or bring back the right file")
 
 
 def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smoe_cli.audio import resampled
 from smoe_cli.bandwidth import Estimate
@@ -22,10 +23,15 @@ from smoe_cli.transforms import chain_of, check_rate
 
 NARROWBAND_HZ = TELEPHONE_HZ
 WIDEBAND_HZ = 16000
+BARE, UNDETERMINED = "bare", "und"
+"""Corpus and spoken language of an audio file that no manifest names; the latter is what ISO 639-2 says where nobody knows."""
+Said = Annotated[str, Field(pattern=r"\S")]
+"""A tag that must say something: an empty one is a missing one."""
+_WRONG = {"string_pattern_mismatch": "is empty"}
 
 
 class Tags(BaseModel):
-    """What the supervision of every cut carries besides text and language. A missing or wrong field is an error.
+    """What the supervision of every cut carries besides text and language. A missing, empty or wrong field is an error.
 
     `axes` holds the tags on the recipe's own axes; manifests of recipes without such axes may lack it. `line` names the telephone
     line that was simulated, `bandwidth_hz` and `bandwidth_confidence` what the spectrum of the recording says, if that was asked
@@ -34,16 +40,16 @@ class Tags(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    utterance: str
-    corpus: str
-    task: str
-    bandwidth: str
-    source_lang: str
+    utterance: Said
+    corpus: Said
+    task: Said
+    bandwidth: Said
+    source_lang: Said
     transcript: str
     references: list[str]
     subset: str
     synthetic: bool
-    axes: dict[str, str] = {}
+    axes: dict[str, Said] = {}
     line: str | None = None
     bandwidth_hz: int | None = None
     bandwidth_confidence: float | None = None
@@ -269,17 +275,22 @@ def tags_of(cut: MonoCut) -> Tags:
     """The tags of a cut.
 
     Raises:
-        DataError: If the cut has not one supervision with all tags; nothing is assumed.
+        DataError: If the cut has not one supervision with its language and all tags; nothing is assumed.
     """
     if len(cut.supervisions) != 1:
         raise DataError(
             f"cut `{cut.id}` has {len(cut.supervisions)} supervisions, expected one", "prepare the manifest with `smoe prepare`"
         )
+    supervision, problems = cut.supervisions[0], list[str]()
+    if not (supervision.language or "").strip():
+        problems.append("`language`: is empty")
     try:
-        return Tags.model_validate(cut.supervisions[0].custom or {})
+        tags = Tags.model_validate(supervision.custom or {})
     except ValidationError as error:
-        problems = ", ".join(f"`{item['loc'][0]}`: {item['msg'].lower()}" for item in error.errors())
-        raise DataError(f"cut `{cut.id}` lacks supervision: {problems}", "prepare the manifest with `smoe prepare`") from None
+        problems += [f"`{'.'.join(map(str, item['loc']))}`: {_WRONG.get(item['type'], item['msg'].lower())}" for item in error.errors()]
+    if problems:
+        raise DataError(f"cut `{cut.id}` lacks supervision: {', '.join(problems)}", "prepare the manifest with `smoe prepare`")
+    return tags
 
 
 def route_of(cut: MonoCut, plan: RoutingPlan | None = None, tags: Tags | None = None) -> Route:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -68,6 +69,10 @@ class _Cut(BaseModel):
     recording: _Recording
 
 
+class NoCuts(DataError):
+    """A whole manifest is of something else."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One line of a manifest: a cut, or what is wrong with it.
@@ -93,12 +98,18 @@ def read_manifest(path: Path, within: Path | None = None) -> Iterator[Item]:
         within: Folder that audio must lie in, symbolic links followed, because the manifest is not trusted; None: anywhere.
 
     Raises:
-        DataError: If the manifest is missing or unreadable, or would fill the memory. What is wrong with one line is in its item.
+        DataError: If the manifest is missing or unreadable, of something else than cuts, or would fill the memory. What is wrong with
+            one line is in its item.
     """
     for number, raw in read_lines(path):
         cut, problem, where = None, None, f"`{path}` line {number}"
         try:
-            cut = make_cut(read_object(raw, where), where, within, archives=False)
+            tree = read_object(raw, where)
+            if number == 1:
+                refuse_parts(tree, path)
+            cut = make_cut(tree, where, within, archives=False)
+        except NoCuts:
+            raise
         except DataError as error:
             problem = error
         yield Item(number, raw, cut, problem)
@@ -125,6 +136,8 @@ def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1
                 read += len(line)
+                if number == 1:
+                    refuse_other_bytes(line, path, "convert the file to UTF-8")
                 if len(line) > LONGEST_LINE:
                     raise DataError(
                         f"`{path}` line {number} is longer than {LONGEST_LINE:,} bytes: no cut is", "audio and arrays belong into files"
@@ -137,6 +150,18 @@ def read_lines(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Iterator[tup
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read manifest `{path}`: {error}", "bring back the whole file, or prepare it again") from error
+
+
+def refuse_other_bytes(head: bytes, path: Path, cure: str) -> None:
+    """Refuse a file that begins as UTF-16 does, or as what gzip packed.
+
+    Raises:
+        DataError: If it does.
+    """
+    if head.startswith(b"\x1f\x8b"):
+        raise DataError(f"`{path}` is packed with gzip", "unpack it (`gunzip`), and name the unpacked file")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"`{path}` is UTF-16", cure)
 
 
 def read_object(raw: bytes, where: str) -> dict[str, Any]:
@@ -153,11 +178,29 @@ def read_object(raw: bytes, where: str) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start])
         raise DataError(f"{where} is not UTF-8: it has half a character, {half}", "correct or remove the line") from None
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.object[error.start]:#x} at {error.start + 1}"
+        raise DataError(f"{where} is not UTF-8: {byte}", "convert the file to UTF-8, or correct the line") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}", "one object a line; correct or remove the line") from error
     if not isinstance(tree, dict):
         raise DataError(f"{where} is no JSON object", "one object a line; correct or remove the line")
     return tree
+
+
+def refuse_parts(tree: dict[str, Any], path: Path) -> None:
+    """Refuse a manifest whose first line is a recording or a supervision: what Lhotse makes cuts of.
+
+    Raises:
+        NoCuts: If it is one.
+    """
+    if "recording" in tree or "supervisions" in tree:
+        return
+    what = "recordings" if "sources" in tree else "supervisions" if "recording_id" in tree else None
+    if what is not None:
+        raise NoCuts(
+            f"`{path}` is a manifest of {what}, not of cuts", "make cuts of both: `lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS`"
+        )
 
 
 def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bool, start: Path | None = None) -> MonoCut:

@@ -1,6 +1,7 @@
 """Laws of audio files: written whole or not at all, read whole or not at all."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,13 +172,24 @@ def test_a_packed_call_of_the_ldc_has_no_length_to_compare(tmp_path):
         assert cut_off(file) == "20,000 bytes where its header promises 65,024"
 
 
+def test_what_is_no_plain_file_is_not_called_missing_and_no_name_fills_the_screen(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(DataError, match="is no plain file"):
+            describe(path, "a")
+    with pytest.raises(DataError, match=r"no audio file `x{60}…` \(utterance `y{60}…`\)"):
+        describe(Path("x" * 5000), "y" * 5000)
+
+
 def test_each_channel_is_listened_to_for_itself(tmp_path):
     samples = np.random.default_rng(0).normal(scale=0.1, size=(16000, 4))
-    samples[:100, 1], samples[:, 2], samples[:, 3] = 1.0, 0.25, samples[:, 3] / 1000
+    samples[:100, 1], samples[:, 2], samples[:, 3] = 1.0, 0.25, 0.25 + samples[:, 3] / 1000
     soundfile.write(tmp_path / "call.wav", samples, 16000)
     heard = listen(describe(tmp_path / "call.wav", "call", None))
     assert [(note[:11], note.partition("is ")[2][:10]) for note in heard.notes[:1]] == [("channel 1 o", "clipped: 0")]
-    assert [note[:11] for note in heard.notes] == ["channel 1 o", "channel 2 o", "channel 3 o"]
-    assert [heard.problem_of(describe(tmp_path / "call.wav", "call", None), channel) for channel in range(4)] == [None] * 4
-    soundfile.write(tmp_path / "call.wav", np.zeros((16000, 2)), 16000)
+    assert [note[:11] for note in heard.notes] == ["channel 1 o", "channel 3 o"]
+    problems = [heard.problem_of(describe(tmp_path / "call.wav", "call", None), channel) for channel in range(4)]
+    assert [channel for channel, problem in enumerate(problems) if problem is not None] == [2]
+    assert "channel 2 of audio" in problems[2].message and "nothing but silence: one value" in problems[2].message
+    soundfile.write(tmp_path / "call.wav", np.stack((np.zeros(16000), np.full(16000, 0.25)), 1), 16000)
     assert "nothing but silence" in listen(describe(tmp_path / "call.wav", "call", None)).problem.message

@@ -193,7 +193,7 @@ DAMAGES = {
         "check the folder's rights",
     ),
     "narrowband audio called wideband": Damage(
-        lambda at: soundfile.write(at / "call.wav", np.full(8000, 0.1), 8000),
+        lambda at: soundfile.write(at / "call.wav", np.sin(np.arange(8000)) / 9, 8000),
         "decode call.wav --task transcribe --bandwidth wb",
         "audio `.*call.wav` is called wideband, but is sampled at 8000 Hz",
         "`--bandwidth nb`",

@@ -127,6 +127,31 @@ def test_reco2file_and_channel_says_which_side_of_a_call_is_heard(kaldi, tmp_pat
     assert heard == {"theirs/a-u1": 300, "theirs/b-u2": 600}
 
 
+def test_a_segment_may_name_its_channel_from_0(kaldi, tmp_path):
+    tone(kaldi / "call.wav", 300, channels=2)
+    write(kaldi / "wav.scp", "call call.wav\nr2 wav/r2.flac\n")
+    write(kaldi / "segments", "a-u1 call 0 1 0\nb-u2 call 0 1 1\nb-u3 r2 0 -1 0\n")
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert ([(one.id, one.channel) for one in found], problems) == ([("a-u1", 0), ("b-u2", 1), ("b-u3", 0)], [])
+    write(kaldi / "reco2file_and_channel", "call call B\nr2 r2 B\n")
+    write(kaldi / "segments", "a-u1 call 0 1 0\nb-u2 call 0 1 2\nb-u3 r2 0 -1 0\n")
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert [one.id for one in found] == ["b-u3"]
+    assert "line 1: channel 0 is wanted of recording `call`, which `" in problems[0]
+    assert problems[0].endswith("reco2file_and_channel` line 1 says is channel 1")
+    assert problems[1].endswith("line 2: channel 2 is wanted of recording `call`, whose channels are 0 to 1")
+    write(kaldi / "segments", "a-u1 call 0 1\nb-u2 call 0 1 -1\nb-u3 r2 0 -1 B\n")
+    _, problems = read(tmp_path / "corpus", KALDI)
+    assert [problem.partition(": ")[2] for problem in problems] == ["`-1` is no channel", "`B` is no channel"]
+
+
+def test_empty_lines_at_the_end_of_a_table_of_kaldi_are_no_loss(kaldi, tmp_path):
+    for name in ("text", "segments", "wav.scp"):
+        write(kaldi / name, (kaldi / name).read_text() + "\n  \n")
+    found, problems = read(tmp_path / "corpus", KALDI)
+    assert (len(found), problems) == (3, [])
+
+
 def test_audio_can_start_from_another_folder_than_the_data_folder(kaldi, tmp_path):
     (kaldi / "wav").rename(tmp_path / "corpus" / "wav")
     found, problems = read(tmp_path / "corpus", KALDI | {"audio_root": "."})
@@ -320,6 +345,13 @@ def test_empty_lines_are_no_rows(tmp_path):
     nemo(tmp_path / "corpus", row(), "", row(audio_filepath="wav/b.wav"), " ")
     found, problems = read(tmp_path / "corpus", NEMO)
     assert (len(found), problems) == (2, [])
+
+
+def test_a_field_that_is_nearly_the_one_of_nemo_is_named(tmp_path):
+    nemo(tmp_path / "corpus", row(audio_file="wav/a.wav", audio_filepath=None))
+    work = Work("theirs", tmp_path / "corpus", tmp_path / "exp" / "audio")
+    assert not list(read_corpus(recipe(tmp_path / "corpus", NEMO).data.corpora["theirs"], work))
+    assert work.problems[0].hint == "it has `audio_file`: call the one that names the file `audio_filepath`"
 
 
 NEMO_DAMAGE = {

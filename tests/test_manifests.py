@@ -261,10 +261,10 @@ def test_a_packed_manifest_that_would_fill_the_memory_is_refused(tmp_path, conte
     [
         (b"no json\n", "line 1 is not JSON"),
         (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
-        (b"\xff\xfe\n", "line 1 is not JSON"),
+        (b"\xe9\n", "line 1 is not UTF-8: byte 0xe9 at 1"),
         (b'{"id": "\\ud800"}\n', "line 1 is not UTF-8: it has half a character, '\\ud800'"),
         (b'{"id": "c", "x": [{"text": "a\\uDFFF\\ud83d\\ude00"}]}\n', "line 1 is not UTF-8: it has half a character, '\\udfff'"),
-        (b'{"id": "\xed\xa0\x80"}\n', "line 1 is not JSON"),
+        (b'{"id": "\xed\xa0\x80"}\n', "line 1 is not UTF-8: byte 0xed at 9"),
         (b"3\n", "line 1 is no JSON object"),
         (b'{"id": "c", "type": "MixedCut"}\n', "cut `c` is not one channel of one recording"),
         (b'{"id": "c", "recording": {}}\n', "line 1: cut `c` is no sound cut: `start`: field required"),
@@ -274,6 +274,29 @@ def test_a_line_that_is_no_cut_is_named_by_its_number(tmp_path, raw, said):
     (tmp_path / "cuts.jsonl").write_bytes(raw)
     (item,) = read_manifest(tmp_path / "cuts.jsonl")
     assert item.cut is None and said in item.problem.message and item.problem.hint
+
+
+def test_a_manifest_in_utf_16_is_one_error(tmp_path):
+    (tmp_path / "cuts.jsonl").write_bytes(('{"id": "c"}\n' * 20).encode("utf-16"))
+    with pytest.raises(DataError, match=r"cuts.jsonl` is UTF-16\n\nhint: convert the file to UTF-8"):
+        next(read_manifest(tmp_path / "cuts.jsonl"))
+    nemo = {"type": "nemo", "manifests": {"train": "cuts.jsonl"}}
+    with pytest.raises(DataError, match=r"cuts.jsonl` is UTF-16\n\nhint: convert the file to UTF-8"):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"theirs": nemo}}))
+
+
+@pytest.mark.parametrize("part", ["recordings", "supervisions"])
+def test_what_cuts_are_made_of_is_called_what_it_is_once(folder, part):
+    tree = entry(folder)
+    one = tree["recording"] if part == "recordings" else tree["supervisions"][0]
+    (folder / "cuts.jsonl").write_text(3 * (json.dumps(one) + "\n"), encoding="utf-8")
+    said = f"cuts.jsonl` is a manifest of {part}, not of cuts"
+    with pytest.raises(DataError, match=said) as caught:
+        pipeline.validate(None, cuts=[folder / "cuts.jsonl"])
+    assert "lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS" in caught.value.hint
+    with pytest.raises(DataError, match=said) as caught:
+        pipeline.prepare(config_of(folder, one))
+    assert caught.value.message.count("is a manifest of") == 1
 
 
 def test_escaped_characters_are_whole_ones_too():

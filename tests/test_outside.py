@@ -276,7 +276,8 @@ def test_samples_that_are_no_whole_numbers_are_rounded_to_24_bits(folder):
 
 
 def test_a_stereo_call_of_a_command_is_taken_apart_by_its_channels(folder):
-    soundfile.write(folder / "call.wav", np.stack((np.full(16000, 0.25), np.full(16000, -0.5)), 1), 16000)
+    tone = 0.1 * np.sin(np.arange(16000) * np.pi / 40)
+    soundfile.write(folder / "call.wav", np.stack((tone + 0.25, tone - 0.5), 1), 16000)
     kaldi(folder, call="cat ../../call.wav |")
     data = folder / "data" / "train"
     (data / "reco2file_and_channel").write_text("call-A call A\ncall-B call B\n")

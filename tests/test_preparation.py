@@ -51,7 +51,7 @@ DAMAGES = {
     "wrong rate": (lambda c: soundfile.write(c / "a1.flac", np.ones(8480) / 9, 22050), r"line 3: `sample_rate` says 16000"),
     "in-between rate": (
         lambda c: (
-            soundfile.write(c / "a1.flac", np.ones(5843) / 9, 11025),
+            soundfile.write(c / "a1.flac", np.sin(np.arange(5843)) / 9, 11025),
             replace_in_table(c, "a1.flac\ttrain\ts1\t16000", "a1.flac\ttrain\ts1\t11025"),
         ),
         r"11025 Hz: neither",
@@ -148,7 +148,7 @@ def test_a_few_unfit_utterances_may_be_left_out_by_name_and_number(corpus, confi
     ids = {tags_of(cut).utterance for split in ("train", "dev", "test") for cut in read_cuts(Layout.of(config).cuts(split))}
     assert len(ids) == 27 and not {"tones/a1", "tones/a2", "tones/b3"} & ids
     for name in ("a1", "a2", "b3"):
-        soundfile.write(corpus / f"{name}.flac", np.full(soundfile.info(corpus / f"{name}.flac").frames, 0.1), 16000)
+        soundfile.write(corpus / f"{name}.flac", np.sin(np.arange(soundfile.info(corpus / f"{name}.flac").frames)) / 9, 16000)
     pipeline.prepare(allowing(3))
     assert not listed.exists()
 
@@ -231,7 +231,7 @@ def test_a_dead_channel_is_an_error_for_the_utterances_that_use_it_alone(corpus,
     report = pipeline.validate(config)
     errors = [finding for finding in report.findings if finding.severity == "error"]
     assert [re.sub(r"`[^`]*/", "`", finding.message) for finding in errors] == [
-        f"channel {dead} of audio `call.wav` (recording `call`) is nothing but silence (all zeros)"
+        f"channel {dead} of audio `call.wav` (recording `call`) is nothing but silence: one value from its beginning to its end"
     ]
     assert errors[0].cuts == 4, "two tasks of two utterances"
     said = rf"2 of 4 utterances are not fit for use:\n.*channel {dead} of audio `.*call.wav` \(recording `call`\) is nothing but silence"
@@ -383,8 +383,8 @@ def test_a_corrected_row_of_joined_audio_is_joined_anew(real_speech, tmp_path):
 
 def test_one_channel_of_a_stereo_call_stays_that_channel(corpus, tmp_path):
     """An agent on one side, a customer on the other: the cut's channel decides who is heard."""
-    left, right = np.full(16000, 0.25), np.full(16000, -0.5)
-    soundfile.write(tmp_path / "call.wav", np.stack((left, right), 1), 16000)
+    tone = 0.1 * np.sin(np.arange(16000) * np.pi / 40)
+    soundfile.write(tmp_path / "call.wav", np.stack((tone + 0.25, tone - 0.5), 1), 16000)
     recording = Recording.from_file(tmp_path / "call.wav", recording_id="call")
     config = lhotse_config(tmp_path, [spoken(f"c{channel}", recording, channel=channel) for channel in (0, 1)])
     pipeline.prepare(config)

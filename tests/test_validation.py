@@ -17,7 +17,8 @@ import soundfile
 
 from smoe_cli import pipeline
 from smoe_cli.config import Config
-from smoe_cli.cuts import open_manifest
+from smoe_cli.cut_table import CutTable
+from smoe_cli.cuts import open_manifest, read_cuts
 from smoe_cli.errors import CheckError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import read_json
@@ -178,7 +179,11 @@ SOUNDS = {
     "clipped": (lambda path: soundfile.write(path, np.clip(np.sin(np.arange(8000) / 9) * 3, -1, 1), 16000), "is clipped", "note"),
     "faint": (lambda path: soundfile.write(path, 1e-4 * np.sin(np.arange(8000)), 16000), "nearly silent: its peak is -8", "note"),
     "faint beside a constant": (lambda path: soundfile.write(path, 0.3 + 1e-4 * np.sin(np.arange(8000)), 16000), "nearly silent", "note"),
-    "a constant": (lambda path: soundfile.write(path, np.full(8000, 0.3), 16000), "is the same value from its beginning", "note"),
+    "a constant": (
+        lambda path: soundfile.write(path, np.full(8000, 0.3), 16000),
+        "nothing but silence: one value from its beginning",
+        "error",
+    ),
 }
 
 
@@ -270,7 +275,7 @@ def test_prepare_validates_what_it_wrote_without_reading_audio_again(tmp_path, m
     config = recipe(corpus, tmp_path / "exp")
     found = {finding.check: finding for finding in pipeline.prepare(config).findings}
     assert (found["script"].severity, found["audio"].severity) == ("error", "note")
-    assert "is clipped" in found["audio"].message
+    assert "is clipped" in found["audio"].message and found["audio"].where == "recordings"
     with pytest.raises(CheckError, match=r"the manifests have 1 error: `.*validation.json`") as caught:
         pipeline.run(config)
     assert caught.value.exit_code == 1
@@ -343,6 +348,32 @@ def test_without_a_recipe_several_sampling_rates_are_noted(folder):
     assert (finding.check, finding.severity) == ("rate", "note")
     assert re.fullmatch(r"cuts come at several sampling rates: \d+ at 16,000 Hz, 1 at 32,000 Hz", finding.message)
     assert cut_id in finding.where
+
+
+EMPTY_TAGS = {
+    "no language": (lambda cut: cut["supervisions"][0].pop("language"), "lacks supervision: `language`: is empty"),
+    "language null": (lambda cut: cut["supervisions"][0].update(language=None), "lacks supervision: `language`: is empty"),
+    "language": (lambda cut: cut["supervisions"][0].update(language=" "), "lacks supervision: `language`: is empty"),
+    **{name: (tag(**{name: ""}), f"lacks supervision: `{name}`: is empty") for name in ("utterance", "corpus", "task", "bandwidth")},
+    "spoken language": (tag(source_lang=" "), "lacks supervision: `source_lang`: is empty"),
+    "own axis": (tag(axes={"accent": ""}), "lacks supervision: `axes.accent`: is empty"),
+    "right answers": (tag(references=[]), "has no right answer: its `references` are empty"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_TAGS)
+def test_an_empty_tag_is_an_error_with_and_without_a_recipe(folder, name):
+    harm, said = EMPTY_TAGS[name]
+    number = next(i for i, cut in enumerate(lines(manifest(folder))) if cut["supervisions"][0]["custom"]["task"] == "translate")
+    change(folder, harm, number)
+    for config in (config_of(folder), None):
+        report = pipeline.validate(config, cuts=[manifest(folder)], audio=False)
+        (error,) = [finding for finding in report.findings if finding.severity == "error"]
+        assert (error.check, error.message) == ("tags", said)
+    # What is not scored needs no right answer.
+    for read in () if name == "right answers" else (read_cuts, CutTable):
+        with pytest.raises(DataError, match=f"cut `.*` {re.escape(said)}"):
+            read(manifest(folder))
 
 
 def test_rejects_of_earlier_times_are_not_read_into_memory(folder):

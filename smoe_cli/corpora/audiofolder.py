@@ -17,7 +17,6 @@ from smoe_cli.corpora.lines import (
     id_of,
     lacking,
     objects,
-    refuse_utf16,
     row_of,
     said_band,
     text_of,
@@ -27,7 +26,7 @@ from smoe_cli.corpora.lines import (
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.corpus_settings import AudioFolderCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import check_within
+from smoe_cli.manifests import check_within, refuse_other_bytes
 
 FILE = "file_name"
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -72,6 +71,8 @@ def _table(split: str, name: str, settings: AudioFolderCorpus, work: Work) -> Pa
     place = work.root / settings.path / name
     others = [other for other in TABLES if other != settings.metadata and is_file(place / other)]
     cure = f"there is `{others[0]}`: say `data.corpora.{work.name}.metadata: {others[0]}`" if others else ""
+    if not others and is_file(place.parent / settings.metadata):
+        cure = f"there is one for all splits, `{place.parent / settings.metadata}`: write one in each split's folder, paths starting there"
     return found(place / settings.metadata, settings, work, f"folders.{split}", "table", cure)
 
 
@@ -99,7 +100,7 @@ def _objects(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[t
 def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         with table.open("rb") as head:
-            refuse_utf16(head.read(2), table, "convert the table to UTF-8")
+            refuse_other_bytes(head.read(2), table, "convert the table to UTF-8")
         # Bytes that are not UTF-8 are kept as they are, and refused in their row: the others can still be looked at.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(bounded(file, table), strict=True)
@@ -108,7 +109,9 @@ def _csv_rows(table: Path, settings: AudioFolderCorpus, work: Work) -> Iterator[
             start = rows.line_num + 1
             for fields in rows:
                 where, start = f"`{table}` line {start}", rows.line_num + 1
-                if row := row_of(header, fields, where, work, "quote fields that hold commas or line breaks, or remove the line"):
+                if fields and (
+                    row := row_of(header, fields, where, work, "quote fields that hold commas or line breaks, or remove the line")
+                ):
                     yield where, row
     except csv.Error as error:
         # Nobody can tell how many rows follow: no single one can be left out.

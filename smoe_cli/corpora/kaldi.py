@@ -143,7 +143,7 @@ class _Folder:
     speakers: _Beside | None
     languages: _Beside | None
     outside: Outside
-    opened: dict[str, tuple[Recording, int] | DataError] = field(default_factory=dict)
+    opened: dict[tuple[str, bool], tuple[Recording, int] | DataError] = field(default_factory=dict)
 
     def beside(self) -> list[_Beside]:
         """All tables beside the listing."""
@@ -228,12 +228,16 @@ def _open(split: str, path: Path, settings: KaldiCorpus, work: Work) -> _Folder:
 
 
 def _rows(path: Path, unfit: Callable[[DataError], None]) -> Iterator[_Row]:
+    empty: list[int] = []  # said only where a row follows: at the end they are no loss
     for number, line in text_lines(path, unfit):
         parts = line.split(None, 1)
-        if parts:
-            yield _Row(parts[0], number, parts[1].strip() if len(parts) > 1 else "")
-        else:
-            unfit(DataError(f"`{path}` line {number} is empty", "remove the line"))
+        if not parts:
+            empty.append(number)
+            continue
+        for one in empty:
+            unfit(DataError(f"`{path}` line {one} is empty", "remove the line"))
+        empty.clear()
+        yield _Row(parts[0], number, parts[1].strip() if len(parts) > 1 else "")
 
 
 def _held(path: Path, unfit: Callable[[DataError], None]) -> dict[str, _Row]:
@@ -274,8 +278,8 @@ def _utterance(where: str, row: _Row, folder: _Folder, settings: KaldiCorpus, wo
     if folder.wavs is None:
         recording, channel = _alone(where, row, folder, settings, work)
     else:
-        recording_id, start_s, end_s = _segment(row.value)
-        recording, channel = _recording(recording_id, folder, folder.wavs, settings, work)
+        recording_id, start_s, end_s, side = _segment(row.value)
+        recording, channel = _recording(recording_id, side, folder, folder.wavs, settings, work)
 
     def said(table: _Beside | None) -> str:
         if table is None:
@@ -301,15 +305,19 @@ def _utterance(where: str, row: _Row, folder: _Folder, settings: KaldiCorpus, wo
     )
 
 
-def _segment(value: str) -> tuple[str, float, float]:
+def _segment(value: str) -> tuple[str, float, float, int | None]:
+    """Recording, start, end and, as Kaldi's `extract-segments` has it, perhaps a channel from 0."""
     parts = value.split()
     try:
         recording_id, start_s, end_s = parts[0], float(parts[1]), float(parts[2])
     except (IndexError, ValueError):
         parts = []
-    if len(parts) != 3 or not (math.isfinite(start_s) and start_s >= 0 and (end_s == WHOLE or start_s < end_s < math.inf)):
+    if len(parts) not in (3, 4) or not (math.isfinite(start_s) and start_s >= 0 and (end_s == WHOLE or start_s < end_s < math.inf)):
         raise DataError(f"`{value}` is no recording, start and end in seconds", "write `UTTERANCE RECORDING START END`; END may be -1")
-    return recording_id, start_s, end_s
+    channel = parts[3] if len(parts) == 4 else None
+    if channel is not None and not (channel.isascii() and channel.isdecimal() and len(channel) <= 2):
+        raise DataError(f"`{channel}` is no channel", "write a number from 0 behind the end, or nothing if the recording has one channel")
+    return recording_id, start_s, end_s, None if channel is None else int(channel)
 
 
 def _alone(where: str, row: _Row, folder: _Folder, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
@@ -320,21 +328,44 @@ def _alone(where: str, row: _Row, folder: _Folder, settings: KaldiCorpus, work: 
     return _described(row.key, where, row.value, channel, folder, settings, work)
 
 
-def _recording(recording_id: str, folder: _Folder, wavs: _Held, settings: KaldiCorpus, work: Work) -> tuple[Recording, int]:
-    """A recording and the channel of it; its header is read once for all its segments."""
-    if recording_id not in folder.opened:
+def _recording(
+    recording_id: str, side: int | None, folder: _Folder, wavs: _Held, settings: KaldiCorpus, work: Work
+) -> tuple[Recording, int]:
+    """A recording and the channel of it; its header is read once for all its segments.
+
+    Args:
+        side: The channel that the segment names; None: none.
+    """
+    key = recording_id, side is None
+    if key not in folder.opened:
         try:
             name, channel = _line_of(recording_id, folder, wavs)
+            # A segment that names its channel may be of a recording with several.
+            channel = 0 if channel is None and side is not None else channel
             line = wavs.rows[name].value
-            folder.opened[recording_id] = _described(recording_id, wavs.where(name), line, channel, folder, settings, work)
+            folder.opened[key] = _described(recording_id, wavs.where(name), line, channel, folder, settings, work)
         except Unwritable:
             raise
         except DataError as error:
-            folder.opened[recording_id] = error
-    opened = folder.opened[recording_id]
+            folder.opened[key] = error
+    opened = folder.opened[key]
     if isinstance(opened, DataError):
         raise opened
-    return opened
+    recording, channel = opened
+    if side is None:
+        return opened
+    if side >= recording.num_channels:
+        raise DataError(
+            f"channel {side} is wanted of recording `{recording_id}`, whose channels are 0 to {recording.num_channels - 1}",
+            "correct the channel behind the end of the segment, or bring back the right file",
+        )
+    if folder.channels is not None and recording_id in folder.channels and recording.num_channels > 1 and side != channel:
+        told = folder.channels.where(recording_id)
+        raise DataError(
+            f"channel {side} is wanted of recording `{recording_id}`, which {told} says is channel {channel}",
+            "correct one of them; `segments` counts from 0, A is 0",
+        )
+    return recording, side
 
 
 def _described(

@@ -15,7 +15,7 @@ from smoe_cli.corpora.outside import Named, Outside
 from smoe_cli.corpora.utterance import Utterance, Work, placed
 from smoe_cli.corpus_settings import LhotseCorpus, LhotseRecipeCorpus, SupervisedCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import make_cut, read_lines, read_object
+from smoe_cli.manifests import make_cut, read_lines, read_object, refuse_parts
 
 Sourced: TypeAlias = LhotseCorpus | LhotseRecipeCorpus
 Tree: TypeAlias = dict[str, Any] | DataError
@@ -49,9 +49,12 @@ def _trees(path: Path) -> Iterator[tuple[str, Tree]]:
     for number, raw in read_lines(path):
         where = f"`{path}` line {number}"
         try:
-            yield where, read_object(raw, where)
+            tree: Tree = read_object(raw, where)
         except DataError as error:
-            yield where, error
+            tree = error
+        if number == 1 and isinstance(tree, dict):
+            refuse_parts(tree, path)
+        yield where, tree
 
 
 def utterances_of(trees: Iterable[tuple[str, Tree]], total: int, split: str, settings: Sourced, work: Work) -> Iterator[Utterance]:

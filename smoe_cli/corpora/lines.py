@@ -18,7 +18,7 @@ from smoe_cli.corpora.files import is_dir, is_file
 from smoe_cli.corpora.utterance import Utterance, Work, foreseen, placed
 from smoe_cli.corpus_settings import CorpusSettings, FolderCorpus
 from smoe_cli.errors import DataError
-from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object
+from smoe_cli.manifests import LONGEST_LINE, check_within, read_lines, read_object, refuse_other_bytes
 from smoe_cli.tags import Bandwidth
 
 T = TypeVar("T")
@@ -79,6 +79,8 @@ def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str 
     if not is_file(path):
         split = key.partition(".")[2]
         leave_out = f"if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`"
+        if is_file(packed := path.with_name(path.name + ".gz")):
+            cure = f"there is `{packed.name}`: unpack it (`gunzip`)"
         cure = cure or (f"correct `{where}` or `data.root`; {leave_out}" if split else where_it_lies("it", where))
         raise DataError(f"no {what} `{path}`", cure)
     return path
@@ -190,7 +192,7 @@ def text_lines(
         with path.open("rb") as file:
             for number, raw in enumerate(bounded(file, path), start=1):
                 if number == 1:
-                    refuse_utf16(raw, path, cure)
+                    refuse_other_bytes(raw, path, cure)
                 line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
                 try:
                     yield number, line.decode(encoding)
@@ -213,16 +215,6 @@ def bounded(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
         if len(line) > LONGEST_LINE:
             raise DataError(f"`{path}` line {number} is longer than {LONGEST_LINE:,} bytes: no text is", "bring back the right file")
         yield line
-
-
-def refuse_utf16(head: bytes, path: Path, cure: str) -> None:
-    """Refuse a file that begins as UTF-16 does.
-
-    Raises:
-        DataError: If it does.
-    """
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"`{path}` is UTF-16", cure)
 
 
 def table_rows(
@@ -264,7 +256,8 @@ def row_of(columns: Sequence[str], fields: Sequence[str], where: str, work: Work
     """Column -> field; None: there are more or fewer fields, which went to `work.unfit`."""
     if len(fields) == len(columns):
         return dict(zip(columns, fields, strict=True))
-    work.unfit(DataError(f"{where} has {len(fields)} fields, {len(columns)} are expected", cure))
+    what = f"has {len(fields)} fields, {len(columns)} are expected" if any(field.strip() for field in fields) else "is empty"
+    work.unfit(DataError(f"{where} {what}", cure))
     return None
 
 

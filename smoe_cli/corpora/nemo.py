@@ -101,7 +101,13 @@ def _rows(path: Path, settings: NemoCorpus, work: Work) -> Iterator[tuple[str, _
 def _row(tree: Mapping[str, Any], folder: Path, settings: NemoCorpus, work: Work) -> _Row:
     audio = text_of(tree, "audio_filepath")
     if not audio:
-        raise DataError("the row has no `audio_filepath`", "name the audio file, or remove the row")
+        like = [f"`{name}`" for name in tree if "audio" in name.lower() and name != "audio_filepath"]
+        cure = (
+            f"it has {', '.join(like)}: call the one that names the file `audio_filepath`"
+            if like
+            else "name the audio file, or remove the row"
+        )
+        raise DataError("the row has no `audio_filepath`", cure)
     offset_s, duration_s = _seconds(tree, "offset"), _seconds(tree, "duration")
     if duration_s == 0:
         raise DataError("`duration` is 0", "correct it, or remove the row")

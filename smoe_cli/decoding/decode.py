@@ -15,7 +15,7 @@ from smoe_cli.audio import check_readable, describe, resampled
 from smoe_cli.batching import Batch, Collator, chunk
 from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
-from smoe_cli.cuts import Tags, band_of, route_of, tags_of
+from smoe_cli.cuts import BARE, UNDETERMINED, Tags, band_of, route_of, tags_of
 from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.labels import label_log_probs
 from smoe_cli.decoding.part import Header, open_part
@@ -194,10 +194,10 @@ def cut_of_file(
     recording = resampled(recording, sample_rate_hz)
     supervised = Tags(
         utterance=str(path),
-        corpus="",
+        corpus=BARE,
         task=task,
         bandwidth=str(bandwidth),
-        source_lang="",
+        source_lang=UNDETERMINED,
         transcript="",
         references=[],
         subset="",

@@ -125,7 +125,9 @@ def _faults_of_text(text: str, lang: str, duration_s: float) -> Iterator[Fault]:
 
 def _against(tags: Tags, route: Route, kind: TaskKind | None, text: str) -> str | None:
     """How the tags of a cut contradict each other."""
-    if tags.references and text not in tags.references:
+    if not tags.references:
+        return "has no right answer: its `references` are empty"
+    if text not in tags.references:
         return f"is to write {shown(text)}, which is none of its right answers"
     if kind is None:
         return None

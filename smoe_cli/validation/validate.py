@@ -152,7 +152,7 @@ def validate(paths: Sequence[Path], config: Config | None, ears: Ears, watcher: 
     for path in paths:
         _read(path, tally, findings, files, ears, watcher)
     for note in ears.heard:
-        findings.put("audio", Fault("audio", "note", note, LOOK))
+        findings.put("recordings", Fault("audio", "note", note, LOOK))
     _check_ratios(paths, tally, findings)
     _check_languages(tally, findings)
     _check_sampling_rates(tally, findings)

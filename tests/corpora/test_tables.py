@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tracemalloc
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 import soundfile
 
 from smoe_cli import pipeline
-from smoe_cli.corpora import tsv
+from smoe_cli.corpora import audiofolder, tsv
 from smoe_cli.corpora.segments import Source
 from smoe_cli.corpora.utterance import Work
-from smoe_cli.corpus_settings import CovostCorpus
+from smoe_cli.corpus_settings import AudioFolderCorpus, CovostCorpus
 from smoe_cli.errors import SmoeError
 from smoe_cli.manifests import LONGEST_LINE
 from tests.conftest import tiny_config
@@ -76,6 +77,37 @@ def test_a_table_of_an_audio_folder_in_utf_16_is_called_what_it_is(tmp_path, enc
     corpus = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
     with pytest.raises(SmoeError, match=r"metadata.csv` is UTF-16\n\nhint: convert the table to UTF-8"):
         pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
+
+
+def test_a_table_that_is_packed_is_called_that(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000)) / 9, 16000)
+    for name, said in (("t.tsv", r"t.tsv` is packed with gzip"), ("other.tsv", r"there is `other.tsv.gz`: unpack it")):
+        (tmp_path / (name if name == "t.tsv" else "other.tsv.gz")).write_bytes(gzip.compress(b"id\tpath\n"))
+        corpus = {"type": "tsv", "path": name}
+        with pytest.raises(SmoeError, match=said):
+            pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
+
+
+def test_one_table_above_the_folders_of_all_splits_is_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\ntrain/a.wav,yes\n")
+    corpus = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
+    with pytest.raises(SmoeError, match=r"no table `.*train/metadata.csv`\n\nhint: there is one for all splits, `.*metadata.csv`"):
+        pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"calls": corpus}}))
+
+
+def test_empty_lines_of_a_table_of_an_audio_folder_are_no_rows(tmp_path):
+    (tmp_path / "train").mkdir()
+    soundfile.write(tmp_path / "train" / "a.wav", np.sin(np.arange(16000)) / 9, 16000)
+    table = tmp_path / "train" / "metadata.csv"
+    config = {"type": "audiofolder", "path": ".", "splits": {"dev": None, "test": None}}
+    work = Work("clips", tmp_path, tmp_path / "audio")
+    table.write_bytes(b"file_name,transcription\r\n\r\na.wav,yes\r\n\r\n")
+    assert [one.id for one in audiofolder.read(AudioFolderCorpus.model_validate(config), work)] == ["train-a"]
+    assert not work.problems and not work.losses
+    table.write_bytes(b"file_name,transcription\n  \na.wav,yes\n")
+    assert len(list(audiofolder.read(AudioFolderCorpus.model_validate(config), work))) == 1
+    assert [problem.message.partition(" line ")[2] for problem in work.problems] == ["2 is empty"]
 
 
 def test_a_row_that_nobody_foresaw_is_a_line_and_the_others_are_read(tmp_path, monkeypatch):
