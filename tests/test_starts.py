@@ -1,0 +1,140 @@
+"""Laws of how a training starts: what it measures is measured once, and whoever stops it then is told the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from smoe_cli.errors import Interrupted
+from smoe_cli.training import averaging
+from smoe_cli.training import memory as memories
+from smoe_cli.training import trainer as training
+from smoe_cli.training.precision import Precision
+from tests.test_stops import say_stop
+from tests.test_training import assert_bit_identical, prepared, trainer, weights
+
+__all__ = ["prepared"]
+AUTO = {"batch_s": "auto", "precision": "auto"}
+
+
+# --- what is measured ------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def killed(run: training.Trainer, step: int = 2) -> None:
+    """Let a run end without a word before it has saved anything."""
+    train_step = run.train_step
+
+    def dying(*batches):
+        if run.step == step:
+            raise Killed
+        return train_step(*batches)
+
+    run.train_step = dying
+    with pytest.raises(Killed):
+        run.run()
+
+
+def measuring(monkeypatch, reason: str, utterances: int) -> list[str]:
+    """A machine on which measuring comes to this; gives what was measured."""
+    done: list[str] = []
+    monkeypatch.setattr(training, "choose_precision", lambda *_: done.append("precision") or Precision("fp32", "highest", reason))
+    monkeypatch.setattr(memories, "most_utterances", lambda *_: done.append("batch") or utterances)
+    return done
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_on_as_it_had_measured(prepared, tmp_path, monkeypatch):
+    assert measuring(monkeypatch, "at first", 4) == []
+    trainer(prepared, tmp_path / "whole", **AUTO).run()
+    killed(trainer(prepared, tmp_path / "parts", **AUTO))
+    done = measuring(monkeypatch, "on a busy machine", 3)
+    again = trainer(prepared, tmp_path / "parts", **AUTO, workers=1)
+    again.run()
+    assert not done and again.precision.reason == "at first" and again.batch_s == 4 * longest_s(again)
+    assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def longest_s(run: training.Trainer) -> float:
+    return max(cut.duration for cuts in run.groups.values() for cut in cuts)
+
+
+@pytest.mark.parametrize("changes", [{"memory_share": 0.5}, {"precision": "fp32"}, {"loss_chunk": 64}, {"turns_per_batch": 2}])
+def test_what_depends_on_other_settings_is_measured_anew(prepared, tmp_path, monkeypatch, changes):
+    measuring(monkeypatch, "at first", 4)
+    killed(trainer(prepared, tmp_path, **AUTO))
+    done = measuring(monkeypatch, "again", 3)
+    again = trainer(prepared, tmp_path, **AUTO | changes, max_steps=1)
+    again.run()
+    assert done == ["precision", "batch"] and again.precision.reason == "again" and again.batch_s == 3 * longest_s(again)
+
+
+def test_a_run_that_starts_anew_measures_anew_and_what_is_damaged_is_not_believed(prepared, tmp_path, monkeypatch):
+    measuring(monkeypatch, "at first", 4)
+    killed(trainer(prepared, tmp_path, **AUTO))
+    measuring(monkeypatch, "anew", 3)
+    trainer(prepared, tmp_path, **AUTO).run("never")
+    kept = json.loads((tmp_path / "measured.json").read_text())
+    assert kept["precision"]["reason"] == "anew"
+    (tmp_path / "checkpoints").rename(tmp_path / "away")
+    (tmp_path / "measured.json").write_text("{")
+    done = measuring(monkeypatch, "third", 3)
+    killed(trainer(prepared, tmp_path, **AUTO))
+    assert done == ["precision", "batch"]
+    trainer(prepared, tmp_path).checkpoints.forget()
+    assert not (tmp_path / "measured.json").exists()
+
+
+# --- a stop before and after the steps -------------------------------------------------------------------
+
+
+def test_a_stop_in_the_search_of_a_batch_ends_it_and_nothing_is_said_to_be_saved(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path, batch_s="auto")
+    tries = say_stop(monkeypatch, memories, "longest_batch", 1)
+    with pytest.raises(Interrupted, match="stopped before the first step; nothing has been trained yet") as stopped:
+        run.run()
+    assert tries == [1] and "saved" not in str(stopped.value)
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "measured.json").exists()
+    assert trainer(prepared, tmp_path, batch_s="auto").run().steps == 8
+
+
+def test_a_stop_while_checkpoints_are_averaged_loses_nothing(prepared, tmp_path, monkeypatch):
+    settings = {"average": "last 2"}
+    trainer(prepared, tmp_path / "whole", **settings).run()
+    with monkeypatch.context() as patch:
+        loaded = say_stop(patch, averaging.checkpoint, "load", 1)
+        with pytest.raises(Interrupted, match="stopped after step 8 of 8; the state is saved"):
+            trainer(prepared, tmp_path / "parts", **settings).run()
+    assert loaded == [1] and not (tmp_path / "parts" / "final").exists()
+    trainer(prepared, tmp_path / "parts", **settings).run()
+    assert_bit_identical(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (2, "stopped at once, after step 2 of 8; no checkpoint is saved yet"),
+        (6, "stopped at once, after step 6 of 8; the last checkpoint is that of step 4"),
+    ],
+)
+def test_a_second_ctrl_c_says_what_is_saved(prepared, tmp_path, step, said):
+    run = trainer(prepared, tmp_path)
+    train_step = run.train_step
+
+    def twice(*batches):
+        if run.step == step:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        return train_step(*batches)
+
+    run.train_step = twice
+    with pytest.raises(Interrupted) as stopped:
+        run.run()
+    assert stopped.value.message == said
+    assert stopped.value.hint == ("`smoe train` goes on from there" if step > 4 else "`smoe train` begins anew")
+    assert trainer(prepared, tmp_path).run().resumed_from == (4 if step > 4 else None)
