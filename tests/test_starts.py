@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 
-from smoe_cli.errors import Interrupted
+from smoe_cli import pipeline
+from smoe_cli.config import Config
+from smoe_cli.cuts import read_cuts, write_cuts
+from smoe_cli.errors import CheckpointError, Interrupted
+from smoe_cli.layout import Layout
+from smoe_cli.tokenizer import ByteBPE
 from smoe_cli.training import averaging
 from smoe_cli.training import memory as memories
 from smoe_cli.training import trainer as training
 from smoe_cli.training.precision import Precision
+from tests.test_shares import Listener
 from tests.test_stops import say_stop
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
 
@@ -88,6 +95,72 @@ def test_a_run_that_starts_anew_measures_anew_and_what_is_damaged_is_not_believe
     assert done == ["precision", "batch"]
     trainer(prepared, tmp_path).checkpoints.forget()
     assert not (tmp_path / "measured.json").exists()
+
+
+# --- the tokenizer of another recipe ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(prepared, tmp_path) -> Config:
+    """A copy of the recipe, which may be spoilt."""
+    shutil.copytree(Layout.of(prepared).root, tmp_path / "exp")
+    return prepared.model_copy(update={"exp_dir": tmp_path / "exp", "train": prepared.train.model_copy(update={"max_steps": 2})})
+
+
+def said_by(config: Config, **how: str) -> list[str]:
+    """What the start of a training says of the tokenizer; it is the same without training."""
+    dry, real = Listener(), Listener()
+    pipeline.check_train(config, watcher=dry, **how)
+    pipeline.train(config, watcher=real, **how)
+    found = [[line for line in heard.lines if "tokenizer" in line] for heard in (dry, real)]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def replace_tokenizer(config: Config) -> None:
+    """By one of the same size and with the same guiding tokens."""
+    folder = Layout.of(config).tokenizer
+    shutil.rmtree(folder)
+    texts = ["entirely different sentences", "that nobody has ever spoken", "neither here nor there"] * 9
+    ByteBPE.train(texts, config.tokenizer.vocab_size, ["<transcribe>", "<translate>", "<en>", "<de>"], folder)
+
+
+def test_a_tokenizer_that_took_the_place_of_the_recipes_is_refused(own):
+    assert said_by(own) == []
+    replace_tokenizer(own)
+    for attempt in (pipeline.check_train, pipeline.train):
+        with pytest.raises(CheckpointError, match=r"the tokenizer in `.*tokenizer` is not the one that `smoe tokenize` left there") as no:
+            attempt(own, resume="never")
+    with pytest.raises(CheckpointError, match="was trained with another tokenizer"):
+        pipeline.train(own)
+    stamp = Layout.of(own).stamp("tokenize")
+    assert f"remove `{stamp}`" in no.value.hint
+    stamp.unlink()
+    assert said_by(own, resume="never") == [], "that of a user who put it there"
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_whatever_the_account_says(own):
+    replace_tokenizer(own)
+    stamp = Layout.of(own).stamp("tokenize")
+    account = stamp.read_text()
+    stamp.unlink()
+    pipeline.train(own)
+    stamp.write_text(account)
+    (warning,) = said_by(own)
+    assert "tokenizer` is not as this step left it; to have one that is: `smoe tokenize`, then `smoe train --resume never`" in warning
+
+
+def test_a_tokenizer_of_texts_that_have_changed_since_is_told_and_taken(own):
+    layout = Layout.of(own)
+    cuts = list(read_cuts(layout.cuts("train")))
+    cuts[0].supervisions[0].text = "  "
+    write_cuts(layout.cuts("train"), cuts)
+    pipeline.validate(own, fix=True)
+    (warning,) = said_by(own)
+    assert (
+        warning.startswith("warning: the tokenizer may not be of this recipe's texts and settings: `")
+        and "train.jsonl.gz` changed" in warning
+    )
 
 
 # --- a stop before and after the steps -------------------------------------------------------------------

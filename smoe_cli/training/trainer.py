@@ -31,11 +31,10 @@ from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.accounts import Accounts
 from smoe_cli.training.alarms import (
+    check_cuts,
     check_finite,
-    check_lengths,
     check_served,
     check_start,
-    check_texts,
     check_tokenizer,
     check_validated,
     dropped,
@@ -83,8 +82,8 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes or has no text, or a weight
-            does nothing.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut or its text is longer than the model takes, a cut has no
+            text, or a weight does nothing.
         RouteError: If a cut's route is not in the recipe.
         CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
@@ -108,9 +107,8 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
-        check_lengths(config, self.groups, self.dev_groups)
-        check_texts(self.groups)
         check_tokenizer(tokenizer, config, self.groups)
+        check_cuts(config, tokenizer, self.groups, self.dev_groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
