@@ -95,11 +95,13 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     Raises:
         ConfigError: If `resume` is neither `auto` nor `never`.
     """
+    from smoe_cli.training.report import REPORT
+
     _check_resume(resume)
     trainer = _trainer(config, resume, watcher or Silent())
     report = trainer.run(resume)
     if trainer.ranks.leads:
-        write_json(trainer.folder / "report.json", report)
+        write_json(trainer.folder / REPORT, report)
         mark(config, "train")
     return report
 

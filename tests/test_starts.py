@@ -7,12 +7,16 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
+import soundfile
+from lhotse import MonoCut
 
 from smoe_cli import pipeline
+from smoe_cli.audio import describe, read_samples
 from smoe_cli.config import Config
 from smoe_cli.cuts import read_cuts, write_cuts
-from smoe_cli.errors import CheckpointError, Interrupted
+from smoe_cli.errors import CheckpointError, DataError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.tokenizer import ByteBPE
 from smoe_cli.training import averaging
@@ -20,7 +24,7 @@ from smoe_cli.training import memory as memories
 from smoe_cli.training import trainer as training
 from smoe_cli.training.precision import Precision
 from tests.test_shares import Listener
-from tests.test_stops import say_stop
+from tests.test_stops import poison, say_stop
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
 
 __all__ = ["prepared"]
@@ -34,7 +38,7 @@ class Killed(Exception):
     """Stands for SIGKILL."""
 
 
-def killed(run: training.Trainer, step: int = 2) -> None:
+def killed(run: training.Trainer, step: int = 2, resume: str = "auto") -> None:
     """Let a run end without a word before it has saved anything."""
     train_step = run.train_step
 
@@ -45,7 +49,7 @@ def killed(run: training.Trainer, step: int = 2) -> None:
 
     run.train_step = dying
     with pytest.raises(Killed):
-        run.run()
+        run.run(resume)
 
 
 def measuring(monkeypatch, reason: str, utterances: int) -> list[str]:
@@ -211,3 +215,67 @@ def test_a_second_ctrl_c_says_what_is_saved(prepared, tmp_path, step, said):
     assert stopped.value.message == said
     assert stopped.value.hint == ("`smoe train` goes on from there" if step > 4 else "`smoe train` begins anew")
     assert trainer(prepared, tmp_path).run().resumed_from == (4 if step > 4 else None)
+
+
+# --- what is left of an earlier run ----------------------------------------------------------------------
+
+
+def test_a_run_that_starts_anew_leaves_nothing_of_the_one_before_beside_it(prepared, tmp_path):
+    for name in ("report.json", "failed-batch.txt"):
+        (tmp_path / name).write_text("old")
+    run = trainer(prepared, tmp_path)
+    killed(run, step=0, resume="never")
+    assert not [name for name in ("report.json", "failed-batch.txt") if (tmp_path / name).exists()]
+
+
+def test_the_cuts_of_a_batch_that_failed_are_listed_until_training_has_passed_it(prepared, tmp_path):
+    run = trainer(prepared, tmp_path)
+    poison(run, 2)
+    with pytest.raises(SmoeError, match="the loss became nan"):
+        run.run()
+    again, listed = trainer(prepared, tmp_path), []
+    train_step = again.train_step
+
+    def looking(*batches):
+        listed.append((tmp_path / "failed-batch.txt").exists())
+        return train_step(*batches)
+
+    again.train_step = looking
+    again.run()
+    assert listed == [True] * 4 + [False] * 4, "the first validation is after step 4"
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a folder"])
+def test_a_start_that_is_no_checkpoint_is_named_by_its_setting(prepared, tmp_path, there):
+    start = tmp_path / "start"
+    if there != "nothing":
+        start.touch() if there == "a file" else start.mkdir()
+    for act in ("check", "run"):
+        with pytest.raises(CheckpointError, match=r"`train.init_from`") as no:
+            getattr(trainer(prepared, tmp_path / "run", init_from=start), act)()
+        assert "run `smoe train` first" not in no.value.hint
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_noise_without_a_new_expert_is_told_to_do_nothing(prepared, tmp_path, noise):
+    trainer(prepared, tmp_path / "start", max_steps=1).run()
+    run = trainer(prepared, tmp_path / "run", init_from=tmp_path / "start" / "final", init_noise=noise)
+    run.watcher = Listener()
+    run.check()
+    assert sum("`train.init_noise` does nothing: no expert is new" in line for line in run.watcher.lines) == (noise > 0)
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_audio_that_is_gone_is_named_by_its_path_with_the_cure(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, np.zeros(16000), 16000)
+    recording = describe(path, "a")
+    cut = MonoCut("a", 0, 1.0, 0, recording=recording)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match=rf"cannot read the audio of cut `a`: Error opening '.*a.{kind}': "):
+        read_samples(cut, "the audio of cut `a`")
+    path.unlink()
+    for audio in (cut, recording):
+        with pytest.raises(DataError, match=rf"cannot read the audio of cut `a`: there is no file `{path}`") as no:
+            read_samples(audio, "the audio of cut `a`")
+        assert "bring back the file" in no.value.hint

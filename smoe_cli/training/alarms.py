@@ -23,6 +23,7 @@ from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.ranks import Ranks
 
+FAILED_BATCH = "failed-batch.txt"
 EXPLODING = 10.0
 """A loss so many times the route's recent mean is no noise."""
 QUIET = 0.1
@@ -272,7 +273,7 @@ def stop_at(step: int, batches: Sequence[Batch], what: str, sound: bool, cure: s
     Raises:
         SmoeError: Naming the file with the batch's cuts: those of the processes whose own part is not sound; if all are, of all.
     """
-    report = folder / "failed-batch.txt"
+    report = folder / FAILED_BATCH
     found = ranks.collect((sound, [cut.id for batch in batches for cut in batch.cuts]))
     failed = [ids for fine, ids in found if not fine] or [ids for _, ids in found]
     if ranks.leads:

@@ -13,6 +13,8 @@ from smoe_cli.records import Record
 from smoe_cli.training.guard import Stopped
 from smoe_cli.training.shares import ExpertShare
 
+REPORT = "report.json"
+
 
 class TrainReport(Record):
     """What training did."""
@@ -36,7 +38,7 @@ class TrainReport(Record):
     starved: list[str] = Field(
         default=[], description="Experts with less than a fifth of an even share of their stack's updates or frames."
     )
-    ctc_skipped: int = Field(description="Utterances, in the batches of this call, with fewer encoder frames than CTC needs.")
+    ctc_skipped: int = Field(description="Utterances, in the batches so far, with fewer encoder frames than CTC needs.")
 
 
 @contextmanager

@@ -296,6 +296,7 @@ class Trainer:
             taken, values["samples"] = samples
             self.diary.samples(self.step, taken)
         self.diary.write(self.step, values)
+        self.diary.passed()
 
     def _state_of_training(self) -> dict[str, Any]:
         """What every line of the diary has."""
