@@ -131,9 +131,21 @@ def read_samples(
             return load(audio, channel)
         return np.asarray(audio.load_audio(channels=channel, offset=part_s[0], duration=part_s[1]))
     except Exception as error:  # Lhotse wraps every reader's own errors
-        # Lhotse raises errors of libsndfile anew with a text where they expect a number, and then they cannot be printed.
-        said = error.code if isinstance(error, soundfile.LibsndfileError) and isinstance(error.code, str) else error
-        raise DataError(f"cannot read {what}: {said}", cure) from error
+        recording = audio if isinstance(audio, Recording) else audio.recording
+        files = [source.source for source in recording.sources if source.type == "file"]
+        gone = [file for file in files if not os.path.isfile(file)]
+        if gone:
+            raise DataError(f"cannot read {what}: there is no file `{gone[0]}`", cure) from error
+        raise DataError(f"cannot read {what}: {_first_words(error)}", cure) from error
+
+
+def _first_words(error: BaseException) -> str:
+    """What the library itself said: Lhotse raises errors of libsndfile anew with a text for a number, and then nothing can print them."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    first = next((one for one in reversed(chain) if isinstance(one, soundfile.LibsndfileError)), error)
+    return str(first.code if isinstance(first, soundfile.LibsndfileError) and isinstance(first.code, str) else first)
 
 
 def resampled(recording: Recording, rate_hz: int) -> Recording:

@@ -134,11 +134,7 @@ class Collator:
         tokens = [torch.tensor(prefix + text) for prefix, text in zip(prefixes, texts, strict=True)]
         targets = [torch.tensor([IGNORE_ID] * (len(prefix) - 1) + text + [end]) for prefix, text in zip(prefixes, texts, strict=True)]
         for cut, item in zip(cuts, tokens, strict=True):
-            if self.max_tokens is not None and len(item) > self.max_tokens:
-                raise DataError(
-                    f"the text of cut `{cut.id}` has {len(item)} tokens, guiding tokens included; the model takes {self.max_tokens}",
-                    "split the utterance, or leave it out",
-                )
+            check_tokens(f"cut `{cut.id}`", len(item), self.max_tokens)
         pad = torch.nn.utils.rnn.pad_sequence
         return Batch(
             features=pad(features, batch_first=True),
@@ -162,6 +158,24 @@ class Collator:
             samples = self.augmentation(cut, self.front_end.read(cut), route.bandwidth, batch)
             features = self.front_end.of_samples(torch.from_numpy(samples[0]))
         return features if self.masking is None else self.masking(cut, features, batch)
+
+
+def check_tokens(what: str, tokens: int, most: int | None) -> None:
+    """Refuse a text that is longer than the model takes.
+
+    Args:
+        what: Has that text.
+        tokens: Of it, guiding tokens included.
+        most: `model.max_tokens`.
+
+    Raises:
+        DataError: If it is so.
+    """
+    if most is not None and tokens > most:
+        raise DataError(
+            f"the text of {what} has {tokens} tokens, guiding tokens included; the model takes {most}",
+            "split the utterance, or leave it out",
+        )
 
 
 def by_route(cuts: CutSet, plan: RoutingPlan) -> dict[Route, CutSet]:

@@ -252,12 +252,15 @@ def read_start(folder: Path) -> Parts:
     Raises:
         CheckpointError: If it is missing, incomplete or damaged.
     """
-    if not folder.exists():
+    if not folder.is_dir():
         raise CheckpointError(
-            f"`train.init_from` names `{folder}`, which does not exist",
+            f"`train.init_from` names `{folder}`, which {'is no folder' if folder.exists() else 'does not exist'}",
             "make it first (of a model of another library: `smoe convert`), or name another checkpoint",
         )
-    return read_parts(folder)
+    try:
+        return read_parts(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"`train.init_from`: {error.message}", error.hint) from error
 
 
 def read_parts(folder: Path, tensors: bool = False) -> Parts:

@@ -15,7 +15,7 @@ from pydantic import Field
 from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.config import Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
-from smoe_cli.errors import CheckError, ConfigError, DataError
+from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError
 from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
 from smoe_cli.layout import Layout
 from smoe_cli.making_ready import check_pack, check_prepare, features, pack, prepare, tokenize, validate
@@ -31,7 +31,7 @@ from smoe_cli.records import (
     write_jsonl,
     write_text_atomically,
 )
-from smoe_cli.steps import STEPS, Step, mark, plan_step
+from smoe_cli.steps import STEPS, Step, altered, mark, plan_step
 from smoe_cli.tags import EVERY_ROUTE, Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
@@ -95,11 +95,13 @@ def train(config: Config, *, resume: str = "auto", watcher: Watcher | None = Non
     Raises:
         ConfigError: If `resume` is neither `auto` nor `never`.
     """
+    from smoe_cli.training.report import REPORT
+
     _check_resume(resume)
-    trainer = _trainer(config, watcher or Silent())
+    trainer = _trainer(config, resume, watcher or Silent())
     report = trainer.run(resume)
     if trainer.ranks.leads:
-        write_json(trainer.folder / "report.json", report)
+        write_json(trainer.folder / REPORT, report)
         mark(config, "train")
     return report
 
@@ -112,13 +114,17 @@ def check_train(config: Config, *, resume: str = "auto", watcher: Watcher | None
     _check_resume(resume)
     layout = Layout.of(config)
     if all(path.exists() for path in (layout.cuts("train"), layout.cuts("dev"), layout.tokenizer)):
-        _trainer(config, watcher or Silent()).check(resume)
+        _trainer(config, resume, watcher or Silent()).check(resume)
     else:
         check_start(config)
 
 
-def _trainer(config: Config, watcher: Watcher) -> Trainer:
-    """The trainer of the recipe's files."""
+def _trainer(config: Config, resume: str, watcher: Watcher) -> Trainer:
+    """The trainer of the recipe's files.
+
+    Raises:
+        CheckpointError: If another tokenizer took the place of the recipe's.
+    """
     from smoe_cli.cut_table import open_cuts
     from smoe_cli.tokenizer import open_tokenizer
     from smoe_cli.training import Trainer
@@ -126,6 +132,9 @@ def _trainer(config: Config, watcher: Watcher) -> Trainer:
     layout = Layout.of(config)
     cuts, tokenizer = [open_cuts(layout.cuts(split)) for split in ("train", "dev")], open_tokenizer(layout.tokenizer)
     trainer = Trainer(config, layout.model, cuts[0], cuts[1], tokenizer, watcher)
+    warning = _check_tokenizer(config, goes_on=resume == "auto" and bool(trainer.checkpoints.all()))
+    if warning:
+        trainer.watcher.log(warning)
     try:
         errors = _errors(layout)
     except DataError as error:
@@ -134,6 +143,34 @@ def _trainer(config: Config, watcher: Watcher) -> Trainer:
         if errors:
             trainer.watcher.log(f"warning: the manifests have {errors}, with which `smoe run` would not train: `{layout.validation}`")
     return trainer
+
+
+def _check_tokenizer(config: Config, goes_on: bool) -> str:
+    """Whether the tokenizer is what `smoe tokenize` makes of the recipe's texts and settings; without an account of it, nobody knows.
+
+    That of a recipe which starts from a checkpoint is compared with the checkpoint's.
+
+    Args:
+        goes_on: Whether a run goes on, which its own tokenizer is compared with.
+
+    Returns:
+        A warning; empty: it is.
+
+    Raises:
+        CheckpointError: If it is not what the step left.
+    """
+    stamp = Layout.of(config).stamp("tokenize")
+    if config.train.init_from is not None or not stamp.exists():
+        return ""
+    other = altered(config, "tokenize")
+    if other is not None and not goes_on:
+        raise CheckpointError(
+            f"the tokenizer in `{other}` is not the one that `smoe tokenize` left there",
+            f"run `smoe tokenize` again; or, if it is to be this one, remove `{stamp}`",
+        )
+    reason = plan_step(config, "tokenize").reason
+    cure = "`smoe tokenize`, then `smoe train --resume never`"
+    return f"warning: the tokenizer may not be of this recipe's texts and settings: {reason}; to have one that is: {cure}" if reason else ""
 
 
 def _check_resume(resume: str) -> None:

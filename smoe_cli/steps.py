@@ -132,6 +132,14 @@ def plan_step(config: Config, name: str) -> Step:
     return Step(name=name, state="would run" if reason else "up to date", reason=reason, reads=reads, writes=writes)
 
 
+def altered(config: Config, name: str) -> Path | None:
+    """A result of a step that is not as it left it; None: there is none, or no account of the step."""
+    layout = Layout.of(config)
+    left = (_before(layout, name) or {}).get("results", {})
+    paths = STEPS[name].writes(config, layout) if left else []
+    return next((path for path in paths if left.get(_name(path, layout), MISSING) != _fingerprint(path)), None)
+
+
 def mark(config: Config, name: str, whole: bool = True) -> None:
     """Remember what a finished step was made from and what it left; one that did a part of its work counts as not finished.
 
@@ -151,9 +159,8 @@ def mark(config: Config, name: str, whole: bool = True) -> None:
 def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> str:
     """Why a step's results are not those of a finished run with the same settings and inputs; empty: they are."""
     layout, now = Layout.of(config), _account(config, name)
-    try:
-        before = json.loads(layout.stamp(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    before = _before(layout, name)
+    if before is None:
         missing = [path for path in writes if not path.exists()]
         return f"`{missing[0]}` does not exist" if missing else "it was stopped, or asked for a part of its work only, the last time"
     if before.get("settings") != now["settings"]:
@@ -170,6 +177,15 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
         if gone := before.get(key, {}).keys() - now[key].keys():
             return f"`{min(gone)}` does not exist"
     return ""
+
+
+def _before(layout: Layout, name: str) -> dict[str, Any] | None:
+    """The account of a step that is finished; None: it is not."""
+    try:
+        found = json.loads(layout.stamp(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _first_change(before: Any, now: Any, name: str = "") -> str:

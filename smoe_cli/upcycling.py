@@ -48,7 +48,7 @@ def start_from(folder: Path, system: System, watcher: Watcher) -> None:
         CheckpointError: If the folder is no checkpoint, or its shared weights or its tokenizer are those of another model.
         ConfigError: If `train.init_experts` names an expert that is not there.
     """
-    parts = checkpoint.read_parts(folder)
+    parts = checkpoint.read_start(folder)
     check_fits(folder, parts, system.config, system.tokenizer)
     donor = checkpoint.load(folder)
     given, fresh = donor.model.state_dict(), system.model.state_dict()
@@ -232,6 +232,8 @@ def _vocabulary_rows(donor: System, config: Config, tokenizer: Tokenizer) -> lis
 def _log(folder: Path, donor: System, sources: Mapping[str, Mapping[str, str]], settings: TrainSettings) -> Iterator[str]:
     """What was taken from where, for people."""
     yield f"starting from `{folder}` (model {donor.digest})"
+    if settings.init_noise and not _copies(sources):
+        yield "`train.init_noise` does nothing: no expert is new, and only copies have noise"
     given = _experts_by_layer(donor.model.state_dict())
     lines: dict[tuple[str, str], dict[str, None]] = {}
     for layer, origins in sources.items():

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from smoe_cli.errors import Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.tokenizer import open_tokenizer
 from smoe_cli.training import Trainer
+from smoe_cli.training import memory as memories
 from smoe_cli.training import validate as validations
 from smoe_cli.training.optimiser import optimiser_tensors
 from smoe_cli.training.ranks import weights_digest
@@ -148,6 +150,36 @@ def memory(config: Config, folder: Path) -> Any:
     run._gradients = small  # type: ignore[method-assign]
     run.run()
     return weights_digest(run.system.model)
+
+
+def starts(config: Config, folder: Path) -> Any:
+    """The last process is told to stop while all look for the largest batch; then all end after it is found, and start again."""
+    settings: dict[str, Any] = {"batch_s": "auto", "max_steps": 1}
+    run, found = trainer(config, folder / "starts", **settings), {}
+    last = run.ranks.rank == run.ranks.size - 1
+    longest_batch, most = memories.longest_batch, memories.most_utterances
+
+    def told(*args: Any) -> Any:
+        if last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return longest_batch(*args)
+
+    memories.longest_batch = told
+    try:
+        run.run()
+    except Interrupted as error:
+        found["said"] = error.message
+    memories.longest_batch = longest_batch
+    for part, utterances in (("first", 3), ("second", 4)):
+        memories.most_utterances = lambda *_, utterances=utterances: utterances  # type: ignore[misc]
+        run = trainer(config, folder / "starts", **settings)
+        if part == "first":
+            before_step(run, lambda: 1 / 0)
+        with suppress(ZeroDivisionError):
+            run.run()
+        found[part] = run.batch_s
+    memories.most_utterances = most
+    return found
 
 
 def nan(config: Config, folder: Path) -> Any:
@@ -347,7 +379,7 @@ def sharded_death(config: Config, folder: Path) -> Any:
 
 IN_SHARDS = (sharded, kinds, sharded_parts, sharded_memory, sharded_death)
 SCENARIOS = {
-    function.__name__: function for function in (whole, stopped, reviewed, memory, nan, gradients, uneven, death, other, *IN_SHARDS)
+    function.__name__: function for function in (whole, stopped, reviewed, memory, starts, nan, gradients, uneven, death, other, *IN_SHARDS)
 }
 
 

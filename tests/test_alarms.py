@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 from lhotse import CutSet, MonoCut
 
-from smoe_cli import pipeline
+from smoe_cli import cut_table, pipeline
 from smoe_cli.config import Config
-from smoe_cli.cuts import read_cuts, tags_of
+from smoe_cli.cuts import read_cuts, route_of, tags_of, write_cuts
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.tokenizer import ByteBPE, open_tokenizer
@@ -178,6 +179,55 @@ def test_what_is_refused_is_refused_before_a_folder_is_made(prepared, tmp_path):
     with pytest.raises(DataError, match="no training cut has bandwidth"):
         begin(prepared, tmp_path / "never", Layout.of(prepared), wideband)
     assert not (tmp_path / "never").exists()
+
+
+# --- texts -----------------------------------------------------------------------------------------------
+
+
+def rewritten(cuts: CutSet, number: int, text: str) -> CutSet:
+    """Cuts of which one has another text."""
+    found = list(cuts)
+    found[number].supervisions[0].text = text
+    return CutSet.from_cuts(found)
+
+
+def test_a_dev_cut_without_text_is_refused_where_validation_or_samples_use_it(prepared, tmp_path):
+    at = Layout.of(prepared)
+    blank = {"dev": rewritten(read_cuts(at.cuts("dev")), -1, " ")}
+    route, count = str(route_of(list(blank["dev"])[-1])), Counter(map(route_of, blank["dev"]))[route_of(list(blank["dev"])[-1])]
+
+    def used(**train: object) -> Config:
+        return prepared.model_copy(update={"train": prepared.train.model_copy(update=train)})
+
+    begin(used(validation_utterances=count - 1), tmp_path, at, **blank)
+    for settings in ({"validation_utterances": count}, {"validation_utterances": 1, "sample_utterances": count}):
+        with pytest.raises(DataError, match=rf"of the dev split has an empty text for `{route}`") as no:
+            begin(used(**settings), tmp_path, at, **blank)
+        assert "smoe validate --fix" in no.value.hint
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("stubs", [False, True])
+def test_a_text_with_more_tokens_than_the_model_takes_is_refused_at_the_start(prepared, tmp_path, monkeypatch, split, stubs):
+    at = Layout.of(prepared)
+    config = prepared.model_copy(update={"model": prepared.model.model_copy(update={"max_tokens": 30})})
+    begin(config, tmp_path, at)
+    some = rewritten(read_cuts(at.cuts(split)), 3, "\N{GOTHIC LETTER AHSA}" * 12)
+    cut = list(some)[3]
+    tokens = len(open_tokenizer(at.tokenizer).guiding_ids(route_of(cut))) + 1 + 12 * 4  # with the space before it
+    if stubs:
+        write_cuts(tmp_path / "cuts.jsonl.gz", list(some))
+        monkeypatch.setattr(cut_table, "WHOLE_CUTS", 0)
+        some = cut_table.open_cuts(tmp_path / "cuts.jsonl.gz")
+    with pytest.raises(
+        DataError, match=rf"`{cut.id}` of the {split} split has {tokens} tokens, guiding tokens included; the model takes 30"
+    ):
+        Trainer(
+            config,
+            tmp_path,
+            *({"train": read_cuts(at.cuts("train")), "dev": read_cuts(at.cuts("dev"))} | {split: some}).values(),
+            open_tokenizer(at.tokenizer),
+        )
 
 
 # --- weights of routes -----------------------------------------------------------------------------------

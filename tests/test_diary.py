@@ -16,7 +16,7 @@ from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import ConfigError, DataError, Interrupted
 from smoe_cli.recipe import load_config
 from smoe_cli.scoring.metrics import find_metric
-from smoe_cli.training import diary, meter, optimiser
+from smoe_cli.training import diary, environment, meter, optimiser
 from smoe_cli.training.environment import git_state, note_environment
 from tests.test_shares import Listener
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
@@ -244,6 +244,20 @@ def test_the_sources_are_those_of_the_recipe_wherever_the_command_was_called(pre
         (account,) = json.loads((tmp_path / f"{name}.json").read_text())
         assert account["git"]["commit"] == git_state(tmp_path / name)["commit"]
     assert git_state(tmp_path / "recipe")["commit"] != git_state(tmp_path / "elsewhere")["commit"]
+
+
+def test_the_state_of_smoes_own_sources_is_noted_where_they_are_a_checkout(prepared, tmp_path, monkeypatch):
+    def noted() -> dict | None:
+        note_environment(tmp_path / "environment.json", prepared, torch.device("cpu"), 0)
+        return json.loads((tmp_path / "environment.json").read_text())[-1]["smoe_git"]
+
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(environment, "OWN_SOURCES", tmp_path)
+    assert noted()["commit"] == git_state(tmp_path)["commit"]
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(environment, "OWN_SOURCES", tmp_path / "site-packages")
+    assert noted() is None, "a repository that packages are installed in is not theirs"
 
 
 def test_an_environment_that_is_no_list_is_not_overwritten(prepared, tmp_path):

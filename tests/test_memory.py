@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import weakref
 
 import pytest
@@ -124,7 +125,7 @@ def test_the_log_says_what_bounds_the_batch(prepared, tmp_path, monkeypatch, mos
     def gradients(batch: Batch) -> None:
         now[0] = 100 + 100 * len(batch.cuts)
 
-    found = memories.largest_batch_s(run.groups, run.collator, gradients, lambda: None, 0, Counted(), settings, heard)
+    found = memories.largest_batch_s(run.groups, run.collator, gradients, lambda: None, 0, Counted(), settings, threading.Event(), heard)
     longest = max(cut.duration for cuts in run.groups.values() for cut in cuts)
     assert heard.lines[-1] == said.format(longest=longest) and found == int(said.split()[0]) * longest
 

@@ -91,7 +91,7 @@ def together(config: Config, folder: Path, processes: int, *scenarios: str) -> l
 def two(prepared, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
     """Two processes, and all that happens to them."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, together(prepared, folder, 2, "whole", "stopped", "reviewed", "memory", "nan", "gradients", "uneven", "other")
+    return folder, together(prepared, folder, 2, "whole", "stopped", "reviewed", "memory", "starts", "nan", "gradients", "uneven", "other")
 
 
 def learned(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -157,6 +157,14 @@ def test_one_process_out_of_memory_takes_its_batch_in_parts_and_the_step_is_the_
     trainer(calm, tmp_path, accumulate=2, max_steps=4, **CALM).run()
     assert_close(weights(folder / "memory"), weights(tmp_path))
     assert said[0]["memory"] == said[1]["memory"]
+
+
+def test_processes_stop_together_in_the_search_of_a_batch_and_start_again_with_what_they_had_found(two):
+    _, said = two
+    for one in said:
+        assert "nothing has been trained yet" in one["starts"]["said"]
+        assert one["starts"]["first"] == one["starts"]["second"]
+    assert said[0]["starts"] == said[1]["starts"]
 
 
 def test_a_loss_that_is_no_number_on_one_process_stops_all_and_names_its_cuts(two):

@@ -359,6 +359,12 @@ def test_utterances_too_short_for_ctc_are_counted_and_named_once(prepared, tmp_p
     assert report.ctc_skipped > config.train.max_steps
     assert sum("CTC skips them" in message for message in said) == 1
     assert trainer(prepared, tmp_path / "sound").run().ctc_skipped == 0
+    parts = [Trainer(config, tmp_path / "parts", CutSet.from_cuts(long), dev, open_tokenizer(layout.tokenizer)) for _ in range(2)]
+    step = parts[0].train_step
+    parts[0].train_step = lambda *batches: (parts[0].stop.flag.set() if parts[0].step == 3 else None, step(*batches))[1]
+    with pytest.raises(Interrupted):
+        parts[0].run()
+    assert parts[1].run().ctc_skipped == report.ctc_skipped, "of all steps, also where it was stopped between"
 
 
 def test_a_model_with_more_steps_than_asked_for_is_not_taken_for_the_answer(prepared, tmp_path):

@@ -30,7 +30,7 @@ class Accounts:
         recent: Route -> recent mean of the loss of its batches, which other routes may be part of.
         rows: Route whose last batch exploded -> the step at which that began, and how many batches of it in a row.
         gradient_norm: Of the last step, before it was clipped; None: not known.
-        ctc_skipped: Utterances so far, in this call.
+        ctc_skipped: Utterances so far.
         exploded: Steps so far.
     """
 
@@ -136,7 +136,8 @@ class Accounts:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a run that goes on counts and judges as one that never stopped."""
-        alarms = {"recent": self.recent, "rows": self.rows, "exploded": self.exploded, "starving": sorted(self.starving)}
+        counted = {"exploded": self.exploded, "ctc_skipped": self.ctc_skipped}
+        alarms = {"recent": self.recent, "rows": self.rows, **counted, "starving": sorted(self.starving)}
         return {**self.shares.state(), "alarms": alarms, "gradient_norm": self.gradient_norm}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -146,7 +147,8 @@ class Accounts:
         self.recent = dict(alarms.get("recent", {}))
         self.rows = {route: (began, row) for route, (began, row) in alarms.get("rows", {}).items()}
         self.gradient_norm = state.get("gradient_norm")
-        self.exploded, self.starving = alarms.get("exploded", 0), set(alarms.get("starving", ()))
+        self.exploded, self.ctc_skipped = alarms.get("exploded", 0), alarms.get("ctc_skipped", 0)
+        self.starving = set(alarms.get("starving", ()))
 
     def result(self) -> dict[str, Any]:
         """What training says of them when it ends."""

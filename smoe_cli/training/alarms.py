@@ -9,11 +9,11 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NoReturn
 
-from lhotse import CutSet
+from lhotse import CutSet, MonoCut
 
-from smoe_cli.batching import Batch
+from smoe_cli.batching import Batch, check_tokens
 from smoe_cli.config import CHECKPOINTS, Config
-from smoe_cli.cut_table import has_text
+from smoe_cli.cut_table import has_text, letters_of
 from smoe_cli.cut_table import whole as whole_cut
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.records import write_text_atomically
@@ -23,10 +23,13 @@ from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from smoe_cli.train_settings import TrainSettings
 from smoe_cli.training.ranks import Ranks
 
+FAILED_BATCH = "failed-batch.txt"
 EXPLODING = 10.0
 """A loss so many times the route's recent mean is no noise."""
 QUIET = 0.1
 """A mean below this is taken for this: the losses of what is known by heart jump by more than ten times, and mean nothing."""
+LETTER_TOKENS = 4
+"""Tokens of one letter at most: its bytes, where it is broken into these. One more is for the space that tokenizers put before a text."""
 TOO_SHORT = (
     "some utterances have fewer encoder frames than tokens, and CTC skips them; a larger `tokenizer.vocab_size` makes fewer tokens, a "
     "smaller `model.subsampling` more frames"
@@ -104,46 +107,63 @@ def dropped(config: Config, plan: RoutingPlan) -> Iterator[str]:
             yield f"the {stack} will have no expert {', '.join(idle)}: no training cut reaches it; it has {', '.join(left.experts)}"
 
 
-def check_lengths(config: Config, train: Mapping[Route, CutSet], dev: Mapping[Route, CutSet]) -> None:
-    """Refuse cuts that the model cannot take: those of training, and those that validation will use.
-
-    Raises:
-        DataError: Naming the longest.
-    """
-    window_s, settings = config.features.window_s, config.train
-    if window_s is None:
-        return
-    used = max(settings.validation_utterances, settings.sample_utterances)
-    slowest = min(1.0, *settings.augment.speeds)
-    for split, groups, most, speed in (("train", train, None, slowest), ("dev", dev, used, 1.0)):
-        longest = max((cut for cuts in groups.values() for cut in islice(cuts, most)), key=lambda cut: cut.duration, default=None)
-        if longest is not None and longest.duration / speed > window_s:
-            slowed = f" ({longest.duration / speed:.2f} s at the slowest of `train.augment.speeds`)" if speed < 1.0 else ""
-            found = whole_cut(longest)
-            raise DataError(
-                f"cut `{found.id}` of the {split} split lasts {found.duration:.2f} s{slowed}, and the model takes {window_s:g} s "
-                f"(`features.window_s`); its audio is `{found.recording.sources[0].source}`",
-                "split long audio at pauses and prepare again, or take it out: `smoe validate --fix`",
-            )
-
-
-def check_texts(groups: Mapping[Route, CutSet]) -> None:
-    """Refuse training cuts from which a model would learn to write nothing.
+def check_cuts(config: Config, tokenizer: Tokenizer, train: Mapping[Route, CutSet], dev: Mapping[Route, CutSet]) -> None:
+    """Refuse cuts that the model cannot take or would learn to write nothing from: those of training, and those that validation will use.
 
     Args:
-        groups: Route -> its training cuts.
+        train, dev: Route -> cuts.
 
     Raises:
-        DataError: Naming the first.
+        DataError: Naming one.
     """
+    used = max(config.train.validation_utterances, config.train.sample_utterances)
+    for split, cuts in (("train", train), ("dev", {route: list(islice(some, used)) for route, some in dev.items()})):
+        _check_lengths(config, split, cuts)
+        _check_texts(split, cuts)
+        _check_tokens(config, tokenizer, split, cuts)
+
+
+def _check_lengths(config: Config, split: str, groups: Mapping[Route, Iterable[MonoCut]]) -> None:
+    """Refuse cuts that are longer than the model's window, naming the longest."""
+    window_s = config.features.window_s
+    if window_s is None:
+        return
+    speed = min(1.0, *config.train.augment.speeds) if split == "train" else 1.0
+    longest = max((cut for cuts in groups.values() for cut in cuts), key=lambda cut: cut.duration, default=None)
+    if longest is not None and longest.duration / speed > window_s:
+        slowed = f" ({longest.duration / speed:.2f} s at the slowest of `train.augment.speeds`)" if speed < 1.0 else ""
+        found = whole_cut(longest)
+        raise DataError(
+            f"cut `{found.id}` of the {split} split lasts {found.duration:.2f} s{slowed}, and the model takes {window_s:g} s "
+            f"(`features.window_s`); its audio is `{found.recording.sources[0].source}`",
+            "split long audio at pauses and prepare again, or take it out: `smoe validate --fix`",
+        )
+
+
+def _check_texts(split: str, groups: Mapping[Route, Iterable[MonoCut]]) -> None:
+    """Refuse cuts that have nothing to write, naming the first."""
     blank = [(route, cut) for route, cuts in groups.items() for cut in cuts if not has_text(cut)]
     if blank:
         route, cut = blank[0]
         more = f"; cuts without text: {len(blank)}" if len(blank) > 1 else ""
         raise DataError(
-            f"cut `{whole_cut(cut).id}` of the train split has an empty text for `{route}`{more}",
+            f"cut `{whole_cut(cut).id}` of the {split} split has an empty text for `{route}`{more}",
             "fill it in where the corpus has it and prepare again, or take such cuts out: `smoe validate --fix`",
         )
+
+
+def _check_tokens(config: Config, tokenizer: Tokenizer, split: str, groups: Mapping[Route, Iterable[MonoCut]]) -> None:
+    """Refuse texts that have more tokens than the model takes, naming the first; only what is long enough to is read and encoded."""
+    most = config.model.max_tokens
+    if most is None:
+        return
+    for route, cuts in groups.items():
+        guiding = len(tokenizer.guiding_ids(route))
+        for cut in cuts:
+            if guiding + 1 + LETTER_TOKENS * letters_of(cut) > most:
+                found = whole_cut(cut)
+                tokens = guiding + len(tokenizer.encode(str(found.supervisions[0].text)))
+                check_tokens(f"cut `{found.id}` of the {split} split", tokens, most)
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: Config, routes: Collection[Route]) -> None:
@@ -253,7 +273,7 @@ def stop_at(step: int, batches: Sequence[Batch], what: str, sound: bool, cure: s
     Raises:
         SmoeError: Naming the file with the batch's cuts: those of the processes whose own part is not sound; if all are, of all.
     """
-    report = folder / "failed-batch.txt"
+    report = folder / FAILED_BATCH
     found = ranks.collect((sound, [cut.id for batch in batches for cut in batch.cuts]))
     failed = [ids for fine, ids in found if not fine] or [ids for _, ids in found]
     if ranks.leads:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smoe_cli import checkpoint
 from smoe_cli.errors import CheckpointError
+from smoe_cli.training.guard import Stop
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.training.shard import is_divided, like, own
 from smoe_cli.watch import Watcher
@@ -91,22 +92,27 @@ def in_place_of(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Non
             parameters[name].data = data
 
 
-def mean_weights(folders: Sequence[Path], model: nn.Module, ranks: Ranks, watcher: Watcher) -> tuple[dict[str, Tensor], list[Path]]:
+def mean_weights(
+    folders: Sequence[Path], model: nn.Module, ranks: Ranks, stop: Stop, watcher: Watcher
+) -> tuple[dict[str, Tensor], list[Path]]:
     """The mean of every weight over checkpoints, where those of a model are and in shards if they are.
 
     Args:
         ranks: The processes that all compute it; what one of them cannot read, none takes.
+        stop: Asked before every checkpoint.
         watcher: Told of a checkpoint that cannot be read.
 
     Returns:
         The mean, and the checkpoints that it is of, which are all that can be read.
 
     Raises:
+        Stopped: If a process was asked to stop.
         SmoeError: If a process has gone.
     """
     sums: dict[str, Tensor] = {}
     taken = []
     for folder in folders:
+        stop.heed()
         found, wrong = None, ""
         try:
             found = checkpoint.load(folder)

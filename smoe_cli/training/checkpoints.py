@@ -18,6 +18,7 @@ from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
 from smoe_cli.records import bring_back
 from smoe_cli.tags import Route
+from smoe_cli.training.measured import MEASURED
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.watch import Watcher
 
@@ -166,7 +167,7 @@ class Checkpoints:
         return replace(wanted, config=wanted.config.model_copy(update={"train": train}))
 
     def forget(self) -> None:
-        """Discard the checkpoints and the model of an earlier run.
+        """Discard the checkpoints and the model of an earlier run, and what it measured.
 
         Raises:
             OSError: If that cannot be done: what is left would be taken for this run's.
@@ -174,6 +175,7 @@ class Checkpoints:
         for folder in (self.folder, self.folder.parent / FINAL):
             if folder.exists():
                 shutil.rmtree(folder)
+        (self.folder.parent / MEASURED).unlink(missing_ok=True)
 
     def clean_up(self) -> None:
         """Remove what a killed process left half-written, and bring back what it had put aside and not yet replaced."""

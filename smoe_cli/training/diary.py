@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from smoe_cli.errors import ConfigError
 from smoe_cli.records import write_atomically
+from smoe_cli.training.alarms import FAILED_BATCH
 from smoe_cli.training.environment import ENVIRONMENT
+from smoe_cli.training.report import REPORT
 from smoe_cli.training.samples import Sample
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ class Diary:
         """Add what the model writes after a step."""
         self._append(SAMPLES, [{"step": step, **sample.model_dump()} for sample in found])
 
+    def passed(self) -> None:
+        """A validation is done: no step before it fails any more."""
+        (self.folder / FAILED_BATCH).unlink(missing_ok=True)
+
     def cut(self, step: int) -> None:
         """Forget what was written of later steps than this one, which come again, and a last line that a killed process left torn.
 
@@ -84,7 +90,7 @@ class Diary:
 
     def forget(self) -> None:
         """Discard what an earlier run wrote."""
-        for name in (METRICS, SAMPLES, ENVIRONMENT):
+        for name in (METRICS, SAMPLES, ENVIRONMENT, REPORT, FAILED_BATCH):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / BOARD, ignore_errors=True)
 

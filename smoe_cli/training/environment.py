@@ -20,6 +20,8 @@ from smoe_cli.errors import DataError
 from smoe_cli.records import write_text_atomically
 
 ENVIRONMENT = "environment.json"
+OWN_SOURCES = Path(__file__).parents[2]
+"""A checkout, or where packages are installed, which may lie in a repository of something else."""
 LIBRARIES = ("torch", "torchaudio", "lhotse", "numpy", "sentencepiece", "safetensors", "pydantic")
 
 
@@ -52,6 +54,7 @@ def _account(config: Config, device: torch.device, step: int, processes: int) ->
         "step": step,
         "command": sys.argv,
         "smoe": __version__,
+        "smoe_git": git_state(OWN_SOURCES) if (OWN_SOURCES / ".git").exists() else None,
         "git": git_state(config.folder or Path.cwd()),
         "seed": config.train.seed,
         "python": platform.python_version(),

@@ -51,7 +51,7 @@ class Stop:
 
 @contextmanager
 def stop_flag() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM raise a flag that is looked at between steps, batches of validation and samples; a second SIGINT stops at once."""
+    """SIGINT and SIGTERM raise a flag that is looked at between the parts of all that takes long; a second SIGINT stops at once."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -187,6 +188,7 @@ def largest_batch_s(
     state_bytes: int,
     memory: Memory,
     settings: TrainSettings,
+    stop: threading.Event,
     watcher: Watcher,
 ) -> float:
     """Seconds of audio in the largest batch that memory takes, found by steps on more and more of the longest cuts.
@@ -199,6 +201,7 @@ def largest_batch_s(
         state_bytes: What the optimiser will need besides.
         memory: Of the device.
         settings: `max_utterances` and `memory_share` are bounds.
+        stop: Raised when nothing more is to be tried; what comes back then is no answer.
         watcher: Told of every try, and of what ended them.
 
     Raises:
@@ -211,6 +214,8 @@ def largest_batch_s(
     peaks: dict[int, float] = {}
 
     def measure(utterances: int) -> tuple[int, int] | None:
+        if stop.is_set():
+            return None
         batch = collator(longest_batch(cuts, utterances))
         memory.reset()
         try:
@@ -227,6 +232,8 @@ def largest_batch_s(
         return found
 
     utterances = most_utterances(measure, bound, settings.max_utterances)
+    if stop.is_set():
+        return 0.0
     if not utterances:
         raise ConfigError(
             f"memory does not suffice for one utterance of {longest_s:.1f} s",

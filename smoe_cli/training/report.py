@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field
 
+from smoe_cli.errors import Interrupted
 from smoe_cli.records import Record
+from smoe_cli.training.guard import Stopped
 from smoe_cli.training.shares import ExpertShare
+
+REPORT = "report.json"
 
 
 class TrainReport(Record):
@@ -32,4 +38,35 @@ class TrainReport(Record):
     starved: list[str] = Field(
         default=[], description="Experts with less than a fifth of an even share of their stack's updates or frames."
     )
-    ctc_skipped: int = Field(description="Utterances, in the batches of this call, with fewer encoder frames than CTC needs.")
+    ctc_skipped: int = Field(description="Utterances, in the batches so far, with fewer encoder frames than CTC needs.")
+
+
+@contextmanager
+def interruptions_told(steps: Callable[[], int], most: int, checkpoints: Path) -> Iterator[None]:
+    """Within it, whatever asks training to stop is told with what is saved, and how to go on.
+
+    Args:
+        steps: Gives how many are done, of so many.
+        checkpoints: Their folder.
+
+    Raises:
+        Interrupted: Instead of `Stopped`, and of `KeyboardInterrupt`, at which nothing could be finished.
+    """
+    try:
+        yield
+    except Stopped:
+        if steps() == 0:
+            raise Interrupted(
+                "stopped before the first step; nothing has been trained yet", "run the same command again to begin"
+            ) from None
+        raise Interrupted(
+            f"stopped after step {steps()} of {most}; the state is saved in `{checkpoints}`",
+            "run the same command again to continue exactly there",
+        ) from None
+    except KeyboardInterrupt:
+        saved = max(checkpoints.glob("step-*"), default=None)
+        raise Interrupted(
+            f"stopped at once, after step {steps()} of {most}; "
+            + ("no checkpoint is saved yet" if saved is None else f"the last checkpoint is that of step {int(saved.name[len('step-') :])}"),
+            "`smoe train` begins anew" if saved is None else "`smoe train` goes on from there",
+        ) from None

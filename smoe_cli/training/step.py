@@ -22,6 +22,9 @@ MOST_SCORES = 2**27
 """Scores over the vocabulary that are computed at once where the recipe says nothing: 512 MiB in float32, of which a step holds up to three
 such for each head. It does not depend on the memory that is free, or to go on elsewhere would change the last digits."""
 
+PARTS_APART = 982_451_653
+"""Between the seeds of the batches of one step: far from those of other steps, also in 32 bits, which is all that torch uses on CPUs."""
+
 
 def losses_of(
     model: SpeechToText,
@@ -87,6 +90,31 @@ def add_gradients(
     losses.total.backward()
     losses.total = losses.total.detach()
     return losses
+
+
+def gradients_of(
+    model: SpeechToText,
+    batches: Sequence[Batch],
+    step: int,
+    ranks: Ranks,
+    whole: Counts | None,
+    settings: TrainSettings,
+    precision: Precision,
+    blank_id: int,
+) -> Losses:
+    """Add the gradients of a process's part of a step, which has one batch or several, to those that are there.
+
+    Args:
+        whole: What the losses are averaged over; None: the own tokens.
+        blank_id: CTC's blank.
+    """
+    if whole is None and len(batches) > 1:
+        whole = count_of(model, batches)
+    device = next(model.parameters()).device
+    # Numbered as if one process had the batches of all.
+    seeds = (settings.seed * 1_000_003 + step + (ranks.rank + number * ranks.size) * PARTS_APART for number in range(len(batches)))
+    parts = zip(batches, seeds, strict=True)
+    return reduce(add, (add_gradients(model, batch.to(device), seed, whole, settings, precision, blank_id) for batch, seed in parts))
 
 
 def counts_of_all(ranks: Ranks, model: SpeechToText, batches: Sequence[Batch]) -> Counts | None:

@@ -11,12 +11,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
-from functools import reduce
-from itertools import count
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +23,18 @@ from lhotse import CutSet
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.batching import Batch, by_route
 from smoe_cli.checkpoint import Position, System
-from smoe_cli.config import CHECKPOINTS, FINAL, Config
+from smoe_cli.config import FINAL, Config
 from smoe_cli.cut_table import labels_of
-from smoe_cli.errors import Interrupted
 from smoe_cli.loss import Counts, Losses
 from smoe_cli.model.speech_to_text import count_parameters
 from smoe_cli.routing import make_plan
 from smoe_cli.tokenizer import Tokenizer
 from smoe_cli.training.accounts import Accounts
 from smoe_cli.training.alarms import (
+    check_cuts,
     check_finite,
-    check_lengths,
     check_served,
     check_start,
-    check_texts,
     check_tokenizer,
     check_validated,
     dropped,
@@ -53,24 +48,23 @@ from smoe_cli.training.diary import Diary, by_task
 from smoe_cli.training.environment import ENVIRONMENT, note_environment
 from smoe_cli.training.guard import Stop, Stopped, locked, stop_flag
 from smoe_cli.training.loading import batches_of, collator_of, feed, workers_noticed
+from smoe_cli.training.measured import Measured, dependence, recall, remember
 from smoe_cli.training.memory import Memory, enough_for_state, in_halves, is_out_of_memory, largest_batch_s
 from smoe_cli.training.meter import Meter
 from smoe_cli.training.optimiser import clip, gradient_norm, learning_rate, make_optimiser, optimiser_tensors, restore_optimiser
 from smoe_cli.training.parts import check_all_learn, freeze, frozen_experts
 from smoe_cli.training.precision import Precision, choose_precision
 from smoe_cli.training.ranks import join, weights_digest
-from smoe_cli.training.report import TrainReport
+from smoe_cli.training.report import TrainReport, interruptions_told
 from smoe_cli.training.samples import Sample, take_samples
 from smoe_cli.training.shard import divide, gathered, out_of_memory, whole_system
 from smoe_cli.training.shares import Shares
-from smoe_cli.training.step import add_gradients, count_of, counts_of_all
+from smoe_cli.training.step import counts_of_all, gradients_of
 from smoe_cli.training.validate import validation_loss
 from smoe_cli.watch import Silent, Watcher
 
 ALL_THREADS = torch.get_num_threads()
 """What OpenMP found when torch was loaded: the cores that this process may use, or `OMP_NUM_THREADS`."""
-PARTS_APART = 982_451_653
-"""Between the seeds of the batches of one step: far from those of other steps, also in 32 bits, which is all that torch uses on CPUs."""
 LOCK_FILE = "training.lock"
 SHARED = "set `exp_dir` to a folder that all machines share"
 DRIFTED = "start again from the last checkpoint; if it comes back, look for a machine with other hardware or other versions of libraries"
@@ -88,8 +82,8 @@ class Trainer:
 
     Raises:
         SmoeError: If the other processes cannot be found.
-        DataError: If a tag that the recipe asks for has no training cuts, a cut is longer than the model takes or has no text, or a weight
-            does nothing.
+        DataError: If a tag that the recipe asks for has no training cuts, a cut or its text is longer than the model takes, a cut has no
+            text, or a weight does nothing.
         RouteError: If a cut's route is not in the recipe.
         CheckpointError: If the tokenizer is not the recipe's.
         ConfigError: If the recipe freezes a part that is not there, or all that a route uses, or asks for what this machine lacks.
@@ -113,9 +107,8 @@ class Trainer:
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
         for route in dev_groups.keys() - self.dev_groups.keys():
             self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
-        check_lengths(config, self.groups, self.dev_groups)
-        check_texts(self.groups)
         check_tokenizer(tokenizer, config, self.groups)
+        check_cuts(config, tokenizer, self.groups, self.dev_groups)
         self.tokenizer = tokenizer
         self.device = self.ranks.device()
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
@@ -170,7 +163,7 @@ class Trainer:
             resume: `auto` continues, `never` starts anew and discards what is there.
 
         Raises:
-            Interrupted: When SIGINT or SIGTERM came to any process, and the state is saved.
+            Interrupted: When SIGINT or SIGTERM came to any process; it says what state is saved.
             SmoeError: If a process has gone, or is not of the same run.
             ConfigError: If `train.init_from` lies where this run writes.
             CheckpointError: If what is there belongs to another configuration, or `train.init_from` to another model.
@@ -181,7 +174,7 @@ class Trainer:
         with (
             locked(self.folder / LOCK_FILE) if self.ranks.leads else nullcontext(),
             stop_flag() as self.stop.flag,
-            self._said_how_to_go_on(),
+            interruptions_told(lambda: self.step, self.settings.max_steps, self.checkpoints.folder),
             self.ranks.noticing(),
             workers_noticed(),
         ):
@@ -191,19 +184,19 @@ class Trainer:
             resumed_from = self._resume() if resume == "auto" else None
             if resumed_from is None:
                 self._start()
-                self.precision = self.ranks.from_first(lambda: choose_precision(self.settings.precision, self.device))
             self.ranks.same(f"weights at step {self.step}", lambda: weights_digest(self.system.model), DRIFTED)
+            measured = self._measure(resume) if resumed_from is None else None
             self.precision.apply()
             self.watcher.log(f"{self.precision} on {self.device}, {torch.get_num_threads()} threads")
             if self.settings.batch_s == "auto":
-                if resumed_from is None:
-                    self._make_batches(min(largest for (largest,) in self.ranks.gather(self._largest_batch_s())))
                 self.watcher.log(f"batches of {self.batch_s:.1f} s")
             if self.ranks.leads:
                 if resume == "never":
                     # Not before all that can be refused has been.
                     self.checkpoints.forget()
                     self.diary.forget()
+                if measured is not None:
+                    remember(self.folder, measured)
                 # What a kill before the save left of a review is written again.
                 self.diary.cut(self.step - int(self._unreviewed()))
                 note_environment(self.folder / ENVIRONMENT, self.config, self.device, self.step, self.ranks.size)
@@ -264,16 +257,6 @@ class Trainer:
         self._save_checkpoint()
         raise Stopped
 
-    @contextmanager
-    def _said_how_to_go_on(self) -> Iterator[None]:
-        try:
-            yield
-        except Stopped:
-            raise Interrupted(
-                f"stopped after step {self.step} of {self.settings.max_steps}; the state is saved in `{self.folder / CHECKPOINTS}`",
-                "run the same command again to continue exactly there",
-            ) from None
-
     def _review(self, meter: Meter) -> None:
         """Validate, write down how things are going, and save.
 
@@ -313,6 +296,7 @@ class Trainer:
             taken, values["samples"] = samples
             self.diary.samples(self.step, taken)
         self.diary.write(self.step, values)
+        self.diary.passed()
 
     def _state_of_training(self) -> dict[str, Any]:
         """What every line of the diary has."""
@@ -381,17 +365,11 @@ class Trainer:
 
     def _gradients(self, batches: Sequence[Batch], whole: Counts | None = None) -> Losses:
         """The gradients of this process's part of a step, and its losses, averaged over ``whole`` or else over its own tokens."""
-        seed = self.settings.seed * 1_000_003 + self.step
         self.system.model.train()
         # None, not zero: AdamW would move an idle expert by its momentum and weight decay.
         self.optimiser.zero_grad(set_to_none=True)
-        if whole is None and len(batches) > 1:
-            whole = count_of(self.system.model, batches)
-        # Numbered as if one process had the batches of all.
-        seeds = (seed + number * PARTS_APART for number in count(self.ranks.rank, self.ranks.size))
         how = self.settings, self.precision, self.tokenizer.blank_id
-        parts = zip(batches, seeds, strict=False)
-        return reduce(add, (add_gradients(self.system.model, batch.to(self.device), part, whole, *how) for batch, part in parts))
+        return gradients_of(self.system.model, batches, self.step, self.ranks, whole, *how)
 
     def _halved(self, batches: Sequence[Batch]) -> tuple[Batch, ...]:
         """The same utterances in smaller batches.
@@ -407,11 +385,25 @@ class Trainer:
         )
         return parts
 
+    def _measure(self, resume: str) -> Measured:
+        """Which arithmetic, and how large a batch: as this run has measured before, or anew.
+
+        Raises:
+            Stopped: If a process was asked to stop.
+        """
+        of = dependence(self.config, self.checkpoints.fingerprint, self.ranks.size, self.device)
+        known = self.ranks.from_first(lambda: recall(self.folder, of) if resume == "auto" else None)
+        self.precision = known.precision if known else self.ranks.from_first(lambda: choose_precision(self.settings.precision, self.device))
+        self.precision.apply()
+        if self.settings.batch_s == "auto":
+            self._make_batches(known.batch_s if known else self._largest_batch_s())
+        return Measured(of=of, precision=self.precision, batch_s=self.batch_s)
+
     def _largest_batch_s(self) -> float:
-        """Seconds of audio in the largest batch that memory takes; finding out leaves no trace."""
+        """Seconds of audio in the largest batch that the memory of every process takes; finding out leaves no trace."""
         # The optimiser has no state yet: two numbers for each weight that learns.
         state = sum(2 * weight.nbytes for weight in self.system.model.parameters() if weight.requires_grad)
-        return largest_batch_s(
+        own = largest_batch_s(
             self.groups,
             self.collator,
             lambda batch: self._gradients([batch]),
@@ -419,8 +411,13 @@ class Trainer:
             state,
             Memory(self.device, self.ranks.local_size),
             self.settings,
+            self.stop.flag,
             self.watcher,
         )
+        least = min(largest for (largest,) in self.ranks.gather(own))
+        # Who was asked to stop gave up its search; the others find out when theirs is done.
+        self.stop.heed()
+        return least
 
     def validate(self) -> dict[str, float]:
         """Cross-entropy per target token of every route on (part of) the dev split, without label smoothing.
@@ -467,7 +464,7 @@ class Trainer:
     def _save_final(self) -> None:
         """Write the model."""
         steps = {self.checkpoints.at(step): step for step in chosen_steps(self.settings.average, self.history)}
-        mean, taken = mean_weights(list(steps), self.system.model, self.ranks, self.watcher)
+        mean, taken = mean_weights(list(steps), self.system.model, self.ranks, self.stop, self.watcher)
         self.averaged, self.left_out = ([step for folder, step in steps.items() if (folder in taken) == wanted] for wanted in (True, False))
         if not taken:
             if steps:
