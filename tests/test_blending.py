@@ -177,4 +177,4 @@ def test_a_weight_makes_train_run_again_and_leaves_prepare_alone(prepared):  # n
     changed = prepared.model_copy(update={"data": prepared.data.model_copy(update={"corpora": {"tones": heavier}})})
     assert plan_step(changed, "prepare").state == plan_step(prepared, "prepare").state == "up to date"
     assert STEPS["train"].settings(changed) != STEPS["train"].settings(prepared)
-    assert "corpus_temperature" not in STEPS["train"].settings(prepared)[1]
+    assert "corpus_temperature" not in STEPS["train"].settings(prepared)["train"]
