@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -229,20 +230,45 @@ def load_trained(config: Config) -> System:
 
 
 def _unlike(system: System, config: Config, tokenizer: Path) -> list[str]:
-    """What a recipe says otherwise than the model that it trained; routes that had no training data are missing from that."""
+    """What a recipe says otherwise than the model that it trained, as far as it changes the model.
+
+    In which order it names things does not, nor routes that had no training data. Dimensions and features are not the recipe's own where
+    the model began as another one, which only `smoe train --init-from` was told.
+    """
     routes = [Route.parse(name) for name in system.plan.routes]
     lost = [str(route) for route in routes if route not in config.routes()]
-    found = [f"its routes {', '.join(lost)}: the recipe has none of them"] if lost else []
-    found = found or system.plan.differences(make_plan(config, routes, system.plan.labels))
-    sections = (
-        ("model", system.config.model, config.model, ELSEWHERE),
-        ("features", system.config.features, config.features, FEATURE_HANDLING),
+    if lost:
+        return [f"its routes {', '.join(lost)}: the recipe has none of them"]
+    found = _moved(system, make_plan(config, routes), routes)
+    if config.train.init_from is not None or system.origin is None:
+        sections = (
+            ("model", system.config.model, config.model, ELSEWHERE),
+            ("features", system.config.features, config.features, FEATURE_HANDLING),
+        )
+        for section, before, now, free in sections:
+            old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
+            found += [f"{section}.{name}: {old[name]!r} -> {value!r}" for name, value in new.items() if old[name] != value]
+    # The model has its own; one that cannot be opened is no other.
+    with suppress(CheckpointError):
+        if other := system.tokenizer.difference(open_tokenizer(tokenizer)):
+            found.append(f"`{tokenizer}`: {other}")
+    return found
+
+
+def _moved(system: System, plan: RoutingPlan, routes: Sequence[Route]) -> list[str]:
+    """Where another plan has other experts for a model's routes, or other layers that choose."""
+    found, sizes = [], system.config.model
+    stacks = (
+        ("encoder", system.plan.encoder, plan.encoder, sizes.encoder_layers),
+        ("decoder", system.plan.decoder, plan.decoder, sizes.decoder_layers),
     )
-    for section, before, now, free in sections:
-        old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
-        found += [f"{section}.{name}: {old[name]!r} -> {value!r}" for name, value in new.items() if old[name] != value]
-    if tokenizer.is_dir() and (other := system.tokenizer.difference(open_tokenizer(tokenizer))):
-        found.append(f"`{tokenizer}`: {other}")
+    for stack, before, now, depth in stacks:
+        moved = [route for route in routes if before.expert(route) != now.expert(route)]
+        if moved:
+            found.append(f"expert of the {stack} for {moved[0]}: {before.expert(moved[0])} -> {now.expert(moved[0])}")
+        old, new = (sorted(range(depth) if one.layers is None else one.layers) for one in (before, now))
+        if old != new and not moved:
+            found.append(f"layers of the {stack} that choose: {old} -> {new}")
     return found
 
 

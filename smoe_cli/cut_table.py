@@ -29,6 +29,7 @@ BLOCK = 2**20
 GZIP = 16 + zlib.MAX_WBITS
 LONGEST_MEMBER = 64 * LONGEST_LINE
 CURE = "bring back the whole file, or prepare it again"
+MOST_BYTES = 2**16 - 1
 KEPT_MEMBERS = 256
 """Of the manifest's members, unpacked: 20 MB."""
 
@@ -59,7 +60,7 @@ class CutTable:
         self.routes: list[Route] = []
         self.corpora: list[str] = []
         self._offsets, self._durations = array("q"), array("d")
-        self._route, self._corpus, self._letters = array("H"), array("H"), array("I")
+        self._route, self._corpus, self._letters, self._text_bytes = array("H"), array("H"), array("I"), array("H")
         self._unpacked: OrderedDict[int, list[bytes]] = OrderedDict()
         self.blank: set[int] = set()
         digests: dict[Route, Any] = {}
@@ -82,6 +83,7 @@ class CutTable:
                 self._corpus.append(self.corpora.index(corpus))
                 self._durations.append(cut.duration)
                 self._letters.append(letters_of(cut))
+                self._text_bytes.append(min(text_bytes_of(cut), MOST_BYTES))
                 digests[route].update(account_of(cut))
         if not self._durations:
             raise DataError(f"manifest `{path}` is empty", "prepare it again with `smoe prepare`")
@@ -135,6 +137,10 @@ class CutTable:
     def letters(self, number: int) -> int:
         """Letters of a cut's text."""
         return self._letters[number]
+
+    def text_bytes(self, number: int) -> int:
+        """Bytes of a cut's text in UTF-8, `MOST_BYTES` at most."""
+        return self._text_bytes[number]
 
     def _parse(self, line: bytes, number: int) -> MonoCut:
         where = f"`{self.path}` line {number + 1}"
@@ -227,6 +233,11 @@ def route_of(cut: MonoCut, plan: RoutingPlan | None = None) -> Route:
 def letters_of(cut: MonoCut) -> int:
     """Letters of a cut's text, without reading it from disk."""
     return cut.table.letters(number_of(cut)) if isinstance(cut, Stub) else len(cut.supervisions[0].text or "")
+
+
+def text_bytes_of(cut: MonoCut) -> int:
+    """Bytes of a cut's text in UTF-8, or at least `MOST_BYTES`, without reading it from disk."""
+    return cut.table.text_bytes(number_of(cut)) if isinstance(cut, Stub) else len((cut.supervisions[0].text or "").encode())
 
 
 def has_text(cut: MonoCut) -> bool:

@@ -159,7 +159,7 @@ def refuse_other_bytes(head: bytes, path: Path, cure: str) -> None:
         DataError: If it does.
     """
     if head.startswith(b"\x1f\x8b"):
-        raise DataError(f"`{path}` is packed with gzip", "unpack it (`gunzip`), and name the unpacked file")
+        raise DataError(f"`{path}` is packed with gzip", "unpack it: `gunzip < PACKED > UNPACKED`, and name the unpacked file")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"`{path}` is UTF-16", cure)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from smoe_cli.audit import AUDITED_UTTERANCES
-from smoe_cli.config import Config, DecodeSettings
+from smoe_cli.config import CHECKPOINTS, Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
 from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError
 from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
@@ -130,9 +130,10 @@ def _trainer(config: Config, resume: str, watcher: Watcher) -> Trainer:
     from smoe_cli.training import Trainer
 
     layout = Layout.of(config)
-    cuts, tokenizer = [open_cuts(layout.cuts(split)) for split in ("train", "dev")], open_tokenizer(layout.tokenizer)
+    tokenizer = open_tokenizer(layout.tokenizer)
+    warning = _check_tokenizer(config, goes_on=resume == "auto" and any((layout.model / CHECKPOINTS).glob("step-*")))
+    cuts = [open_cuts(layout.cuts(split)) for split in ("train", "dev")]
     trainer = Trainer(config, layout.model, cuts[0], cuts[1], tokenizer, watcher)
-    warning = _check_tokenizer(config, goes_on=resume == "auto" and bool(trainer.checkpoints.all()))
     if warning:
         trainer.watcher.log(warning)
     try:
@@ -165,7 +166,7 @@ def _check_tokenizer(config: Config, goes_on: bool) -> str:
     other = altered(config, "tokenize")
     if other is not None and not goes_on:
         raise CheckpointError(
-            f"the tokenizer in `{other}` is not the one that `smoe tokenize` left there",
+            f"`{other}` is not as `smoe tokenize` left it: the tokenizer is another one",
             f"run `smoe tokenize` again; or, if it is to be this one, remove `{stamp}`",
         )
     reason = plan_step(config, "tokenize").reason

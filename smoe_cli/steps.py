@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -136,8 +135,7 @@ def altered(config: Config, name: str) -> Path | None:
     """A result of a step that is not as it left it; None: there is none, or no account of the step."""
     layout = Layout.of(config)
     left = (_before(layout, name) or {}).get("results", {})
-    paths = STEPS[name].writes(config, layout) if left else []
-    return next((path for path in paths if left.get(_name(path, layout), MISSING) != _fingerprint(path)), None)
+    return _other_than(left, _digests(STEPS[name].writes(config, layout), layout), layout) if left else None
 
 
 def mark(config: Config, name: str, whole: bool = True) -> None:
@@ -163,20 +161,28 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
     if before is None:
         missing = [path for path in writes if not path.exists()]
         return f"`{missing[0]}` does not exist" if missing else "it was stopped, or asked for a part of its work only, the last time"
-    if before.get("settings") != now["settings"]:
-        return f"its settings changed: {_first_change(before.get('settings'), now['settings'])}"
-    if before.get("version") != now["version"]:
-        return f"smoe {before.get('version')} made it"
+    if before.get("version") != now["version"] or not isinstance(before.get("settings"), dict):
+        return f"an earlier smoe ({before.get('version')}) made it"
+    if before["settings"] != now["settings"]:
+        return f"its settings changed: {_first_change(before['settings'], now['settings'])}"
     # Results too: a run that was stopped while it replaced them leaves the account of the one before. Only audio that
     # `prepare` makes would take too long to compare; it takes its account back before it begins.
-    for key, paths, matter in (("reads", reads, "changed"), ("results", writes, "is not as this step left it")):
-        for path in paths:
-            digest = now[key][_name(path, layout)]
-            if before.get(key, {}).get(_name(path, layout), MISSING) != digest:
-                return f"`{path}` {'does not exist' if digest == MISSING else matter}"
-        if gone := before.get(key, {}).keys() - now[key].keys():
-            return f"`{min(gone)}` does not exist"
+    for key, matter in (("reads", "changed"), ("results", "is not as this step left it")):
+        if path := _other_than(before.get(key, {}), now[key], layout):
+            return f"`{path}` {matter if path.exists() else 'does not exist'}"
     return ""
+
+
+def _other_than(before: dict[str, Any], now: dict[str, Any], layout: Layout) -> Path | None:
+    """The first file that is not as it was, is gone or new; what somebody else put into a folder is none of it."""
+    for name in before | now:
+        old, new = before.get(name, MISSING), now.get(name, MISSING)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if changed := [file for file in old if old[file] != new.get(file)]:
+                return layout.root / name / changed[0]
+        elif old != new:
+            return layout.root / name
+    return None
 
 
 def _before(layout: Layout, name: str) -> dict[str, Any] | None:
@@ -201,14 +207,11 @@ def _account(config: Config, name: str) -> dict[str, Any]:
     """Everything that a step's being up to date hangs on."""
     step, layout = STEPS[name], Layout.of(config)
 
-    def digests(paths: list[Path]) -> dict[str, str]:
-        return {_name(path, layout): _fingerprint(path) for path in paths}
-
     return {
         "version": __version__,
         "settings": json.loads(json.dumps(step.settings(config), default=str)),
-        "reads": digests(step.reads(config, layout)),
-        "results": digests(step.writes(config, layout)),
+        "reads": _digests(step.reads(config, layout), layout),
+        "results": _digests(step.writes(config, layout), layout),
     }
 
 
@@ -217,11 +220,12 @@ def _name(path: Path, layout: Layout) -> str:
     return str(path.relative_to(layout.root)) if path.is_relative_to(layout.root) else os.path.abspath(path)
 
 
-def _fingerprint(path: Path) -> str:
-    """Digest of a file's bytes, or of a folder's files; `MISSING` if there is none."""
-    if path.is_file():
-        return file_digest(path)
+def _digests(paths: list[Path], layout: Layout) -> dict[str, Any]:
+    """Name -> digest of a file, or of each file of a folder; `MISSING` if there is none."""
+    return {_name(path, layout): _fingerprint(path) for path in paths}
+
+
+def _fingerprint(path: Path) -> str | dict[str, str]:
     if path.is_dir():
-        inside = sorted(item for item in path.iterdir() if item.is_file())
-        return hashlib.sha256("".join(f"{item.name} {_fingerprint(item)}\n" for item in inside).encode()).hexdigest()
-    return MISSING
+        return {file.name: file_digest(file) for file in sorted(path.iterdir()) if file.is_file()}
+    return file_digest(path) if path.is_file() else MISSING

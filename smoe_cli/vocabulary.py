@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Set
 from typing import NamedTuple
 
+from smoe_cli.batching import check_tokens
 from smoe_cli.checkpoint import read_start
 from smoe_cli.config import Config
 from smoe_cli.cuts import route_of, stream_manifest, tags_of
@@ -130,11 +131,7 @@ class _Fertility:
                 raise DataError(f"text does not survive the tokenizer: {one.text!r}", "report this: byte-level BPE must be exact")
             self.changed += 1
             self.example = self.example or one.text
-        if self._max_tokens is not None and self._guiding + len(ids) > self._max_tokens:
-            raise DataError(
-                f"a text of `{one.key}` has {len(ids)} tokens; the model takes {self._max_tokens - self._guiding} after its guiding tokens",
-                "split the utterance, or leave it out",
-            )
+        check_tokens(f"an utterance of `{one.key}`", self._guiding + len(ids), self._max_tokens)
 
 
 class _Covered:

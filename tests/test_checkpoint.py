@@ -13,7 +13,7 @@ from smoe_cli.checkpoint import CONFIG, PLAN
 from smoe_cli.config import Config
 from smoe_cli.errors import CheckpointError
 from smoe_cli.layout import DIGESTS, WEIGHTS, Layout
-from smoe_cli.records import file_digest
+from smoe_cli.records import Origin, file_digest
 from smoe_cli.routing import make_plan
 from smoe_cli.tags import Route
 from smoe_cli.tokenizer import ByteBPE
@@ -53,9 +53,9 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
         ({"model": {"d_model": 64}}, "model.d_model: 32 -> 64"),
         ({"model": {"encoder_shared_ffn_dim": 16}}, "model.encoder_shared_ffn_dim: None -> 16"),
         ({"features": {"mel_bins": 80}}, "features.mel_bins: 40 -> 80"),
-        ({"model": {"preset": "dec-smoe"}}, "encoder by: bandwidth -> None"),
-        ({"model": {"encoder_expert_groups": {"all": ["nb", "wb"]}}}, "encoder experts: nb, wb -> all"),
-        ({"model": {"decoder_routed_layers": [0]}}, "decoder layers: None -> 0"),
+        ({"model": {"preset": "dec-smoe"}}, "expert of the encoder for transcribe/en/nb: nb -> dense"),
+        ({"model": {"encoder_expert_groups": {"all": ["nb", "wb"]}}}, "expert of the encoder for transcribe/en/nb: nb -> all"),
+        ({"model": {"encoder_routed_layers": [1]}}, "layers of the encoder that choose: [0, 1] -> [1]"),
         ({"tasks": {"translate": {"languages": ["de"]}}}, "its routes transcribe/en/nb, transcribe/en/wb: the recipe has none of them"),
         ({"axes": {"accent": ["us", "uk"]}}, "its routes transcribe/en/nb, "),
     ],
@@ -86,12 +86,31 @@ def test_the_model_of_another_tokenizer_than_the_recipes_is_refused(trained):
         {"model": {"dropout": 0.3}},
         {"features": {"cache_mb": 1}},
         {"tasks": TASKS | {"translate": {"languages": ["de", "fr"]}}},
+        {"tasks": dict(reversed(TASKS.items()))},
+        {"model": {"encoder_routed_layers": [0, 1], "decoder_routed_layers": [0]}},
     ],
 )
 def test_what_changes_nothing_of_the_model_is_no_difference(trained, tmp_path, changes):
     system = checkpoint.load_trained(recipe(tmp_path, **changes))
     assert Route.parse("translate/de/wb") in recipe(tmp_path).routes()
     assert "translate/de/wb" not in system.plan.routes, "a route without data is no difference either"
+
+
+def test_a_tokenizer_that_cannot_be_opened_is_no_other(trained):
+    for file in Layout.of(trained).tokenizer.iterdir():
+        file.unlink()
+    checkpoint.load_trained(trained)
+
+
+def test_a_model_that_began_on_the_command_line_need_not_have_the_dimensions_of_the_recipe(trained, tmp_path):
+    """`smoe train --init-from` takes them from the checkpoint; the recipe says nothing of it."""
+    folder = Layout.of(trained).final
+    system = checkpoint.load(folder)
+    system.origin = Origin(how="init", model="0" * 12, copies={})
+    checkpoint.save(folder, system)
+    checkpoint.load_trained(recipe(tmp_path, model={"d_model": 64}, features={"mel_bins": 80}))
+    with pytest.raises(CheckpointError, match="expert of the encoder for transcribe/en/nb: nb -> dense"):
+        checkpoint.load_trained(recipe(tmp_path, model={"preset": "dec-smoe"}))
 
 
 def test_weights_of_another_type_are_refused_by_name(trained):

@@ -232,7 +232,7 @@ def test_results_that_an_interrupted_run_left_do_not_count_as_those_of_the_run_b
             file = path if path.is_file() else min(path.iterdir())
             whole = file.read_bytes()
             file.write_bytes(whole[:-1])
-            assert plan_step(config, name).reason == f"`{path}` is not as this step left it"
+            assert plan_step(config, name).reason == f"`{file}` is not as this step left it"
             file.write_bytes(whole)
         assert plan_step(config, name).state == "up to date"
 
@@ -247,6 +247,22 @@ def test_a_step_that_would_run_anew_names_the_setting_that_changed(config):
         assert reason == f"its settings changed: {section}.{name}: {json.dumps(old)} -> {json.dumps(old + 1)}"
     quiet = config.train.model_copy(update={"log_every": 7, "workers": 1, "tensorboard": True})
     assert plan_step(config.model_copy(update={"train": quiet}), "train").state == "up to date", "these leave the model as it is"
+
+
+def test_what_somebody_else_puts_into_a_steps_folder_is_none_of_its_results(config):
+    pipeline.prepare(config)
+    pipeline.tokenize(config)
+    (Layout.of(config).tokenizer / "notes.txt").write_text("300 pieces")
+    assert plan_step(config, "tokenize").state == "up to date"
+    pipeline.check_train(config)
+
+
+def test_an_account_in_another_form_is_one_of_an_earlier_smoe(config):
+    pipeline.prepare(config)
+    stamp = Layout.of(config).stamp("prepare")
+    account = json.loads(stamp.read_text())
+    stamp.write_text(json.dumps(account | {"settings": list(account["settings"].values())}))
+    assert plan_step(config, "prepare").reason == f"an earlier smoe ({account['version']}) made it"
 
 
 def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatch):

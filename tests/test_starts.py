@@ -10,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import MonoCut
 
 from smoe_cli import pipeline
@@ -22,6 +23,7 @@ from smoe_cli.tokenizer import ByteBPE
 from smoe_cli.training import averaging
 from smoe_cli.training import memory as memories
 from smoe_cli.training import trainer as training
+from smoe_cli.training.measured import dependence
 from smoe_cli.training.precision import Precision
 from tests.test_shares import Listener
 from tests.test_stops import poison, say_stop
@@ -85,6 +87,11 @@ def test_what_depends_on_other_settings_is_measured_anew(prepared, tmp_path, mon
     assert done == ["precision", "batch"] and again.precision.reason == "again" and again.batch_s == 3 * longest_s(again)
 
 
+def test_memory_depends_on_the_tokenizers_size(prepared):
+    one, other = (dependence(prepared, size, {}, 1, torch.device("cpu")) for size in (300, 301))
+    assert one != other
+
+
 def test_a_run_that_starts_anew_measures_anew_and_what_is_damaged_is_not_believed(prepared, tmp_path, monkeypatch):
     measuring(monkeypatch, "at first", 4)
     killed(trainer(prepared, tmp_path, **AUTO))
@@ -133,7 +140,7 @@ def test_a_tokenizer_that_took_the_place_of_the_recipes_is_refused(own):
     assert said_by(own) == []
     replace_tokenizer(own)
     for attempt in (pipeline.check_train, pipeline.train):
-        with pytest.raises(CheckpointError, match=r"the tokenizer in `.*tokenizer` is not the one that `smoe tokenize` left there") as no:
+        with pytest.raises(CheckpointError, match=r"bpe\.model` is not as `smoe tokenize` left it") as no:
             attempt(own, resume="never")
     with pytest.raises(CheckpointError, match="was trained with another tokenizer"):
         pipeline.train(own)
@@ -151,7 +158,7 @@ def test_a_run_goes_on_with_its_own_tokenizer_whatever_the_account_says(own):
     pipeline.train(own)
     stamp.write_text(account)
     (warning,) = said_by(own)
-    assert "tokenizer` is not as this step left it; to have one that is: `smoe tokenize`, then `smoe train --resume never`" in warning
+    assert "bpe.model` is not as this step left it; to have one that is: `smoe tokenize`, then `smoe train --resume never`" in warning
 
 
 def test_a_tokenizer_of_texts_that_have_changed_since_is_told_and_taken(own):
@@ -196,7 +203,7 @@ def test_a_stop_while_checkpoints_are_averaged_loses_nothing(prepared, tmp_path,
     ("step", "said"),
     [
         (2, "stopped at once, after step 2 of 8; no checkpoint is saved yet"),
-        (6, "stopped at once, after step 6 of 8; the last checkpoint is that of step 4"),
+        (6, "stopped at once, after step 6 of 8; the last checkpoint is `step-00000004`"),
     ],
 )
 def test_a_second_ctrl_c_says_what_is_saved(prepared, tmp_path, step, said):

@@ -80,7 +80,8 @@ def found(path: Path, settings: CorpusSettings, work: Work, key: str, what: str 
         split = key.partition(".")[2]
         leave_out = f"if there is no such split, leave it out: `data.corpora.{work.name}.splits: {{{split}: null}}`"
         if is_file(packed := path.with_name(path.name + ".gz")):
-            cure = f"there is `{packed.name}`: unpack it (`gunzip`)"
+            taken = packed.name.endswith(JSON_SUFFIXES)
+            cure = f"there is `{packed.name}`: " + (f"name it in `{where}`" if taken else "unpack it (`gunzip`)")
         cure = cure or (f"correct `{where}` or `data.root`; {leave_out}" if split else where_it_lies("it", where))
         raise DataError(f"no {what} `{path}`", cure)
     return path

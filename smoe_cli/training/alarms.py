@@ -13,7 +13,7 @@ from lhotse import CutSet, MonoCut
 
 from smoe_cli.batching import Batch, check_tokens
 from smoe_cli.config import CHECKPOINTS, Config
-from smoe_cli.cut_table import has_text, letters_of
+from smoe_cli.cut_table import has_text, text_bytes_of
 from smoe_cli.cut_table import whole as whole_cut
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.records import write_text_atomically
@@ -28,8 +28,6 @@ EXPLODING = 10.0
 """A loss so many times the route's recent mean is no noise."""
 QUIET = 0.1
 """A mean below this is taken for this: the losses of what is known by heart jump by more than ten times, and mean nothing."""
-LETTER_TOKENS = 4
-"""Tokens of one letter at most: its bytes, where it is broken into these. One more is for the space that tokenizers put before a text."""
 TOO_SHORT = (
     "some utterances have fewer encoder frames than tokens, and CTC skips them; a larger `tokenizer.vocab_size` makes fewer tokens, a "
     "smaller `model.subsampling` more frames"
@@ -153,14 +151,17 @@ def _check_texts(split: str, groups: Mapping[Route, Iterable[MonoCut]]) -> None:
 
 
 def _check_tokens(config: Config, tokenizer: Tokenizer, split: str, groups: Mapping[Route, Iterable[MonoCut]]) -> None:
-    """Refuse texts that have more tokens than the model takes, naming the first; only what is long enough to is read and encoded."""
+    """Refuse texts that have more tokens than the model takes, naming the first.
+
+    A text is read and encoded only if its bytes would be too many: pieces are bytes or longer, but for a space that is put before a text.
+    """
     most = config.model.max_tokens
     if most is None:
         return
     for route, cuts in groups.items():
         guiding = len(tokenizer.guiding_ids(route))
         for cut in cuts:
-            if guiding + 1 + LETTER_TOKENS * letters_of(cut) > most:
+            if guiding + 1 + text_bytes_of(cut) > most:
                 found = whole_cut(cut)
                 tokens = guiding + len(tokenizer.encode(str(found.supervisions[0].text)))
                 check_tokens(f"cut `{found.id}` of the {split} split", tokens, most)

@@ -13,7 +13,7 @@ from lhotse import CutSet
 
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.checkpoint import Position, System
-from smoe_cli.config import CHECKPOINTS, FINAL, Config
+from smoe_cli.config import CHECKPOINTS, FEATURE_HANDLING, FINAL, Config
 from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
 from smoe_cli.records import bring_back
@@ -42,7 +42,7 @@ FREE = {
         "compile",
         "shard",
     },
-    "features": {"cache_mb", "stored"},
+    "features": FEATURE_HANDLING,
 }
 """Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor, but for the last digits that
 `threads`, `loss_chunk`, `compile` and `shard` may change, of what a step computes."""

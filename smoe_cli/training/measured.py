@@ -40,17 +40,18 @@ class Measured(Record):
     batch_s: float
 
 
-def dependence(config: Config, data: dict[str, Any], processes: int, device: torch.device) -> str:
-    """A digest of all that what is measured depends on.
+def dependence(config: Config, vocab_size: int, data: dict[str, Any], processes: int, device: torch.device) -> str:
+    """A digest of all that what is measured depends on, as far as a run can say it: not how much memory other programs use.
 
     Args:
+        vocab_size: Of the tokenizer.
         data: The training cuts, as `Checkpoints.fingerprint` says.
     """
     settings = config.model_dump(mode="json", include={"tasks", "axes", "model", "features", "train"})
     for name in INDEPENDENT:
         del settings["train"][name]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return hashlib.sha256(json.dumps([settings, data, processes, name], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, vocab_size, data, processes, name], sort_keys=True).encode()).hexdigest()
 
 
 def recall(folder: Path, of: str) -> Measured | None:

@@ -67,6 +67,6 @@ def interruptions_told(steps: Callable[[], int], most: int, checkpoints: Path) -
         saved = max(checkpoints.glob("step-*"), default=None)
         raise Interrupted(
             f"stopped at once, after step {steps()} of {most}; "
-            + ("no checkpoint is saved yet" if saved is None else f"the last checkpoint is that of step {int(saved.name[len('step-') :])}"),
+            + ("no checkpoint is saved yet" if saved is None else f"the last checkpoint is `{saved.name}`"),
             "`smoe train` begins anew" if saved is None else "`smoe train` goes on from there",
         ) from None

@@ -391,7 +391,7 @@ class Trainer:
         Raises:
             Stopped: If a process was asked to stop.
         """
-        of = dependence(self.config, self.checkpoints.fingerprint, self.ranks.size, self.device)
+        of = dependence(self.config, self.tokenizer.vocab_size, self.checkpoints.fingerprint, self.ranks.size, self.device)
         known = self.ranks.from_first(lambda: recall(self.folder, of) if resume == "auto" else None)
         self.precision = known.precision if known else self.ranks.from_first(lambda: choose_precision(self.settings.precision, self.device))
         self.precision.apply()
