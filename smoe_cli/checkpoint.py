@@ -24,7 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smoe_cli.config import CHECKPOINT_CONFIG, FEATURE_HANDLING, FRAMES_PER_S, ROUTING_KEYS, Config, FeatureSettings, ModelSettings
+from smoe_cli.config import (
+    CHECKPOINT_CONFIG,
+    FEATURE_HANDLING,
+    FRAMES_PER_S,
+    ROUTING_KEYS,
+    Config,
+    FeatureSettings,
+    ModelSettings,
+    differences,
+)
 from smoe_cli.errors import CheckpointError, ConfigError, DataError, SmoeError
 from smoe_cli.layout import DIGESTS, EXPORT_CARD, WEIGHTS, Layout, model_digest
 from smoe_cli.model.experts import SHARED
@@ -246,8 +255,7 @@ def _unlike(system: System, config: Config, tokenizer: Path) -> list[str]:
             ("features", system.config.features, config.features, FEATURE_HANDLING),
         )
         for section, before, now, free in sections:
-            old, new = before.model_dump(exclude=free), now.model_dump(exclude=free)
-            found += [f"{section}.{name}: {old[name]!r} -> {value!r}" for name, value in new.items() if old[name] != value]
+            found += differences(before.model_dump(exclude=free), now.model_dump(exclude=free), section)
     # The model has its own; one that cannot be opened is no other.
     with suppress(CheckpointError):
         if other := system.tokenizer.difference(open_tokenizer(tokenizer)):
@@ -392,6 +400,5 @@ def _verify(folder: Path, tensors: bool) -> None:
         if name in (WEIGHTS, TRAINING_TENSORS) and not tensors:
             continue
         if not path.is_file() or file_digest(path) != digest:
-            raise CheckpointError(
-                f"checkpoint `{folder}` is damaged: `{name}` is not as it was written", "use another checkpoint, or train again"
-            )
+            matter = "is not as it was written" if path.exists() else "is missing"
+            raise CheckpointError(f"checkpoint `{folder}` is damaged: `{name}` {matter}", "use another checkpoint, or train again")

@@ -452,3 +452,18 @@ class Config(Settings):
     def bands(self) -> list[Bandwidth]:
         """The bands that there can be: at 8 kHz nothing is wideband."""
         return [Bandwidth.NB] if self.features.sample_rate_hz <= TELEPHONE_HZ else list(Bandwidth)
+
+
+def differences(before: object, now: object, name: str = "") -> list[str]:
+    """Every setting that differs, as `decode.beam: 5 -> 1`; a section that is not there is one without settings.
+
+    Args:
+        before, now: Settings, with those of sections inside, as `model_dump` gives them.
+        name: Of the section that they are.
+    """
+    if before == now:
+        return []
+    old, new = (section if isinstance(section, dict) else {} for section in (before, now))
+    if not old and not new:
+        return [f"{name}: {before!r} -> {now!r}"]
+    return [line for key in new | old for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]

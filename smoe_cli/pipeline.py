@@ -15,7 +15,7 @@ from pydantic import Field
 from smoe_cli.audit import AUDITED_UTTERANCES
 from smoe_cli.config import CHECKPOINTS, Config, DecodeSettings
 from smoe_cli.decoding.inputs import check_request, cuts_of
-from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError
+from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError, RouteError, SmoeError
 from smoe_cli.handing_on import check_export, check_slim, convert, export, params, slim
 from smoe_cli.layout import Layout
 from smoe_cli.making_ready import check_pack, check_prepare, features, pack, prepare, tokenize, validate
@@ -31,7 +31,7 @@ from smoe_cli.records import (
     write_jsonl,
     write_text_atomically,
 )
-from smoe_cli.steps import STEPS, Step, altered, mark, plan_step
+from smoe_cli.steps import SETTINGS_CHANGED, STEPS, Step, altered, mark, plan_step
 from smoe_cli.tags import EVERY_ROUTE, Choice, Route, check_routes
 from smoe_cli.watch import Silent, Watcher
 
@@ -239,7 +239,7 @@ def decode(
     choose_precision("fp32", decoder.device)
     check_routes(choice, map(Route.parse, system.plan.routes), "the model")
     sources = list(inputs) or ([layout.cuts(split)] if layout else [])
-    cuts = [cut for path in sources for cut in cuts_of(path, system, choice)]
+    cuts = _cuts_of_all(sources, system, choice)
     if not cuts:
         raise DataError(
             f"no cut with tags {choice} in {', '.join(f'`{path}`' for path in inputs) or f'the {split} split'}",
@@ -263,6 +263,28 @@ def decode(
     if part is not None:
         part.unlink(missing_ok=True)
     return DecodeReport(checkpoint=folder, paths=paths, hypotheses=hypotheses)
+
+
+def _cuts_of_all(paths: Sequence[Path], system: System, choice: Choice) -> list[MonoCut]:
+    """The cuts of all inputs.
+
+    Raises:
+        SmoeError: If one cannot be decoded; if several cannot, naming all.
+    """
+    cuts: list[MonoCut] = []
+    wrong: list[SmoeError] = []
+    for path in paths:
+        try:
+            cuts += cuts_of(path, system, choice)
+        except (DataError, RouteError) as error:
+            wrong.append(error)
+    if len(wrong) > 1:
+        said = "".join(f"\n  {error.message}" for error in wrong)
+        cures = dict.fromkeys(error.hint for error in wrong if error.hint)
+        raise DataError(f"{len(wrong)} of {len(paths)} inputs cannot be decoded, and nothing was:{said}", "; or ".join(cures))
+    if wrong:
+        raise wrong[0]
+    return cuts
 
 
 def _note_unseen(cuts: Sequence[MonoCut], system: System, watcher: Watcher) -> None:
@@ -386,6 +408,8 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
     for name in STEPS:
         step = plan_step(config, name)
         wanted = force or step.state == "would run"
+        if name == "tokenize" and wanted and not force:
+            _check_goes_on(config, step.reason)
         if dry_run:
             if name == "prepare" and wanted:
                 check_prepare(config)
@@ -407,6 +431,26 @@ def run(config: Config, *, force: bool = False, dry_run: bool = False, watcher: 
     layout = Layout.of(config)
     findings = len(read_json(layout.audit / "audit.json", AuditReport, "audit", "smoe route-audit").findings) if not dry_run else 0
     return RunReport(steps=steps, findings=findings, report=layout.scores / "report.html", audit=layout.audit / "audit.html")
+
+
+def _check_goes_on(config: Config, reason: str) -> None:
+    """Refuse to replace the tokenizer of a training that could not go on with another one or with other data.
+
+    Args:
+        reason: Why there would be another one.
+
+    Raises:
+        CheckpointError: If there is such a training.
+    """
+    from smoe_cli.training.checkpoints import START_ANEW
+
+    layout = Layout.of(config)
+    if any((layout.model / CHECKPOINTS).glob("step-*")) and layout.tokenizer.is_dir():
+        if reason.startswith(SETTINGS_CHANGED):
+            raise CheckpointError(
+                f"`{layout.model}` was trained with the tokenizer that would be replaced: {reason}", f"set it back, {START_ANEW}"
+            )
+        check_train(config)
 
 
 def _check_valid(layout: Layout) -> None:

@@ -12,13 +12,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from smoe_cli import __version__
-from smoe_cli.config import FEATURE_HANDLING, SPLITS, Config
+from smoe_cli.config import FEATURE_HANDLING, SPLITS, Config, differences
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, file_digest, write_text_atomically
 
 MISSING = "missing"
 """Instead of the digest of a file that does not exist. Not every file that could be written is: a test split may lack a language."""
+SETTINGS_CHANGED = "its settings changed"
+"""How the reason of a step begins that would run for this."""
 A_CHECKPOINT = "a checkpoint"
 """Instead of a path: what the checkpoint holds counts, not where it lies."""
 UNSEEN = {"workers", "threads", "shard", "sample_utterances", "log_every", "tensorboard", "explosions"}
@@ -160,11 +162,13 @@ def _stale(config: Config, name: str, reads: list[Path], writes: list[Path]) -> 
     before = _before(layout, name)
     if before is None:
         missing = [path for path in writes if not path.exists()]
-        return f"`{missing[0]}` does not exist" if missing else "it was stopped, or asked for a part of its work only, the last time"
+        return (
+            f"`{missing[0]}` does not exist" if missing else "it was stopped, refused, or asked for a part of its work only, the last time"
+        )
     if before.get("version") != now["version"] or not isinstance(before.get("settings"), dict):
         return f"an earlier smoe ({before.get('version')}) made it"
     if before["settings"] != now["settings"]:
-        return f"its settings changed: {_first_change(before['settings'], now['settings'])}"
+        return f"{SETTINGS_CHANGED}: {differences(before['settings'], now['settings'])[0]}"
     # Results too: a run that was stopped while it replaced them leaves the account of the one before. Only audio that
     # `prepare` makes would take too long to compare; it takes its account back before it begins.
     for key, matter in (("reads", "changed"), ("results", "is not as this step left it")):
@@ -192,15 +196,6 @@ def _before(layout: Layout, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _first_change(before: Any, now: Any, name: str = "") -> str:
-    """The first setting that differs, as `decode.beam: 5 -> 1`; a section that is not there is one without settings."""
-    old, new = (section if isinstance(section, dict) else {} for section in (before, now))
-    for key in new | old:
-        if old.get(key) != new.get(key):
-            return _first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    return f"{name}: {json.dumps(before, ensure_ascii=False)} -> {json.dumps(now, ensure_ascii=False)}"
 
 
 def _account(config: Config, name: str) -> dict[str, Any]:

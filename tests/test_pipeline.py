@@ -244,7 +244,7 @@ def test_a_step_that_would_run_anew_names_the_setting_that_changed(config):
         old = getattr(getattr(config, section), name)
         changed = getattr(config, section).model_copy(update={name: old + 1})
         reason = plan_step(config.model_copy(update={section: changed}), step).reason
-        assert reason == f"its settings changed: {section}.{name}: {json.dumps(old)} -> {json.dumps(old + 1)}"
+        assert reason == f"its settings changed: {section}.{name}: {old} -> {old + 1}"
     quiet = config.train.model_copy(update={"log_every": 7, "workers": 1, "tensorboard": True})
     assert plan_step(config.model_copy(update={"train": quiet}), "train").state == "up to date", "these leave the model as it is"
 
@@ -255,6 +255,34 @@ def test_what_somebody_else_puts_into_a_steps_folder_is_none_of_its_results(conf
     (Layout.of(config).tokenizer / "notes.txt").write_text("300 pieces")
     assert plan_step(config, "tokenize").state == "up to date"
     pipeline.check_train(config)
+
+
+def test_a_run_that_could_not_train_on_replaces_no_tokenizer(config):
+    pipeline.run(config)
+    layout = Layout.of(config)
+    tokenizer = {file: file.read_bytes() for file in layout.tokenizer.iterdir()}
+    table = Path(str(config.data.root)) / "table.tsv"
+    table.write_text(
+        "\n".join(line.replace("\tone\t", "\tone more\t") if line.startswith("a1\t") else line for line in table.read_text().splitlines())
+    )
+    pipeline.prepare(config)
+    larger = config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"vocab_size": 301})})
+    for changed, said in ((config, "was trained on other data"), (larger, "its settings changed: tokenizer.vocab_size: 300 -> 301")):
+        for dry in (True, False):
+            with pytest.raises(CheckpointError, match=said) as caught:
+                pipeline.run(changed, dry_run=dry)
+            assert "smoe run --force" in caught.value.hint
+    assert {file: file.read_bytes() for file in layout.tokenizer.iterdir()} == tokenizer
+    assert pipeline.run(config, force=True).steps[1].state == "done"
+
+
+def test_inputs_that_cannot_be_decoded_are_named_all_at_once(config, tmp_path):
+    pipeline.run(config)
+    silent, none = tmp_path / "silent.wav", tmp_path / "none.wav"
+    soundfile.write(silent, np.zeros(8000), 8000)
+    with pytest.raises(DataError, match="2 of 2 inputs cannot be decoded, and nothing was") as caught:
+        pipeline.decode(config, inputs=[silent, none], choice=Choice("transcribe", bandwidth="nb"), out=tmp_path / "h.jsonl")
+    assert "silent.wav" in caught.value.message and "none.wav" in caught.value.message
 
 
 def test_an_account_in_another_form_is_one_of_an_earlier_smoe(config):
@@ -270,7 +298,7 @@ def test_preparing_anew_begins_by_forgetting_that_it_was_done(config, monkeypatc
     monkeypatch.setattr("smoe_cli.gathering.read_corpus", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare(config)
-    assert plan_step(config, "prepare").reason == "it was stopped, or asked for a part of its work only, the last time"
+    assert plan_step(config, "prepare").reason == "it was stopped, refused, or asked for a part of its work only, the last time"
 
 
 def test_a_part_of_a_step_does_not_count_as_the_step(config):

@@ -312,7 +312,7 @@ def test_the_tokenizer_of_a_recipe_that_starts_from_a_checkpoint_is_the_checkpoi
     states = [plan_step(started, name).state for name in ("tokenize", "train")]
     assert states == ["up to date", "up to date"]
     gone = started.model_copy(update={"train": started.train.model_copy(update={"init_from": None})})
-    changed = 'its settings changed: train.init_from: "a checkpoint" -> null'
+    changed = "its settings changed: train.init_from: 'a checkpoint' -> None"
     assert [plan_step(gone, name).reason for name in ("tokenize", "train")] == [changed] * 2
 
 

@@ -42,12 +42,12 @@ def show_plan(
         # Only the recipe's own files are remembered as up to date.
         plan = plan.model_copy(update={"state": "would run", "reason": reason, **asked})
     elif plan.state == "up to date":
-        plan = plan.model_copy(update={"state": "would run", "reason": "its results are up to date: `smoe run` would skip it"})
+        plan = plan.model_copy(update={"state": "would run", "reason": "nothing that it reads has changed since it last ran"})
     if as_json:
         print_json(plan)
         return
     say(f"{plan.name}: {plan.state}" + (f" ({plan.reason})" if plan.reason else ""))
-    rows = [("reads", path, "" if path.exists() else "missing") for path in plan.reads]
+    rows = [("reads", path, "exists" if path.exists() else "missing") for path in plan.reads]
     rows += [("writes", path, "exists" if path.exists() else "") for path in plan.writes]
     print_table(("", "path", "now"), rows)
 

@@ -21,6 +21,8 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         CheckpointError: If the folder is incomplete, damaged, or holds a kind that is not known.
     """
+    if not (folder / CARD_FILE).exists():
+        raise CheckpointError(f"there is no tokenizer in `{folder}`", "run `smoe tokenize`")
     try:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         kind = card["kind"]

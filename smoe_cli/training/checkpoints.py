@@ -13,7 +13,7 @@ from lhotse import CutSet
 
 from smoe_cli import checkpoint, upcycling
 from smoe_cli.checkpoint import Position, System
-from smoe_cli.config import CHECKPOINTS, FEATURE_HANDLING, FINAL, Config
+from smoe_cli.config import CHECKPOINTS, FEATURE_HANDLING, FINAL, Config, differences
 from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
 from smoe_cli.records import bring_back
@@ -208,12 +208,12 @@ def check_same(saved: System, wanted: System, folder: Path) -> None:
     if saved.plan != wanted.plan:
         raise CheckpointError(
             f"`{folder}` has another routing plan: {'; '.join(saved.plan.differences(wanted.plan))}",
-            "train anew with --resume never, or set another exp_dir",
+            f"set the recipe back, {START_ANEW}",
         )
     if not saved.tokenizer.same_as(wanted.tokenizer):
         raise CheckpointError(
             f"`{folder}` was trained with another tokenizer: {saved.tokenizer.difference(wanted.tokenizer)}",
-            "train anew with --resume never, or bring back the tokenizer",
+            f"bring that tokenizer back, {START_ANEW}",
         )
 
 
@@ -225,11 +225,4 @@ def _changes(before: Config, now: Config) -> list[str]:
     for section, keys in (FREE | {"train": FREE["train"] - decisive | ORIGIN}).items():
         for key in keys:
             old[section].pop(key), new[section].pop(key)
-    return [
-        f"{section}.{key}: {old[section][key]!r} -> {value!r}"
-        if isinstance(new[section], dict)
-        else f"{section}: {old[section]!r} -> {new[section]!r}"
-        for section in new
-        for key, value in (new[section].items() if isinstance(new[section], dict) else [("", None)])
-        if (old[section].get(key) != value if isinstance(new[section], dict) else old[section] != new[section])
-    ]
+    return differences(old, new)

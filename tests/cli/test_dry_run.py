@@ -131,7 +131,7 @@ def test_a_dry_run_of_decode_refuses_what_no_model_of_the_recipe_could_do(smoe, 
 
 def test_a_single_step_that_is_up_to_date_would_run_all_the_same(smoe, monkeypatch):
     monkeypatch.setattr("smoe_cli.steps.plan_step", lambda _, name: Step(name=name, state="up to date"))
-    assert smoe("train", "--dry-run").stdout.startswith("train: would run (its results are up to date: `smoe run` would skip it)")
+    assert smoe("train", "--dry-run").stdout.startswith("train: would run (nothing that it reads has changed since it last ran)")
 
 
 def test_a_dry_run_says_what_is_forced(smoe, monkeypatch):
