@@ -36,6 +36,9 @@ class _EachKeyOnce(yaml.SafeLoader):
 UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
 """What is left of a variable that the environment does not have."""
 
+CORPORA: dict[str, type[BaseModel]] = {kind.model_fields["type"].default: kind for kind in get_args(get_args(Corpus)[0])}
+"""What `type` of a corpus says -> the class of its settings."""
+
 
 def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """Read a recipe and apply `a.b=c` overrides; the preset fills in what the recipe leaves open.
@@ -170,12 +173,21 @@ def _near(kind: type[BaseModel], names: Sequence[Any]) -> str:
 
 
 def _problem(item: Any, group: str, kind: type[BaseModel]) -> str:
-    key = ".".join([*group.split(".")[:-1], *(str(part) for part in item["loc"])])
+    names = [*item["loc"]]
+    corpus = names.index("corpora") + 1 if "corpora" in names[:2] else len(names)
+    below = names[corpus + 1 :]
+    if below:
+        # The kind of the corpus, which pydantic counts among the names, and no recipe does.
+        kind, below = CORPORA[names.pop(corpus + 1)], below[1:]
+    key = ".".join([*group.split(".")[:-1], *map(str, names)])
     if item["type"] == "extra_forbidden":
-        return f"unknown setting `{key}`{_near(kind, item['loc'])}"
+        return f"unknown setting `{key}`{_near(kind, below or names)}"
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        known = get_args(get_args(Corpus)[0])
-        return f"`{key}.type` says which kind of corpus it is: {', '.join(kind.model_fields['type'].default for kind in known)}"
+        given = item["input"].get("type") if isinstance(item["input"], dict) else None
+        if given is None:
+            return f"`{key}` has no `type`, which says what kind of corpus it is; known: {', '.join(CORPORA)}"
+        near = "".join(f"; near it: `{name}`" for name in get_close_matches(str(given), CORPORA, n=1))
+        return f"unknown `{key}.type` `{given}`{near}; known: {', '.join(CORPORA)}"
     message = re.sub(r"^Value error, ", "", item["msg"])
     return f"`{key}`: {message}" if key else message
 

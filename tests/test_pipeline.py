@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from lhotse import CutSet
 
 from smoe_cli import pipeline
@@ -218,6 +219,15 @@ def test_a_dry_run_of_training_refuses_what_training_refuses_and_writes_nothing(
 def test_unknown_settings_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown setting `train.max_step`; near it: `max_steps`"):
         tiny_config(tmp_path, train={"max_step": 3})
+    corpora = {
+        "type: kladi": r"unknown `data.corpora.calls.type` `kladi`; near it: `kaldi`; known: tsv, ",
+        "type: kaldi, tetx: x": r"unknown setting `data.corpora.calls.tetx`; near it: `text`",
+        "path: x": r"`data.corpora.calls` has no `type`, which says what kind of corpus it is; known: tsv, ",
+        "type: kaldi, weight: heavy": r"`data.corpora.calls.weight`: ",
+    }
+    for given, said in corpora.items():
+        with pytest.raises(ConfigError, match=said):
+            tiny_config(tmp_path, data={"corpora": {"calls": yaml.safe_load(f"{{{given}}}")}})
     with pytest.raises(ConfigError, match=r"unknown preset `enc-dec`"):
         tiny_config(tmp_path, model={"preset": "enc-dec"})
     with pytest.raises(ConfigError, match=r"kind `summarise`; known kinds: transcribe, translate"):

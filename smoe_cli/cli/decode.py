@@ -59,8 +59,8 @@ def decode(
 ) -> None:
     """Write down or translate speech with the experts that the tags choose.
 
-    Checks that the model has every route that is asked for; no tag is guessed. Prints the paths of the files of hypotheses, or,
-    for bare audio files without `--out` and with `--json`, the hypotheses themselves, one JSON object a line.
+    Checks that the model has every route that is asked for; no tag is guessed. Prints the paths of the files of hypotheses; with
+    `--json`, and for inputs without `--out`, the hypotheses themselves, one JSON object a line.
 
     Ctrl-C, SIGTERM and even `kill -9` lose no more than the batch under way: the same command goes on from there; for bare audio
     files only with `--out`.
