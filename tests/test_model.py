@@ -216,10 +216,12 @@ def test_active_parameters_are_those_of_the_dense_model(changes):
     dense = count_parameters(tiny_model(**changes, encoder_experts=("dense",), decoder_experts=("dense",)))
     assert routed["active"] == dense["active"] == dense["total"]
     assert routed["total"] == routed["active"] + routed["encoder.nb"] + routed["decoder.translate"]
-    layers, width = (2 * 2 if changes.get("encoder") else 2) // (2 if "encoder_routed_layers" in changes else 1), 16
-    assert routed["encoder.wb"] == layers * (2 * 32 * width + 32 + width)
+    networks, choosing, width = 4 if changes.get("encoder") else 2, 2 if "encoder_routed_layers" in changes else 1, 16
+    one = 2 * 32 * width + 32 + width
+    assert routed["encoder.wb"] == networks // choosing * one
+    assert routed.get("encoder.dense", 0) == networks * one - routed["encoder.wb"]
     if "encoder_shared_hidden_dim" in changes:
-        assert routed["encoder.shared"] == layers * (2 * 24 * width + 24 + width)
+        assert routed["encoder.shared"] == networks * (2 * 24 * width + 24 + width)
 
 
 @pytest.mark.parametrize("encoder", ["transformer", "conformer"])
