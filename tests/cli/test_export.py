@@ -58,7 +58,7 @@ def test_a_dry_run_checks_and_names_the_route_and_does_nothing(smoe, replace, co
     work, check = replace(command, AssertionError), replace(f"check_{command}", Route("translate", "de", Bandwidth.NB))
     result = smoe(command, *WORDS, "--dry-run")
     assert result.stdout.splitlines()[0] == f"{command}: would run (route translate/de/nb)"
-    assert [line.split() for line in result.stdout.splitlines()[-3:-1]] == [["reads", "final"], ["writes", "phone"]]
+    assert [line.split() for line in result.stdout.splitlines()[-3:-1]] == [["reads", "final", "exists"], ["writes", "phone"]]
     assert check.call_args.kwargs == TAGS
     work.assert_not_called()
     plan = json.loads(smoe(command, *WORDS, "--dry-run", "--json").stdout)
