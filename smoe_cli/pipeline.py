@@ -130,9 +130,9 @@ def _trainer(config: Config, resume: str, watcher: Watcher) -> Trainer:
     from smoe_cli.training import Trainer
 
     layout = Layout.of(config)
+    cuts = [open_cuts(layout.cuts(split)) for split in ("train", "dev")]
     tokenizer = open_tokenizer(layout.tokenizer)
     warning = _check_tokenizer(config, goes_on=resume == "auto" and any((layout.model / CHECKPOINTS).glob("step-*")))
-    cuts = [open_cuts(layout.cuts(split)) for split in ("train", "dev")]
     trainer = Trainer(config, layout.model, cuts[0], cuts[1], tokenizer, watcher)
     if warning:
         trainer.watcher.log(warning)
