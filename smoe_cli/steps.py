@@ -16,6 +16,7 @@ from smoe_cli.config import FEATURE_HANDLING, SPLITS, Config, differences
 from smoe_cli.errors import ConfigError, DataError
 from smoe_cli.layout import Layout
 from smoe_cli.records import Record, file_digest, write_text_atomically
+from smoe_cli.train_settings import MEANS, WATCHING
 
 MISSING = "missing"
 """Instead of the digest of a file that does not exist. Not every file that could be written is: a test split may lack a language."""
@@ -23,8 +24,6 @@ SETTINGS_CHANGED = "its settings changed"
 """How the reason of a step begins that would run for this."""
 A_CHECKPOINT = "a checkpoint"
 """Instead of a path: what the checkpoint holds counts, not where it lies."""
-UNSEEN = {"workers", "threads", "shard", "sample_utterances", "log_every", "tensorboard", "explosions"}
-"""Settings of `train` that leave the model as it is."""
 
 
 class Step(Record):
@@ -80,7 +79,7 @@ def _train_settings(config: Config) -> dict[str, Any]:
     unset = {"corpus_temperature"} if config.train.corpus_temperature == 1.0 else set()
     return {
         "model": config.model.model_dump(),
-        "train": ({"init_from": A_CHECKPOINT} if _given(config) else {}) | config.train.model_dump(exclude=UNSEEN | init | unset),
+        "train": ({"init_from": A_CHECKPOINT} if _given(config) else {}) | config.train.model_dump(exclude=WATCHING | MEANS | init | unset),
         "features": config.features.model_dump(exclude=FEATURE_HANDLING),
         "tasks": _tasks(config),
         "axes": config.axes,

@@ -14,6 +14,13 @@ from smoe_cli.corpus_settings import Settings
 
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE]-?[0-9]+)?"
 MOVING = re.compile(rf"({NUMBER}) to ({NUMBER}) over ([1-9][0-9]*) steps")
+WATCHING = {"workers", "sample_utterances", "log_every", "tensorboard", "explosions"}
+"""Settings of how a run is fed and watched: on them depends neither what a step computes, nor how, nor in how much memory."""
+LENGTH = {"max_steps", "validate_every", "validation_utterances", "patience"}
+"""Settings of when a run ends and when it is validated: neither how a step computes, nor its memory, depends on them."""
+MEANS = {"threads", "shard", "loss_chunk", "activation_checkpointing", "compile", "memory_share"}
+"""Settings of the means: time and memory of a step depend on them, and of what it computes the last digits at most (and with `compile`, on
+CPUs, what dropout draws)."""
 
 
 def value_at(value: float | str, step: int) -> float:

@@ -255,7 +255,7 @@ def test_a_step_that_would_run_anew_names_the_setting_that_changed(config):
         changed = getattr(config, section).model_copy(update={name: old + 1})
         reason = plan_step(config.model_copy(update={section: changed}), step).reason
         assert reason == f"its settings changed: {section}.{name}: {old} -> {old + 1}"
-    quiet = config.train.model_copy(update={"log_every": 7, "workers": 1, "tensorboard": True})
+    quiet = config.train.model_copy(update={"log_every": 7, "workers": 1, "tensorboard": True, "loss_chunk": 64, "compile": True})
     assert plan_step(config.model_copy(update={"train": quiet}), "train").state == "up to date", "these leave the model as it is"
 
 

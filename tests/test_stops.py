@@ -28,6 +28,7 @@ from smoe_cli.decoding.decode import Decoder
 from smoe_cli.errors import CheckpointError, Interrupted, SmoeError
 from smoe_cli.layout import Layout
 from smoe_cli.loss import Losses
+from smoe_cli.train_settings import LENGTH, MEANS, WATCHING, TrainSettings
 from smoe_cli.training import Trainer
 from smoe_cli.training import validate as validations
 from smoe_cli.training.checkpoints import FREE
@@ -625,3 +626,8 @@ def test_the_docs_name_every_setting_that_may_change_when_a_run_goes_on():
     page = (Path(__file__).parents[1] / "docs" / "how-to" / "resume-and-interrupt.md").read_text(encoding="utf-8")
     free = page.partition("### What may change in between")[2].partition("Not free:")[0]
     assert [name for group, names in FREE.items() for name in sorted(names) if f"`{group}.{name}`" not in free] == []
+
+
+def test_what_may_change_is_a_setting_and_said_once():
+    groups = [*WATCHING, *LENGTH, *MEANS]
+    assert len(set(groups)) == len(groups) and set(groups) <= set(TrainSettings.model_fields)

@@ -18,34 +18,16 @@ from smoe_cli.cut_table import digest_of
 from smoe_cli.errors import CheckpointError
 from smoe_cli.records import bring_back
 from smoe_cli.tags import Route
+from smoe_cli.train_settings import LENGTH, MEANS, WATCHING
 from smoe_cli.training.measured import MEASURED
 from smoe_cli.training.ranks import Ranks
 from smoe_cli.watch import Watcher
 
 KEPT_CHECKPOINTS = 2
 START_ANEW = "train anew with `smoe train --resume never` (or `smoe run --force`), or set another exp_dir"
-FREE = {
-    "train": {
-        "max_steps",
-        "validate_every",
-        "validation_utterances",
-        "sample_utterances",
-        "log_every",
-        "memory_share",
-        "tensorboard",
-        "workers",
-        "threads",
-        "loss_chunk",
-        "patience",
-        "explosions",
-        "activation_checkpointing",
-        "compile",
-        "shard",
-    },
-    "features": FEATURE_HANDLING,
-}
-"""Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor, but for the last digits that
-`threads`, `loss_chunk`, `compile` and `shard` may change, of what a step computes."""
+FREE = {"train": WATCHING | LENGTH | MEANS, "features": FEATURE_HANDLING}
+"""Settings that a continued run may have otherwise: they change nothing of the steps that are done, nor of what a step computes, but for
+the last digits that some of `MEANS` may change."""
 DECISIVE = {"validate_every", "validation_utterances"}
 """Settings that are not free where validations decide when training ends, or what becomes the model."""
 ORIGIN = {"init_from", "init_noise", "init_experts"}

@@ -11,21 +11,10 @@ import torch
 
 from smoe_cli.config import Config
 from smoe_cli.records import Record, write_text_atomically
+from smoe_cli.train_settings import LENGTH, WATCHING
 from smoe_cli.training.precision import Precision
 
 MEASURED = "measured.json"
-INDEPENDENT = {
-    "max_steps",
-    "validate_every",
-    "validation_utterances",
-    "sample_utterances",
-    "log_every",
-    "tensorboard",
-    "workers",
-    "patience",
-    "explosions",
-}
-"""Settings of `train` on which neither precision nor memory depends."""
 
 
 class Measured(Record):
@@ -47,9 +36,8 @@ def dependence(config: Config, vocab_size: int, data: dict[str, Any], processes:
         vocab_size: Of the tokenizer.
         data: The training cuts, as `Checkpoints.fingerprint` says.
     """
-    settings = config.model_dump(mode="json", include={"tasks", "axes", "model", "features", "train"})
-    for name in INDEPENDENT:
-        del settings["train"][name]
+    settings = config.model_dump(mode="json", include={"tasks", "axes", "model", "features"})
+    settings["train"] = config.train.model_dump(mode="json", exclude=WATCHING | LENGTH)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return hashlib.sha256(json.dumps([settings, vocab_size, data, processes, name], sort_keys=True).encode()).hexdigest()
 
