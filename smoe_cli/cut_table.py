@@ -6,6 +6,7 @@ A whole cut takes kilobytes of memory, a stub a quarter of one: a million of the
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from array import array
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lhotse import CutSet, MonoCut
+from lhotse.augmentation import AudioTransform
 
 from smoe_cli import cuts
 from smoe_cli.config import Config
@@ -261,8 +263,13 @@ def labels_of(some: Iterable[MonoCut], config: Config) -> dict[str, list[str]]:
 
 
 def account_of(cut: MonoCut) -> bytes:
-    """What makes a training cut the same as another."""
-    return f"{cut.id}\t{cut.duration}\t{cut.supervisions[0].text}\n".encode()
+    """What makes a training cut the same as another: what is heard and what is written. Its audio may lie in another folder."""
+    said, sources, lines = cut.supervisions[0], [], None
+    if cut.has_recording:
+        sources = [Path(source.source).name for source in cut.recording.sources if source.type == "file"]
+        lines = cut.recording.transforms
+    heard = [cut.id, cut.start, cut.duration, cut.channel, sources, lines]
+    return json.dumps([*heard, said.text, (said.custom or {}).get("transcript")], default=AudioTransform.to_dict).encode()
 
 
 def digest_of(route: Route, some: CutSet) -> str:

@@ -60,6 +60,22 @@ def test_a_band_that_the_recipe_asks_for_and_no_cut_has_is_refused(prepared, tmp
     begin(with_data(prepared, nb_downsample=False, corpora=tested_only), tmp_path, at, wideband)
 
 
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [({}, ""), ({"average": "last 2"}, "")]
+    + [
+        ({name: value}, f", and does not count in what `train.{name}` compares") for name, value in (("average", "best 2"), ("patience", 3))
+    ],
+)
+def test_a_trained_route_without_dev_cuts_is_told(prepared, tmp_path, settings, counts):
+    at = Layout.of(prepared)
+    config = prepared.model_copy(update={"train": prepared.train.model_copy(update=settings)})
+    _, said = begin(config, tmp_path, at, dev=read_cuts(at.cuts("dev")).filter(wideband).to_eager())
+    missing = [line for line in said if "no dev cuts" in line]
+    assert missing and all("/nb" in line and line.endswith(f"it is not validated{counts}") for line in missing)
+    assert not [line for line in begin(config, tmp_path, at)[1] if "dev cuts" in line]
+
+
 def test_a_band_that_nothing_asks_for_may_be_missing_and_is_told(prepared, tmp_path):
     run, said = begin(with_data(prepared, nb_downsample=False), tmp_path, Layout.of(prepared), wideband)
     assert run.plan.encoder.experts == ("wb",)

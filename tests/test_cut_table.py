@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 
 from smoe_cli import checkpoint, cut_table, pipeline
 from smoe_cli.batching import RouteBatches, by_route
@@ -86,6 +87,29 @@ def test_batches_and_digests_are_those_of_whole_cuts(prepared, large):
     for _ in range(60):
         found, expected = (next(stream) for stream in streams)
         assert [whole(cut).id for cut in found] == [cut.id for cut in expected]
+
+
+def changed(cut, **recording):
+    return fastcopy(cut, recording=fastcopy(cut.recording, **recording))
+
+
+def test_cuts_are_other_data_when_anything_is_heard_or_written_otherwise_and_not_when_they_lie_elsewhere(prepared):
+    cuts = list(read_cuts(Layout.of(prepared).cuts("train")))
+    at = next(number for number, cut in enumerate(cuts) if cut.recording.transforms)
+    route, cut = route_of(cuts[at]), cuts[at]
+    said = fastcopy(cut.supervisions[0], custom=cut.supervisions[0].custom | {"transcript": "another"})
+    (source,) = cut.recording.sources
+    lines = [*cut.recording.transforms[:-1], {"name": "Telephone", "kwargs": {"codec": "gsm"}}]
+    other = {
+        "transcript": fastcopy(cut, supervisions=[said]),
+        "line": changed(cut, transforms=lines),
+        "start": fastcopy(cut, start=cut.start + 0.01),
+        "file": changed(cut, sources=[fastcopy(source, source=source.source + ".wav")]),
+    }
+    before = digest_of(route, CutSet.from_cuts(cuts))
+    assert [name for name, it in other.items() if digest_of(route, CutSet.from_cuts([*cuts[:at], it, *cuts[at + 1 :]])) == before] == []
+    moved = changed(cut, sources=[fastcopy(source, source="/elsewhere/" + source.source.rpartition("/")[2])])
+    assert digest_of(route, CutSet.from_cuts([*cuts[:at], moved, *cuts[at + 1 :]])) == before
 
 
 @pytest.mark.parametrize("workers", [0, 2])

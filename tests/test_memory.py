@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from smoe_cli.batching import Batch
+from smoe_cli.cut_table import letters_of
 from smoe_cli.errors import CheckpointError, ConfigError, SmoeError
 from smoe_cli.training import memory as memories
 from smoe_cli.training import step as steps
 from smoe_cli.training import trainer as training
 from smoe_cli.training import validate as validations
 from smoe_cli.training.memory import Memory, halves, is_out_of_memory, longest_batch, most_utterances
+from smoe_cli.watch import Silent
 from tests.test_shares import Listener
 from tests.test_training import assert_bit_identical, prepared, trainer, weights
 from tests.test_training_steps import STILL, assert_resumes_exactly, first_cuts, gradients, undisturbed
@@ -59,6 +61,51 @@ def test_memory_is_what_the_process_takes():
         "print(used > 150e6, peak > 150e6, memory.peak() - before < 100e6, memory.free() > 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True True True True\n"
+
+
+GROUPS = {
+    "1": ("4:memory:/job/step", "memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    "2": ("0::/job/step", "job", ("memory.max", "memory.current"), "inactive_file"),
+    "2, seen from inside a container": ("0::/host/pod", "", ("memory.max", "memory.current"), "inactive_file"),
+}
+
+
+@pytest.mark.parametrize("version", GROUPS)
+def test_the_limit_of_any_group_above_counts_and_copies_of_files_do_not(monkeypatch, tmp_path, version):
+    line, group, (limit, used), dropped = GROUPS[version]
+    (tmp_path / "cgroup").write_text(f"7:cpu:/other\n{line}\n")
+    folder = tmp_path / "groups" / group
+    (folder / "step").mkdir(parents=True)
+    (folder / limit).write_text("9000000\n")
+    (folder / used).write_text("8000000\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{dropped} 500000\n")
+    memory = Memory(torch.device("cpu"))
+    free = memory.free()
+    monkeypatch.setattr(memories, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memories, "PROCESS", tmp_path)
+    assert memory.free() == 1_500_000 < free
+    if version == "2":
+        (folder / "step" / limit).write_text("max\n")
+        (folder / "step" / used).write_text("100\n")
+        assert memory.free() == 1_500_000
+    (folder / limit).write_text("max\n" if limit == "memory.max" else "9223372036854771712\n")
+    assert memory.free() > 1_500_000
+
+
+def test_of_tasks_on_the_same_audio_the_one_that_writes_the_most_is_tried(prepared, tmp_path):
+    run = trainer(prepared, tmp_path)
+    texts = {route.task: max(letters_of(cut) for cut in cuts) for route, cuts in run.groups.items()}
+    tried = []
+    settings = run.settings.model_copy(update={"max_utterances": 1})
+    groups = {route: run.groups[route] for route in sorted(run.groups, key=lambda route: texts[route.task])}
+
+    def gradients(batch: Batch) -> None:
+        tried.append(batch.routes[0].task)
+
+    memories.largest_batch_s(
+        groups, run.collator, gradients, lambda: None, 0, Memory(torch.device("cpu")), settings, threading.Event(), Silent()
+    )
+    assert len(set(texts.values())) > 1 and set(tried) == {max(texts, key=texts.__getitem__)}
 
 
 def test_a_system_that_does_not_tell_is_no_place_for_auto(monkeypatch, tmp_path):

@@ -208,6 +208,21 @@ def check_validated(settings: TrainSettings, routes: Collection[Route]) -> None:
         raise DataError(f"`{what}` compares validation losses, and the dev split has no cut of a trained route", "give it some")
 
 
+def unmatched(settings: TrainSettings, trained: Collection[Route], validated: Collection[Route]) -> Iterator[str]:
+    """A line for each route that only the train split or only the dev split has.
+
+    Args:
+        trained: Routes of the training cuts.
+        validated: Those of the dev cuts.
+    """
+    for route in sorted(set(validated) - set(trained), key=str):
+        yield f"route {route} has dev cuts but no training cuts: it is not validated"
+    decided = "train.patience" if settings.patience else "train.average" if (settings.average or "").startswith("best") else ""
+    for route in sorted(set(trained) - set(validated), key=str):
+        counts = f", and does not count in what `{decided}` compares" if decided else ""
+        yield f"warning: route {route} has training cuts but no dev cuts: it is not validated{counts}"
+
+
 def check_start(settings: TrainSettings, folder: Path) -> None:
     """Refuse to start from a checkpoint that the run would write over.
 

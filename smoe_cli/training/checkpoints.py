@@ -103,13 +103,12 @@ class Checkpoints:
         wrong = []
         for folder in self.all():
             try:
-                saved = checkpoint.load(folder)
+                saved, position = checkpoint.load(folder), checkpoint.load_position(folder)
             except CheckpointError as error:
                 watcher.log(f"passing over a damaged checkpoint: {error.message}")
                 self.damaged.add(folder)
                 wrong.append(error.message)
                 continue
-            position = checkpoint.load_position(folder)
             wanted = self._check_processes(saved, position.state.get("processes", 1), wanted, folder, watcher)
             check_same(saved, wanted, folder)
             if position.state["data"] != self.fingerprint:

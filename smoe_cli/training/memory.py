@@ -15,6 +15,7 @@ from lhotse import CutSet, MonoCut
 from torch import Tensor
 
 from smoe_cli.batching import IGNORE_ID, Batch, Collator
+from smoe_cli.cut_table import letters_of
 from smoe_cli.errors import ConfigError, SmoeError
 from smoe_cli.tags import Route
 from smoe_cli.train_settings import TrainSettings
@@ -24,7 +25,11 @@ from smoe_cli.watch import Watcher
 ALLOCATION = re.compile(r"DefaultCPUAllocator|not enough memory|out of memory|could not create a primitive(?! descriptor)")
 """In the message of torch's error when a CPU has no memory left, the last one where it is oneDNN that has none; on GPUs the error has a
 class of its own."""
-PROCESS, MACHINE, CGROUP = Path("/proc/self"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+PROCESS, MACHINE, CGROUPS = Path("/proc/self"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+CGROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+CGROUP_2 = ("memory.max", "memory.current", "inactive_file")
+"""Control groups in the kernel's two versions: the files of limit and use, and the line of `memory.stat` for what of it are copies of files
+that the kernel drops when memory is asked for. Reading a corpus fills a container with these."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -133,11 +138,7 @@ class Memory:
         if self.device.type == "cuda":
             cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             return torch.cuda.mem_get_info(self.device)[0] + cached
-        free = _kilobytes(MACHINE, "MemAvailable")
-        limit, now = (CGROUP / name for name in ("memory.max", "memory.current"))
-        if limit.exists() and (text := limit.read_text().strip()) != "max":
-            free = min(free, int(text) - int(now.read_text()))
-        return free // self.sharers
+        return min(_kilobytes(MACHINE, "MemAvailable"), *_left_in_groups()) // self.sharers
 
 
 def _kilobytes(path: Path, name: str) -> int:
@@ -148,9 +149,32 @@ def _kilobytes(path: Path, name: str) -> int:
     return int(found[1]) * 1024
 
 
+def _left_in_groups() -> Iterator[int]:
+    """Bytes left in each group of processes that has a limit, of those that this one is in: a container's, a job's of a cluster."""
+    yield 2**63
+    membership = PROCESS / "cgroup"
+    for line in membership.read_text().splitlines() if membership.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (CGROUPS / "memory", CGROUP_1) if controllers else (CGROUPS, CGROUP_2)
+        group = root / path.lstrip("/")
+        # A container may see the path that its group has outside, and the group itself at the root.
+        for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
+            limit, now = (folder / name for name in names[:2])
+            if limit.exists() and now.exists() and (text := limit.read_text().strip()) != "max":
+                dropped = re.search(rf"^{names[2]} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+                yield int(text) - int(now.read_text()) + (int(dropped[1]) if dropped else 0)
+
+
+def _length(cut: MonoCut) -> tuple[float, int]:
+    """Seconds, and of equally long cuts letters."""
+    return cut.duration, letters_of(cut)
+
+
 def longest_batch(cuts: Sequence[MonoCut], utterances: int) -> list[MonoCut]:
     """A batch of the longest cuts, beginning again where there are too few."""
-    return list(islice(cycle(sorted(cuts, key=lambda cut: -cut.duration)[:utterances]), utterances))
+    return list(islice(cycle(sorted(cuts, key=_length, reverse=True)[:utterances]), utterances))
 
 
 def most_utterances(measure: Callable[[int], tuple[int, int] | None], bound: int, most: int) -> int:
@@ -207,8 +231,8 @@ def largest_batch_s(
     Raises:
         ConfigError: If not even one utterance fits, or fewer than the turns that share a batch.
     """
-    route = max(groups, key=lambda route: max(cut.duration for cut in groups[route]))
-    cuts = list(groups[route])
+    # Tasks often share their audio: then the one that writes the most takes the most.
+    cuts = list(max(groups.values(), key=lambda some: max(map(_length, some))))
     longest_s = max(cut.duration for cut in cuts)
     bound = memory.used() + int(settings.memory_share * (memory.free() - state_bytes))
     peaks: dict[int, float] = {}

@@ -39,6 +39,7 @@ from smoe_cli.training.alarms import (
     check_validated,
     dropped,
     lone_labels,
+    unmatched,
 )
 from smoe_cli.training.allocator import keep_memory
 from smoe_cli.training.averaging import MovingAverage, chosen_steps, in_place_of, mean_weights, validations_without_gain
@@ -105,8 +106,6 @@ class Trainer:
         self.plan = make_plan(config, self.groups, labels_of(train_cuts, config))
         dev_groups = by_route(dev_cuts, make_plan(config))
         self.dev_groups = {route: cuts for route, cuts in dev_groups.items() if str(route) in self.plan.routes}
-        for route in dev_groups.keys() - self.dev_groups.keys():
-            self.watcher.log(f"route {route} has dev cuts but no training cuts: it is not validated")
         check_tokenizer(tokenizer, config, self.groups)
         check_cuts(config, tokenizer, self.groups, self.dev_groups)
         self.tokenizer = tokenizer
@@ -114,7 +113,7 @@ class Trainer:
         torch.set_num_threads(self.settings.threads or ALL_THREADS)
         keep_memory()
         self.collator = collator_of(config, tokenizer, self.plan)
-        for line in (*lone_labels(self.plan), *dropped(config, self.plan)):
+        for line in (*unmatched(self.settings, self.groups, dev_groups), *lone_labels(self.plan), *dropped(config, self.plan)):
             self.watcher.log(line)
         longest_s = max(cut.duration for cuts in self.groups.values() for cut in cuts)
         # Until memory is measured, `auto` is a batch of one cut.
