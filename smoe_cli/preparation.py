@@ -136,7 +136,7 @@ def _work(config: Config, name: str, jobs: int, watcher: Watcher) -> Work:
 
 def _refuse(refused: Sequence[Refused], hints: Sequence[str]) -> None:
     if refused:
-        raise DataError("\n".join(error.message for error in refused), "; ".join(dict.fromkeys(hints)))
+        raise DataError("\n".join(dict.fromkeys(error.message for error in refused)), "\n".join(dict.fromkeys(hints)))
 
 
 def _account_for(refused: Sequence[Refused], corpora: Sequence[str], layout: Layout) -> None:

@@ -196,12 +196,14 @@ def data_root(config: Config) -> Path:
     """The folder that corpora lie in; asked for only where they are read, so that a trained model does not need it.
 
     Raises:
-        ConfigError: If `data.root` names an environment variable that is not set.
+        ConfigError: If `data.root` names an environment variable that is not set, or no folder.
     """
     root = config.data.root or Path()
     unset = UNSET_VARIABLE.search(str(root))
     if unset and not root.exists():  # a folder's own name may hold a `$`
         raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
+    if not root.is_dir():
+        raise ConfigError(f"`data.root` names `{root}`, which is no folder", "correct it, or use --set data.root=FOLDER")
     return root
 
 

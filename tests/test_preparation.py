@@ -459,6 +459,14 @@ def test_an_unset_variable_matters_only_where_the_corpus_is_read(tmp_path, monke
     pipeline.params(config)
     with pytest.raises(ConfigError, match=r"`\$SMOE_NOWHERE`, which is not set"):
         pipeline.prepare(config)
+    nowhere = load_config(tmp_path / "smoe.yaml", ["data.root=nowhere", "data.corpora.b.type=tsv", "data.corpora.b.path=b.tsv"])
+    with pytest.raises(ConfigError, match=r"`data.root` names `.*nowhere`, which is no folder"):
+        pipeline.prepare(nowhere)
+    (tmp_path / "nowhere").mkdir()
+    here = load_config(tmp_path / "smoe.yaml", [f"data.root={tmp_path}", "data.corpora.b.type=tsv", "data.corpora.b.path=a.tsv"])
+    with pytest.raises(DataError, match="no table") as refused:
+        pipeline.prepare(here)
+    assert refused.value.message.count("a.tsv") == 1 and len(refused.value.hint.splitlines()) == 2
 
 
 def test_variables_in_exp_dir_are_read_and_a_dollar_in_a_folders_name_is_none(corpus, tmp_path, monkeypatch):
