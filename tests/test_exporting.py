@@ -19,7 +19,8 @@ from smoe_cli.config import DecodeSettings
 from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.onnx import OnnxModel, read_card
 from smoe_cli.errors import CheckError, CheckpointError, ConfigError, RouteError
-from smoe_cli.records import Export
+from smoe_cli.layout import EXPORT_CARD
+from smoe_cli.records import Export, file_digest, write_json
 from smoe_cli.tags import Choice, Route
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from tests.test_house import ROOT
@@ -143,18 +144,41 @@ def test_int8_is_smaller_and_close(exported):
     assert len(onnx.texts([torch.randn(30, 40).numpy()])) == 1
 
 
-def test_a_graph_with_other_weights_is_far_from_what_int8_may_do(exported, tmp_path):
-    """The bound must tell rounding from a fault: here, the decoder of an earlier quantiser's fault, its embeddings mixed up."""
+def mixed_up(folder: Path, out: Path) -> Path:
+    """An export whose decoder is one with its embeddings mixed up, as an earlier quantiser's fault left them."""
     import onnx
 
-    _, route, folder, _ = exported
-    shutil.copytree(folder, tmp_path / "broken")
-    graph = onnx.load(folder / "decoder.onnx")
+    shutil.copytree(folder, out)
+    graph = onnx.load(out / "decoder.onnx")
     embedding = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [290, 32])
     embedding.raw_data = np.roll(onnx.numpy_helper.to_array(embedding), 7).tobytes()
-    onnx.save(graph, tmp_path / "broken" / "decoder.onnx")
+    onnx.save(graph, out / "decoder.onnx")
+    return out
+
+
+def test_a_graph_with_other_weights_is_far_from_what_int8_may_do(exported, tmp_path):
+    """The bound must tell rounding from a fault."""
+    _, route, folder, _ = exported
+    broken = mixed_up(folder, tmp_path / "broken")
+    card = read_card(broken)
+    digest = file_digest(broken / "decoder.onnx")
+    write_json(broken / EXPORT_CARD, card.model_copy(update={"decoder": card.decoder.model_copy(update={"sha256": digest})}))
     slim = exporting.slimming.one_route(checkpoint.load(folder.parent / "whole"), route)
-    assert exporting.compare(slim, OnnxModel(tmp_path / "broken", 1)).relative_difference > exporting.INT8_TOLERANCE
+    assert exporting.compare(slim, OnnxModel(broken, 1)).relative_difference > exporting.INT8_TOLERANCE
+
+
+def test_a_graph_that_is_not_the_one_of_the_export_is_refused(exported, tmp_path):
+    *_, folder, _ = exported
+    swapped = mixed_up(folder, tmp_path / "swapped")
+    with pytest.raises(CheckpointError, match=r"`decoder\.onnx` is not the one that `export\.json` names"):
+        OnnxModel(swapped)
+    encoder = swapped / "encoder.onnx"
+    encoder.write_bytes(encoder.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"`encoder\.onnx` is not the one that `export\.json` names"):
+        OnnxModel(swapped)
+    encoder.unlink()
+    with pytest.raises(CheckpointError, match=r"`encoder\.onnx` is missing"):
+        OnnxModel(swapped)
 
 
 def test_what_fails_the_check_is_not_kept_and_an_earlier_export_stays(exported, monkeypatch):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from smoe_cli.config import FRAMES_PER_S
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.layout import EXPORT_CARD
-from smoe_cli.records import Export
+from smoe_cli.records import Export, Graph, file_digest
 from smoe_cli.tokenizer import open_tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -49,7 +49,7 @@ class OnnxModel:
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         self.card, self.tokenizer = read_card(folder), open_tokenizer(folder)
-        self._encoder, self._decoder = (_session(folder / graph.file, threads) for graph in (self.card.encoder, self.card.decoder))
+        self._encoder, self._decoder = (_session(folder, graph, threads) for graph in (self.card.encoder, self.card.decoder))
         caches = [tensor for tensor in self.card.decoder.inputs if tensor.name.startswith(("keys.", "values."))]
         # (N, B, heads, tokens so far, width)
         self._caches = {tensor.name: (int(tensor.shape[2]), int(tensor.shape[4])) for tensor in caches}
@@ -143,12 +143,16 @@ class OnnxModel:
         return wanted if self.card.max_tokens is None else [min(limit, self.card.max_tokens) for limit in wanted]
 
 
-def _session(path: Path, threads: int) -> Any:
-    """An onnxruntime session on the CPU."""
+def _session(folder: Path, graph: Graph, threads: int) -> Any:
+    """An onnxruntime session on the CPU, of a graph that is as it was written."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ConfigError(f"onnxruntime is not installed: {error}", "pip install 'smoe[onnx]'") from error
+    path = folder / graph.file
+    if not path.is_file() or file_digest(path) != graph.sha256:
+        matter = f"is not the one that `{EXPORT_CARD}` names: damaged, or of another export" if path.exists() else "is missing"
+        raise CheckpointError(f"exported model `{folder}` is damaged: `{graph.file}` {matter}", "export the model again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
