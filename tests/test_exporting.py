@@ -141,7 +141,7 @@ def test_int8_is_smaller_and_close(exported):
     assert card.encoder.bytes + card.decoder.bytes < card.bytes_float32 == report.bytes_float32
     assert 0.0 < card.check.relative_difference < 0.1
     assert card.check.same_token > 0.8
-    assert len(onnx.texts([torch.randn(30, 40).numpy()])) == 1
+    assert len(onnx.texts([torch.randn(30, 40).numpy()], [0.3])) == 1
 
 
 def mixed_up(folder: Path, out: Path) -> Path:
@@ -259,7 +259,7 @@ def test_the_runner_needs_no_torch(exported):
     *_, folder, _ = exported
     code = (
         "import sys, numpy, pathlib; from smoe_cli.decoding.onnx import OnnxModel; "
-        f"found = OnnxModel(pathlib.Path({str(folder)!r})).texts([numpy.zeros((20, 40), numpy.float32)]); "
+        f"found = OnnxModel(pathlib.Path({str(folder)!r})).texts([numpy.zeros((20, 40), numpy.float32)], [0.2]); "
         "print(len(found), {'torch', 'lhotse'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -272,11 +272,11 @@ def test_the_search_in_the_documentation_is_that_of_the_runner(exported, monkeyp
     code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "InferenceSession" in block)
     (folder.parent / "phone").symlink_to(folder)
     monkeypatch.chdir(folder.parent)
-    names = {"features": torch.randn(70, 40).numpy()}
+    names = {"features": torch.randn(70, 40).numpy(), "seconds": 1.2}
     exec(code, names)
     model = OnnxModel(folder)
     written = [token for token in names["tokens"] if token not in (*model.card.prefix_ids, model.card.end_id)]
-    assert written == [token for token in model.greedy([names["features"]])[0] if token not in model.card.prefix_ids]
+    assert written == [token for token in model.greedy([names["features"]], model.limits([1.2]))[0] if token not in model.card.prefix_ids]
 
 
 def test_a_model_too_large_for_one_file_is_refused_before_anything_is_done(whole, tmp_path, monkeypatch):

@@ -80,17 +80,17 @@ class OnnxModel:
         logits, *extended = self._decoder.run(names, {"tokens": tokens_NB, **given, **caches})
         return logits, dict(zip(caches, extended, strict=True))
 
-    def greedy(self, features: Sequence[Floats], max_tokens: Sequence[int] | None = None) -> list[list[int]]:
+    def greedy(self, features: Sequence[Floats], max_tokens: Sequence[int]) -> list[list[int]]:
         """The likeliest token at every step, as beam search with one beam and without CTC scores.
 
         Args:
             features: (T,F) of each utterance, as smoe's `FrontEnd` gives them.
-            max_tokens: Length limit of each; None: what the model's settings allow for its duration.
+            max_tokens: Length limit of each, as of `limits`.
 
         Returns:
             Token ids without guiding tokens and end.
         """
-        limits = np.array(self._limits([len(item) for item in features]) if max_tokens is None else max_tokens)
+        limits = np.array(max_tokens)
         memory, caches, logits = self._begin(features, 1)
         written: list[list[int]] = [[] for _ in features]
         ended = np.zeros(len(features), bool)
@@ -106,11 +106,21 @@ class OnnxModel:
             logits, caches = self.step(tokens[:, None], memory, caches)
         return written
 
-    def texts(self, features: Sequence[Floats]) -> list[str]:
-        """What is said in each utterance, or its translation, or the likeliest label; arguments as of `greedy`."""
+    def limits(self, seconds: Sequence[float]) -> list[int]:
+        """How many tokens the model's settings allow for utterances that last so long."""
+        wanted = [max(self.card.min_max_tokens, round(duration * self.card.max_tokens_per_s)) for duration in seconds]
+        return wanted if self.card.max_tokens is None else [min(limit, self.card.max_tokens) for limit in wanted]
+
+    def texts(self, features: Sequence[Floats], seconds: Sequence[float]) -> list[str]:
+        """What is said in each utterance, or its translation, or the likeliest label.
+
+        Args:
+            features: As of `greedy`.
+            seconds: How long each utterance's audio lasts. Features do not tell: a front end may pad them.
+        """
         if self.card.labels:
             return [self.card.labels[best] for best in self.label_scores(features).argmax(-1)]
-        return [self.tokenizer.decode(tokens) for tokens in self.greedy(features)]
+        return [self.tokenizer.decode(tokens) for tokens in self.greedy(features, self.limits(seconds))]
 
     def label_scores(self, features: Sequence[Floats]) -> Floats:
         """Log probability of each label of the card as the whole answer, (N, labels): all labels are written at once, as beams are."""
@@ -136,11 +146,6 @@ class OnnxModel:
         for token in self.card.prefix_ids:
             logits, caches = self.step(np.full((len(features), beams), token, np.int64), memory, caches)
         return memory, caches, logits
-
-    def _limits(self, lengths: Sequence[int]) -> list[int]:
-        shift_s = float(self.card.features["frame_shift"] or 0.0)
-        wanted = [max(self.card.min_max_tokens, round(length * shift_s * self.card.max_tokens_per_s)) for length in lengths]
-        return wanted if self.card.max_tokens is None else [min(limit, self.card.max_tokens) for limit in wanted]
 
 
 def _session(folder: Path, graph: Graph, threads: int) -> Any:
