@@ -282,3 +282,21 @@ def test_an_english_whisper_does_nothing_but_transcribe_english(wish, error, tmp
     folder, _ = whisper_folder(tmp_path / "theirs")
     with pytest.raises(error, match="knows English only"):
         pipeline.convert(folder, out=tmp_path / "ours", **wish)
+
+
+@pytest.mark.parametrize(("multilingual", "wish"), [(True, {"langs": ["de"]}), (False, {}), (None, {"langs": ["de"], "task": "translate"})])
+def test_a_spoken_language_that_the_model_is_not_told_is_refused(multilingual, wish, tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs") if multilingual is None else whisper_folder(tmp_path / "theirs", multilingual)
+    with pytest.raises(ConfigError, match="--source-lang fr changes nothing") as caught:
+        pipeline.convert(folder, out=tmp_path / "ours", source_lang="fr", **wish)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"langs": ["transcribe"]}, {"langs": ["de", "notimestamps"]}, {"langs": ["it"]}, {"task": "translate", "source_lang": "translate"}],
+)
+def test_what_is_no_language_of_a_whisper_is_refused_with_those_that_are(wish, tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", multilingual=True)
+    with pytest.raises(RouteError, match=r"knows no language `\w+`; it knows: en, de, fr\n"):
+        pipeline.convert(folder, out=tmp_path / "ours", **wish)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,20 @@ class Converted:
     weights: dict[str, Tensor]
     tokenizer: Tokenizer
     langs: Sequence[str]
+
+
+def _nothing_spoken(wish: Wish) -> None:
+    """Refuse a spoken language where the model is not told any.
+
+    Raises:
+        ConfigError: If one is named.
+    """
+    if wish.source_lang is not None:
+        raise ConfigError(
+            f"--source-lang {wish.source_lang} changes nothing: it tells a Whisper of many languages what it translates from, "
+            "and this model or task is not told",
+            "leave it out, or translate with --task translate and such a Whisper",
+        )
 
 
 def _shape(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,8 +114,9 @@ def speech2text(source: Source, wish: Wish, folder: Path) -> Converted:
     Raises:
         CheckpointError: If the folder is incomplete, or its model has no counterpart here.
         RouteError: If it does not write the wanted language.
-        ConfigError: If no language is wanted: the folder does not say which one it writes.
+        ConfigError: If no language is wanted: the folder does not say which one it writes; or one that is spoken, which it is not told.
     """
+    _nothing_spoken(wish)
     said = source.settings(SPEECH2TEXT)
     layers = said["num_conv_layers"]
     expected = {"activation_function": "relu", "pad_token_id": 1, "conv_kernel_sizes": [5] * layers, "input_channels": 1}
@@ -178,6 +194,8 @@ WHISPER = SHARED | {
 }
 """Settings of transformers' `WhisperConfig` that matter, with its defaults."""
 START, NO_TIMES = "<|startoftranscript|>", "<|notimestamps|>"
+LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+"""A token that names a language; all others of this form, such as tasks and times, have longer names or digits."""
 MULTILINGUAL_PIECES = 51865
 """Whisper's own rule: a model with at least so many pieces knows more than English."""
 
@@ -188,7 +206,7 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
     Raises:
         CheckpointError: If the folder is incomplete, or its model has no counterpart here.
         RouteError: If it has no such task or language.
-        ConfigError: If it knows several languages and none is wanted.
+        ConfigError: If it knows several languages and none is wanted, or one that is spoken, without translation.
     """
     said = source.settings(WHISPER)
     source.expect(source.config, {"activation_function": "gelu"}, "config.json")
@@ -225,35 +243,36 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
 def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, folder: Path) -> tuple[Tokenizer, Sequence[str]]:
     ids = _added_tokens(source)
     generation = source.file("generation_config.json", needed=False)
-
-    def known(token: str) -> int:
-        if token not in ids:
-            raise RouteError(f"the tokenizer of `{source.folder}` has no `{token}`", "correct --task, --lang or --source-lang")
-        return ids[token]
-
+    known = {found[1]: number for token, number in ids.items() if (found := LANGUAGE.fullmatch(token))}
     if lost := [token for token in (START, NO_TIMES) if token not in ids]:
         raise CheckpointError(
             f"`{source.folder / 'tokenizer.json'}` has no token `{lost[0]}`", "bring back the file that the model came with"
         )
     start, no_times = ids[START], ids[NO_TIMES]
-    langs = list(wish.langs)
+    langs, task = list(wish.langs), f"<|{wish.task}|>"
     if generation.get("is_multilingual", said["vocab_size"] >= MULTILINGUAL_PIECES):
+        if task not in ids:
+            raise RouteError(f"the tokenizer of `{source.folder}` has no `{task}`", "correct --task")
         if wish.task == "translate":
             if langs not in ([], ["en"]) or wish.source_lang is None:
                 raise RouteError("Whisper translates into English, and must be told from what", "use --lang en and --source-lang LANG")
             langs = ["en"]
+        else:
+            _nothing_spoken(wish)
         if not langs:
             raise ConfigError(f"`{source.folder}` knows many languages", "name those that it is to write with --lang")
         said_langs = {lang: wish.source_lang if wish.task == "translate" else lang for lang in langs}
-        prefixes = {
-            f"{wish.task}/{lang}": [start, known(f"<|{spoken}|>"), known(f"<|{wish.task}|>"), no_times]
-            for lang, spoken in said_langs.items()
-        }
+        if unknown := [lang for lang in said_langs.values() if lang not in known]:
+            raise RouteError(
+                f"`{source.folder}` knows no language `{unknown[0]}`; it knows: {', '.join(known)}", "correct --lang or --source-lang"
+            )
+        prefixes = {f"{wish.task}/{lang}": [start, known[spoken], ids[task], no_times] for lang, spoken in said_langs.items()}
     else:
         if wish.task != "transcribe" or langs not in ([], ["en"]):
             raise RouteError(
                 f"`{source.folder}` knows English only, and only transcribes", "use --task transcribe and --lang en, or neither"
             )
+        _nothing_spoken(wish)
         langs = ["en"]
         prefixes = {"transcribe/en": [start, no_times]}
     card = {
