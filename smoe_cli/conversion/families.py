@@ -151,7 +151,9 @@ def speech2text(source: Source, wish: Wish, folder: Path) -> Converted:
 
 def _fairseq_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, folder: Path) -> Tokenizer:
     settings = source.file("tokenizer_config.json", needed=False)
-    ids = source.file("vocab.json")
+    ids, pieces = source.file("vocab.json"), said["vocab_size"]
+    _check_ids(source, "config.json", {name: said[name] for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id")}, pieces)
+    _check_ids(source, "vocab.json", ids, pieces)
     prefixes = {}
     for lang in wish.langs:
         prefix = [said["decoder_start_token_id"]]
@@ -164,7 +166,7 @@ def _fairseq_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, fold
     if len(wish.langs) > 1 and not settings.get("lang_codes"):
         raise RouteError(f"`{source.folder}` writes one language, and {len(wish.langs)} are named", "name one with --lang")
     card = {
-        "pieces": said["vocab_size"],
+        "pieces": pieces,
         "end_id": said["eos_token_id"],
         "blank_id": said["pad_token_id"],
         "suppressed": [],
@@ -241,16 +243,21 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
 
 
 def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, folder: Path) -> tuple[Tokenizer, Sequence[str]]:
-    ids = _added_tokens(source)
+    ids, pieces = _added_tokens(source), said["vocab_size"]
     generation = source.file("generation_config.json", needed=False)
     known = {found[1]: number for token, number in ids.items() if (found := LANGUAGE.fullmatch(token))}
     if lost := [token for token in (START, NO_TIMES) if token not in ids]:
         raise CheckpointError(
             f"`{source.folder / 'tokenizer.json'}` has no token `{lost[0]}`", "bring back the file that the model came with"
         )
+    suppressed = generation.get("suppress_tokens")
+    _check_ids(source, "config.json", {"eos_token_id": said["eos_token_id"]}, pieces)
+    _check_ids(source, "tokenizer.json", ids, pieces)
+    if suppressed is not None:
+        _check_ids(source, "generation_config.json", {"suppress_tokens": suppressed}, pieces, many=True)
     start, no_times = ids[START], ids[NO_TIMES]
     langs, task = list(wish.langs), f"<|{wish.task}|>"
-    if generation.get("is_multilingual", said["vocab_size"] >= MULTILINGUAL_PIECES):
+    if generation.get("is_multilingual", pieces >= MULTILINGUAL_PIECES):
         if task not in ids:
             raise RouteError(f"the tokenizer of `{source.folder}` has no `{task}`", "correct --task")
         if wish.task == "translate":
@@ -276,11 +283,11 @@ def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, fold
         langs = ["en"]
         prefixes = {"transcribe/en": [start, no_times]}
     card = {
-        "pieces": said["vocab_size"],
+        "pieces": pieces,
         "end_id": said["eos_token_id"],
         # Never part of a text, and unlike Whisper's own padding not the end of one.
         "blank_id": start,
-        "suppressed": generation.get("suppress_tokens") or [],
+        "suppressed": suppressed or [],
         "prefixes": prefixes,
         "before": [start],
         "after": [no_times],
@@ -301,6 +308,24 @@ def _added_tokens(source: Source) -> dict[str, int]:
             f"`{source.folder / 'tokenizer.json'}` has no `added_tokens` with `content` and `id`",
             "bring back the file that the model came with",
         ) from None
+
+
+def _check_ids(source: Source, file: str, said: Mapping[str, Any], pieces: int, many: bool = False) -> None:
+    """Refuse what a file of the folder says, each an id or with `many` a list of them, where a search would reach beyond the model.
+
+    So is -1 among the suppressed, by which OpenAI's own program means a list that no file of the folder has.
+
+    Raises:
+        CheckpointError: Naming the first that is no piece of the model.
+    """
+    for name, value in said.items():
+        found = value if many else [value]
+        if not isinstance(found, list) or not all(type(number) is int and 0 <= number < pieces for number in found):
+            raise CheckpointError(
+                f"`{source.folder / file}` says `{name}: {json.dumps(value)}`, "
+                f"where {'a list of ids' if many else 'an id'} from 0 to {pieces - 1} is needed: the model has no other pieces",
+                "bring back the file that the model came with, or correct it",
+            )
 
 
 def _write(kind: type[Tokenizer], source: Source, files: Mapping[str, str], card: Mapping[str, Any], folder: Path) -> Tokenizer:
