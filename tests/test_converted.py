@@ -127,6 +127,17 @@ def test_the_runner_of_a_whisper_that_pads_ends_where_torch_does(tmp_path):
     assert phone.texts([features], [cut.duration]) == [greedy.text]
 
 
+def test_a_whisper_that_takes_little_is_exported_and_checked_as_far_as_it_goes(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", max_source_positions=30, max_target_positions=10)
+    converted(folder, tmp_path / "ours")
+    check = pipeline.export(tmp_path / "ours", out=tmp_path / "phone", choice=Choice(bandwidth="wb")).check
+    assert check.max_difference < TOLERANCE
+    # 10 steps of 3 + 1 utterances, with one beam and with two.
+    assert check.tokens == 10 * 4 * 3
+    phone = OnnxModel(tmp_path / "phone", threads=1)
+    assert len(phone.greedy([np.zeros((60, 80), np.float32)], phone.limits([0.6]))[0]) <= 8
+
+
 def test_longer_audio_or_text_than_the_model_takes_is_refused_by_name(tones, tmp_path):
     folder, _ = whisper_folder(tmp_path / "theirs", max_source_positions=30)
     converted(folder, tmp_path / "ours")
