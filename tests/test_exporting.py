@@ -18,7 +18,7 @@ from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
 from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.onnx import OnnxModel, read_card
-from smoe_cli.errors import CheckError, CheckpointError, ConfigError, RouteError
+from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError, RouteError
 from smoe_cli.layout import EXPORT_CARD
 from smoe_cli.records import Export, file_digest, write_json
 from smoe_cli.tags import Choice, Route
@@ -253,6 +253,15 @@ def test_an_exported_model_is_no_checkpoint_and_is_called_what_it_is(exported):
     with pytest.raises(CheckpointError, match=r"is no checkpoint or an incomplete one: it has no `digests\.json`") as caught:
         checkpoint.load(folder)
     assert caught.value.hint.startswith("it is an exported model")
+
+
+@pytest.mark.parametrize("shape", [(0, 40), (20, 39)])
+def test_features_that_the_model_does_not_take_are_refused_and_none_are_no_texts(exported, shape):
+    *_, folder, _ = exported
+    model = OnnxModel(folder, threads=1)
+    with pytest.raises(DataError, match=rf"of {shape[0]} to {shape[0]} frames with {shape[1]} bins; the model takes .* 40 bins"):
+        model.texts([np.zeros(shape, np.float32)], [0.2])
+    assert model.texts([], []) == []
 
 
 def test_the_runner_needs_no_torch(exported):

@@ -58,9 +58,15 @@ class OnnxModel:
         """Memory for the decoder, and `ctc_log_probs` (N,S,V) if there is a CTC head.
 
         Raises:
-            DataError: If there are more frames than the model takes.
+            DataError: If an utterance has no frames, or there are more than the model takes, or of another number of bins.
         """
-        window_s = self.card.front_end.window_s
+        window_s, bins = self.card.front_end.window_s, self.card.front_end.mel_bins
+        if features_NTF.shape[2] != bins or not lengths_N.all():
+            raise DataError(
+                f"features of {lengths_N.min()} to {lengths_N.max()} frames with {features_NTF.shape[2]} bins; the model takes frames with "
+                f"{bins} bins, at least one",
+                "compute them as `features` in `export.json` says, and leave out what is empty",
+            )
         if window_s is not None and features_NTF.shape[1] > round(window_s * FRAMES_PER_S):
             raise DataError(
                 f"features of {features_NTF.shape[1] / FRAMES_PER_S:.2f} s; the model takes {window_s:g} s", "split long audio at pauses"
@@ -90,6 +96,8 @@ class OnnxModel:
         Returns:
             Token ids without guiding tokens and end.
         """
+        if not features:
+            return []
         limits = np.array(max_tokens)
         memory, caches, logits = self._begin(features, 1)
         written: list[list[int]] = [[] for _ in features]
@@ -118,7 +126,7 @@ class OnnxModel:
             features: As of `greedy`.
             seconds: How long each utterance's audio lasts. Features do not tell: a front end may pad them.
         """
-        if self.card.labels:
+        if self.card.labels and features:
             return [self.card.labels[best] for best in self.label_scores(features).argmax(-1)]
         return [self.tokenizer.decode(tokens) for tokens in self.greedy(features, self.limits(seconds))]
 
