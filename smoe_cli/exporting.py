@@ -35,7 +35,7 @@ TOLERANCE, ROUNDING = 1e-4, 1e-5
 float32 has seven digits, and a model such as Whisper has logits of 30 and more."""
 INT8_TOLERANCE = 0.5
 """How far int8 logits may be from torch's, relative to their spread. Rounding weights to 8 bits moves them by 0.01 to 0.03, Whisper
-tiny.en's by 0.2; a graph one of whose matrices is mixed up, by about 0.9. Whether a text suffers, only scoring it tells."""
+tiny.en's by 0.2 to 0.3; a graph one of whose matrices is mixed up, by about 0.9. Whether a text suffers, only scoring it tells."""
 MAX_BYTES = 1.9e9
 """Of the weights of one route: a file in ONNX's format ends at 2 GiB."""
 CHECKED_LENGTHS, CHECKED_STEPS = ((150, 97, 60), (73,)), 12
