@@ -44,7 +44,7 @@ def measure(folder: Path, cuts: Path, choice: Choice, utterances: int) -> dict[s
     greedy = system.config.decode.model_copy(update={"beam": 1, "ctc_weight": 0.0, "batch_s": 0.1})
     heard = Decoder(system, greedy).decode(chosen)
     front_end = FrontEnd(system.config.features)
-    features = [front_end(cut).numpy() for cut in chosen]
+    features, seconds = [front_end(cut).numpy() for cut in chosen], [cut.duration for cut in chosen]
     metric = find_metric(system.config.kind(route.task).metrics[0])
 
     def row(name: str, texts: Sequence[str], mb: float | None) -> dict[str, Any]:
@@ -58,11 +58,11 @@ def measure(folder: Path, cuts: Path, choice: Choice, utterances: int) -> dict[s
             out = Path(scratch) / name
             pipeline.export(folder, out=out, choice=choice, int8=int8)
             model = OnnxModel(out)
-            alone = [model.texts([one])[0] for one in features]
+            alone = [model.texts([one], [lasts])[0] for one, lasts in zip(features, seconds, strict=True)]
             rows.append(row(name, alone, sum((out / part.file).stat().st_size for part in (model.card.encoder, model.card.decoder)) / 1e6))
             if int8:
-                parts = [features[start : start + BATCH] for start in range(0, len(features), BATCH)]
-                together = [text for part in parts for text in model.texts(part)]
+                parts = [slice(start, start + BATCH) for start in range(0, len(features), BATCH)]
+                together = [text for part in parts for text in model.texts(features[part], seconds[part])]
                 changed = sum(one != other for one, other in zip(alone, together, strict=True))
     return {
         "model": system.digest,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smoe_cli import __version__, checkpoint, slimming
 from smoe_cli.checkpoint import System
+from smoe_cli.config import FRAMES_PER_S
 from smoe_cli.decoding.onnx import OnnxModel, read_card
 from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError
 from smoe_cli.features import FrontEnd
@@ -34,11 +35,11 @@ TOLERANCE, ROUNDING = 1e-4, 1e-5
 float32 has seven digits, and a model such as Whisper has logits of 30 and more."""
 INT8_TOLERANCE = 0.5
 """How far int8 logits may be from torch's, relative to their spread. Rounding weights to 8 bits moves them by 0.01 to 0.03, Whisper
-tiny.en's by 0.2; a graph one of whose matrices is mixed up, by about 0.9. Whether a text suffers, only scoring it tells."""
+tiny.en's by 0.2 to 0.3; a graph one of whose matrices is mixed up, by about 0.9. Whether a text suffers, only scoring it tells."""
 MAX_BYTES = 1.9e9
 """Of the weights of one route: a file in ONNX's format ends at 2 GiB."""
 CHECKED_LENGTHS, CHECKED_STEPS = ((150, 97, 60), (73,)), 12
-"""Frames of each utterance of each batch, and steps of the decoder, that are compared with torch."""
+"""Frames of each utterance of each batch, and steps of the decoder, that are compared with torch; fewer of a model that takes less."""
 
 
 def check(folder: Path, out: Path, choice: Choice) -> Route:
@@ -217,7 +218,9 @@ def compare(system: System, exported: OnnxModel) -> ExportCheck:
         return torch.randint(3, logits_MV.shape[1], (len(logits_MV),), generator=generator)
 
     ways: list[tuple[int, Callable[[Tensor], Tensor]]] = [(1, greedy), (2, random)]
-    for lengths in CHECKED_LENGTHS:
+    most = exported.card.max_tokens
+    written = CHECKED_STEPS if most is None else min(CHECKED_STEPS, most + 1)
+    for lengths in _checked_lengths(exported.card.front_end.window_s):
         n = len(lengths)
         features, lengths_N = torch.randn(n, max(lengths), model.dims.mel_bins, generator=generator), torch.tensor(lengths)
         experts = torch.zeros(n, dtype=torch.int64)
@@ -232,7 +235,7 @@ def compare(system: System, exported: OnnxModel) -> ExportCheck:
         for beams, choose in ways:
             state, caches = model.decoder.start(memory, beams), exported.start(n, beams)
             tokens = prefix[0].expand(n * beams)
-            for position in range(1, len(prefix) + CHECKED_STEPS):
+            for position in range(1, len(prefix) + written):
                 logits = model.decoder.step(tokens, state, memory, experts)
                 array, caches = exported.step(tokens.view(n, beams).numpy(), arrays, caches)
                 other = torch.from_numpy(array).flatten(0, 1)
@@ -250,3 +253,10 @@ def compare(system: System, exported: OnnxModel) -> ExportCheck:
         tokens=steps,
         same_token=same / steps,
     )
+
+
+def _checked_lengths(window_s: float | None) -> list[list[int]]:
+    """`CHECKED_LENGTHS`, all shortened alike if the longest is more than a model takes."""
+    longest = max(map(max, CHECKED_LENGTHS))
+    taken = longest if window_s is None else min(longest, round(window_s * FRAMES_PER_S))
+    return [[max(1, length * taken // longest) for length in lengths] for lengths in CHECKED_LENGTHS]

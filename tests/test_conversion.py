@@ -188,6 +188,20 @@ def test_a_speech2text_of_many_languages_is_told_which(tmp_path):
         ("config.json", {"dropout": None}, "`dropout: null`, where a number of at least 0 is needed"),
         ("config.json", {"tie_word_embeddings": 1}, "`tie_word_embeddings: 1`, where true or false is needed"),
         ("config.json", {"eos_token_id": -1}, "`eos_token_id: -1`, where a whole number of at least 0 is needed"),
+        ("config.json", {"eos_token_id": 10**9}, r"config\.json` says `eos_token_id: 1000000000`, where an id from 0 to \d+ is needed"),
+        (
+            "tokenizer.json",
+            {"added_tokens": [{"content": "<|startoftranscript|>", "id": 10**6}, {"content": "<|notimestamps|>", "id": 7}]},
+            r"tokenizer\.json` says `<\|startoftranscript\|>: 1000000`",
+        ),
+        *(
+            (
+                "generation_config.json",
+                {"suppress_tokens": wrong},
+                r"config\.json` says `suppress_tokens: .*`, where a list of ids from 0 to",
+            )
+            for wrong in ([10**6], [5, -1], ["a"], [True], "a", 5, {})
+        ),
         ("tokenizer.json", {"added_tokens": [1]}, "no `added_tokens` with `content` and `id`"),
         ("tokenizer.json", {"added_tokens": []}, r"no token `<\|startoftranscript\|>`"),
         ("config.json", {"decoder_layers": 1}, "weights that no part of the model takes"),
@@ -208,11 +222,27 @@ def test_damaged_settings_of_a_speech2text_are_refused_by_name(tmp_path):
     folder, _ = speech2text_folder(tmp_path / "theirs")
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    wrong = {"d_model": "x", "conv_kernel_sizes": [5, "5"], "scale_embedding": "yes", "num_conv_layers": 2.0, "pad_token_id": True}
+    wrong = {
+        "eos_token_id": 10**9,
+        "decoder_start_token_id": 10**9,
+        "d_model": "x",
+        "conv_kernel_sizes": [5, "5"],
+        "scale_embedding": "yes",
+        "num_conv_layers": 2.0,
+        "pad_token_id": True,
+    }
     for name, value in wrong.items():
         path.write_text(json.dumps(config | {name: value}))
         with pytest.raises(CheckpointError, match=rf"`{name}: .*, where .* is needed"):
             pipeline.convert(folder, out=tmp_path / "ours", task="translate", langs=["de"])
+
+
+def test_a_dictionary_with_more_pieces_than_its_model_is_refused_by_name(tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs")
+    path = folder / "vocab.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"<lang:de>": 10**6}))
+    with pytest.raises(CheckpointError, match=r"vocab\.json` says `<lang:de>: 1000000`, where an id from 0 to \d+ is needed"):
+        pipeline.convert(folder, out=tmp_path / "ours", task="translate", langs=["de"])
 
 
 def test_a_folder_without_its_processor_says_how_to_save_one(tmp_path):
@@ -281,4 +311,22 @@ def test_only_an_earlier_conversion_is_replaced(tmp_path):
 def test_an_english_whisper_does_nothing_but_transcribe_english(wish, error, tmp_path):
     folder, _ = whisper_folder(tmp_path / "theirs")
     with pytest.raises(error, match="knows English only"):
+        pipeline.convert(folder, out=tmp_path / "ours", **wish)
+
+
+@pytest.mark.parametrize(("multilingual", "wish"), [(True, {"langs": ["de"]}), (False, {}), (None, {"langs": ["de"], "task": "translate"})])
+def test_a_spoken_language_that_the_model_is_not_told_is_refused(multilingual, wish, tmp_path):
+    folder, _ = speech2text_folder(tmp_path / "theirs") if multilingual is None else whisper_folder(tmp_path / "theirs", multilingual)
+    with pytest.raises(ConfigError, match="--source-lang fr changes nothing") as caught:
+        pipeline.convert(folder, out=tmp_path / "ours", source_lang="fr", **wish)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"langs": ["transcribe"]}, {"langs": ["de", "notimestamps"]}, {"langs": ["it"]}, {"task": "translate", "source_lang": "translate"}],
+)
+def test_what_is_no_language_of_a_whisper_is_refused_with_those_that_are(wish, tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", multilingual=True)
+    with pytest.raises(RouteError, match=r"knows no language `\w+`; it knows: en, de, fr\n"):
         pipeline.convert(folder, out=tmp_path / "ours", **wish)

@@ -104,10 +104,38 @@ def test_a_converted_model_is_upcycled_trained_and_decoded_as_plainly_as_any(fam
     phone = OnnxModel(tmp_path / "phone", threads=1)
     cut = cut_of_file(tones / "a0.flac", "translate", "de", Bandwidth.NB, {}, 16000, (0.1, 30.0))
     features = FrontEnd(phone.card.front_end)(cut).numpy()
-    assert phone.texts([features]) == [greedy.text]
+    assert phone.texts([features], [cut.duration]) == [greedy.text]
     if family == "whisper":
         with pytest.raises(DataError, match="the model takes 2 s"):
-            phone.texts([np.zeros((201, 80), np.float32)])
+            phone.texts([np.zeros((201, 80), np.float32)], [2.01])
+
+
+def test_the_runner_of_a_whisper_that_pads_ends_where_torch_does(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", max_source_positions=100)
+    system = converted(folder, tmp_path / "ours")
+    soundfile.write(tmp_path / "short.wav", np.random.default_rng(0).standard_normal(8000) * 0.1, 16000)
+    (greedy,) = pipeline.decode(
+        None, inputs=[tmp_path / "short.wav"], checkpoint=tmp_path / "ours", search=DecodeSettings(beam=1, ctc_weight=0.0)
+    ).hypotheses
+    pipeline.export(tmp_path / "ours", out=tmp_path / "phone", choice=Choice(bandwidth="wb"))
+    phone = OnnxModel(tmp_path / "phone", threads=1)
+    cut = cut_of_file(tmp_path / "short.wav", "transcribe", "en", Bandwidth.WB, {}, 16000, (0.1, 2.0))
+    features = FrontEnd(system.config.features)(cut).numpy()
+    assert len(features) == 200
+    assert greedy.stopped == "length"
+    assert len(phone.greedy([features], phone.limits([cut.duration]))[0]) == phone.card.min_max_tokens == 20
+    assert phone.texts([features], [cut.duration]) == [greedy.text]
+
+
+def test_a_whisper_that_takes_little_is_exported_and_checked_as_far_as_it_goes(tmp_path):
+    folder, _ = whisper_folder(tmp_path / "theirs", max_source_positions=30, max_target_positions=10)
+    converted(folder, tmp_path / "ours")
+    check = pipeline.export(tmp_path / "ours", out=tmp_path / "phone", choice=Choice(bandwidth="wb")).check
+    assert check.max_difference < TOLERANCE
+    # 10 steps of 3 + 1 utterances, with one beam and with two.
+    assert check.tokens == 10 * 4 * 3
+    phone = OnnxModel(tmp_path / "phone", threads=1)
+    assert len(phone.greedy([np.zeros((60, 80), np.float32)], phone.limits([0.6]))[0]) <= 8
 
 
 def test_longer_audio_or_text_than_the_model_takes_is_refused_by_name(tones, tmp_path):

@@ -18,8 +18,9 @@ from smoe_cli.checkpoint import System
 from smoe_cli.config import DecodeSettings
 from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.onnx import OnnxModel, read_card
-from smoe_cli.errors import CheckError, CheckpointError, ConfigError, RouteError
-from smoe_cli.records import Export
+from smoe_cli.errors import CheckError, CheckpointError, ConfigError, DataError, RouteError
+from smoe_cli.layout import EXPORT_CARD
+from smoe_cli.records import Export, file_digest, write_json
 from smoe_cli.tags import Choice, Route
 from smoe_cli.tokenizer import ByteBPE, Tokenizer
 from tests.test_house import ROOT
@@ -140,21 +141,44 @@ def test_int8_is_smaller_and_close(exported):
     assert card.encoder.bytes + card.decoder.bytes < card.bytes_float32 == report.bytes_float32
     assert 0.0 < card.check.relative_difference < 0.1
     assert card.check.same_token > 0.8
-    assert len(onnx.texts([torch.randn(30, 40).numpy()])) == 1
+    assert len(onnx.texts([torch.randn(30, 40).numpy()], [0.3])) == 1
+
+
+def mixed_up(folder: Path, out: Path) -> Path:
+    """An export whose decoder is one with its embeddings mixed up, as an earlier quantiser's fault left them."""
+    import onnx
+
+    shutil.copytree(folder, out)
+    graph = onnx.load(out / "decoder.onnx")
+    embedding = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [290, 32])
+    embedding.raw_data = np.roll(onnx.numpy_helper.to_array(embedding), 7).tobytes()
+    onnx.save(graph, out / "decoder.onnx")
+    return out
 
 
 def test_a_graph_with_other_weights_is_far_from_what_int8_may_do(exported, tmp_path):
-    """The bound must tell rounding from a fault: here, the decoder of an earlier quantiser's fault, its embeddings mixed up."""
-    import onnx
-
+    """The bound must tell rounding from a fault."""
     _, route, folder, _ = exported
-    shutil.copytree(folder, tmp_path / "broken")
-    graph = onnx.load(folder / "decoder.onnx")
-    embedding = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) == [290, 32])
-    embedding.raw_data = np.roll(onnx.numpy_helper.to_array(embedding), 7).tobytes()
-    onnx.save(graph, tmp_path / "broken" / "decoder.onnx")
+    broken = mixed_up(folder, tmp_path / "broken")
+    card = read_card(broken)
+    digest = file_digest(broken / "decoder.onnx")
+    write_json(broken / EXPORT_CARD, card.model_copy(update={"decoder": card.decoder.model_copy(update={"sha256": digest})}))
     slim = exporting.slimming.one_route(checkpoint.load(folder.parent / "whole"), route)
-    assert exporting.compare(slim, OnnxModel(tmp_path / "broken", 1)).relative_difference > exporting.INT8_TOLERANCE
+    assert exporting.compare(slim, OnnxModel(broken, 1)).relative_difference > exporting.INT8_TOLERANCE
+
+
+def test_a_graph_that_is_not_the_one_of_the_export_is_refused(exported, tmp_path):
+    *_, folder, _ = exported
+    swapped = mixed_up(folder, tmp_path / "swapped")
+    with pytest.raises(CheckpointError, match=r"`decoder\.onnx` is not the one that `export\.json` names"):
+        OnnxModel(swapped)
+    encoder = swapped / "encoder.onnx"
+    encoder.write_bytes(encoder.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"`encoder\.onnx` is not the one that `export\.json` names"):
+        OnnxModel(swapped)
+    encoder.unlink()
+    with pytest.raises(CheckpointError, match=r"`encoder\.onnx` is missing"):
+        OnnxModel(swapped)
 
 
 def test_what_fails_the_check_is_not_kept_and_an_earlier_export_stays(exported, monkeypatch):
@@ -231,11 +255,20 @@ def test_an_exported_model_is_no_checkpoint_and_is_called_what_it_is(exported):
     assert caught.value.hint.startswith("it is an exported model")
 
 
+@pytest.mark.parametrize("shape", [(0, 40), (20, 39)])
+def test_features_that_the_model_does_not_take_are_refused_and_none_are_no_texts(exported, shape):
+    *_, folder, _ = exported
+    model = OnnxModel(folder, threads=1)
+    with pytest.raises(DataError, match=rf"of {shape[0]} to {shape[0]} frames with {shape[1]} bins; the model takes .* 40 bins"):
+        model.texts([np.zeros(shape, np.float32)], [0.2])
+    assert model.texts([], []) == []
+
+
 def test_the_runner_needs_no_torch(exported):
     *_, folder, _ = exported
     code = (
         "import sys, numpy, pathlib; from smoe_cli.decoding.onnx import OnnxModel; "
-        f"found = OnnxModel(pathlib.Path({str(folder)!r})).texts([numpy.zeros((20, 40), numpy.float32)]); "
+        f"found = OnnxModel(pathlib.Path({str(folder)!r})).texts([numpy.zeros((20, 40), numpy.float32)], [0.2]); "
         "print(len(found), {'torch', 'lhotse'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -248,11 +281,11 @@ def test_the_search_in_the_documentation_is_that_of_the_runner(exported, monkeyp
     code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "InferenceSession" in block)
     (folder.parent / "phone").symlink_to(folder)
     monkeypatch.chdir(folder.parent)
-    names = {"features": torch.randn(70, 40).numpy()}
+    names = {"features": torch.randn(70, 40).numpy(), "seconds": 1.2}
     exec(code, names)
     model = OnnxModel(folder)
     written = [token for token in names["tokens"] if token not in (*model.card.prefix_ids, model.card.end_id)]
-    assert written == [token for token in model.greedy([names["features"]])[0] if token not in model.card.prefix_ids]
+    assert written == [token for token in model.greedy([names["features"]], model.limits([1.2]))[0] if token not in model.card.prefix_ids]
 
 
 def test_a_model_too_large_for_one_file_is_refused_before_anything_is_done(whole, tmp_path, monkeypatch):

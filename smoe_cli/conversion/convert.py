@@ -27,12 +27,12 @@ def convert(folder: Path, out: Path, task: str, langs: Sequence[str], source_lan
         out: Folder to write; what an earlier conversion left there is replaced, nothing else.
         task: What the model does: `transcribe` or `translate`.
         langs: Languages that it writes; may be empty where the folder says.
-        source_lang: Language that is spoken, for Whisper's translation.
+        source_lang: Language that is spoken, for Whisper's translation only.
 
     Raises:
         CheckpointError: If the folder is incomplete, damaged, or a model that has no counterpart here.
         RouteError: If the model has no such task or language.
-        ConfigError: If something else lies at `out`, or a language must be named.
+        ConfigError: If something else lies at `out`, or a language must be named, or changes nothing.
         DataError: If `out` cannot be written.
     """
     source = Source.open(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,20 @@ class Converted:
     weights: dict[str, Tensor]
     tokenizer: Tokenizer
     langs: Sequence[str]
+
+
+def _nothing_spoken(wish: Wish) -> None:
+    """Refuse a spoken language where the model is not told any.
+
+    Raises:
+        ConfigError: If one is named.
+    """
+    if wish.source_lang is not None:
+        raise ConfigError(
+            f"--source-lang {wish.source_lang} changes nothing: it tells a Whisper of many languages what it translates from, "
+            "and this model or task is not told",
+            "leave it out, or translate with --task translate and such a Whisper",
+        )
 
 
 def _shape(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,8 +114,9 @@ def speech2text(source: Source, wish: Wish, folder: Path) -> Converted:
     Raises:
         CheckpointError: If the folder is incomplete, or its model has no counterpart here.
         RouteError: If it does not write the wanted language.
-        ConfigError: If no language is wanted: the folder does not say which one it writes.
+        ConfigError: If no language is wanted: the folder does not say which one it writes; or one that is spoken, which it is not told.
     """
+    _nothing_spoken(wish)
     said = source.settings(SPEECH2TEXT)
     layers = said["num_conv_layers"]
     expected = {"activation_function": "relu", "pad_token_id": 1, "conv_kernel_sizes": [5] * layers, "input_channels": 1}
@@ -135,7 +151,9 @@ def speech2text(source: Source, wish: Wish, folder: Path) -> Converted:
 
 def _fairseq_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, folder: Path) -> Tokenizer:
     settings = source.file("tokenizer_config.json", needed=False)
-    ids = source.file("vocab.json")
+    ids, pieces = source.file("vocab.json"), said["vocab_size"]
+    _check_ids(source, "config.json", {name: said[name] for name in ("eos_token_id", "pad_token_id", "decoder_start_token_id")}, pieces)
+    _check_ids(source, "vocab.json", ids, pieces)
     prefixes = {}
     for lang in wish.langs:
         prefix = [said["decoder_start_token_id"]]
@@ -148,7 +166,7 @@ def _fairseq_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, fold
     if len(wish.langs) > 1 and not settings.get("lang_codes"):
         raise RouteError(f"`{source.folder}` writes one language, and {len(wish.langs)} are named", "name one with --lang")
     card = {
-        "pieces": said["vocab_size"],
+        "pieces": pieces,
         "end_id": said["eos_token_id"],
         "blank_id": said["pad_token_id"],
         "suppressed": [],
@@ -178,6 +196,8 @@ WHISPER = SHARED | {
 }
 """Settings of transformers' `WhisperConfig` that matter, with its defaults."""
 START, NO_TIMES = "<|startoftranscript|>", "<|notimestamps|>"
+LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+"""A token that names a language; all others of this form, such as tasks and times, have longer names or digits."""
 MULTILINGUAL_PIECES = 51865
 """Whisper's own rule: a model with at least so many pieces knows more than English."""
 
@@ -188,7 +208,7 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
     Raises:
         CheckpointError: If the folder is incomplete, or its model has no counterpart here.
         RouteError: If it has no such task or language.
-        ConfigError: If it knows several languages and none is wanted.
+        ConfigError: If it knows several languages and none is wanted, or one that is spoken, without translation.
     """
     said = source.settings(WHISPER)
     source.expect(source.config, {"activation_function": "gelu"}, "config.json")
@@ -223,45 +243,51 @@ def whisper(source: Source, wish: Wish, folder: Path) -> Converted:
 
 
 def _whisper_tokenizer(source: Source, said: Mapping[str, Any], wish: Wish, folder: Path) -> tuple[Tokenizer, Sequence[str]]:
-    ids = _added_tokens(source)
+    ids, pieces = _added_tokens(source), said["vocab_size"]
     generation = source.file("generation_config.json", needed=False)
-
-    def known(token: str) -> int:
-        if token not in ids:
-            raise RouteError(f"the tokenizer of `{source.folder}` has no `{token}`", "correct --task, --lang or --source-lang")
-        return ids[token]
-
+    known = {found[1]: number for token, number in ids.items() if (found := LANGUAGE.fullmatch(token))}
     if lost := [token for token in (START, NO_TIMES) if token not in ids]:
         raise CheckpointError(
             f"`{source.folder / 'tokenizer.json'}` has no token `{lost[0]}`", "bring back the file that the model came with"
         )
+    suppressed = generation.get("suppress_tokens")
+    _check_ids(source, "config.json", {"eos_token_id": said["eos_token_id"]}, pieces)
+    _check_ids(source, "tokenizer.json", ids, pieces)
+    if suppressed is not None:
+        _check_ids(source, "generation_config.json", {"suppress_tokens": suppressed}, pieces, many=True)
     start, no_times = ids[START], ids[NO_TIMES]
-    langs = list(wish.langs)
-    if generation.get("is_multilingual", said["vocab_size"] >= MULTILINGUAL_PIECES):
+    langs, task = list(wish.langs), f"<|{wish.task}|>"
+    if generation.get("is_multilingual", pieces >= MULTILINGUAL_PIECES):
+        if task not in ids:
+            raise RouteError(f"the tokenizer of `{source.folder}` has no `{task}`", "correct --task")
         if wish.task == "translate":
             if langs not in ([], ["en"]) or wish.source_lang is None:
                 raise RouteError("Whisper translates into English, and must be told from what", "use --lang en and --source-lang LANG")
             langs = ["en"]
+        else:
+            _nothing_spoken(wish)
         if not langs:
             raise ConfigError(f"`{source.folder}` knows many languages", "name those that it is to write with --lang")
         said_langs = {lang: wish.source_lang if wish.task == "translate" else lang for lang in langs}
-        prefixes = {
-            f"{wish.task}/{lang}": [start, known(f"<|{spoken}|>"), known(f"<|{wish.task}|>"), no_times]
-            for lang, spoken in said_langs.items()
-        }
+        if unknown := [lang for lang in said_langs.values() if lang not in known]:
+            raise RouteError(
+                f"`{source.folder}` knows no language `{unknown[0]}`; it knows: {', '.join(known)}", "correct --lang or --source-lang"
+            )
+        prefixes = {f"{wish.task}/{lang}": [start, known[spoken], ids[task], no_times] for lang, spoken in said_langs.items()}
     else:
         if wish.task != "transcribe" or langs not in ([], ["en"]):
             raise RouteError(
                 f"`{source.folder}` knows English only, and only transcribes", "use --task transcribe and --lang en, or neither"
             )
+        _nothing_spoken(wish)
         langs = ["en"]
         prefixes = {"transcribe/en": [start, no_times]}
     card = {
-        "pieces": said["vocab_size"],
+        "pieces": pieces,
         "end_id": said["eos_token_id"],
         # Never part of a text, and unlike Whisper's own padding not the end of one.
         "blank_id": start,
-        "suppressed": generation.get("suppress_tokens") or [],
+        "suppressed": suppressed or [],
         "prefixes": prefixes,
         "before": [start],
         "after": [no_times],
@@ -282,6 +308,24 @@ def _added_tokens(source: Source) -> dict[str, int]:
             f"`{source.folder / 'tokenizer.json'}` has no `added_tokens` with `content` and `id`",
             "bring back the file that the model came with",
         ) from None
+
+
+def _check_ids(source: Source, file: str, said: Mapping[str, Any], pieces: int, many: bool = False) -> None:
+    """Refuse what a file of the folder says, each an id or with `many` a list of them, where a search would reach beyond the model.
+
+    So is -1 among the suppressed, by which OpenAI's own program means a list that no file of the folder has.
+
+    Raises:
+        CheckpointError: Naming the first that is no piece of the model.
+    """
+    for name, value in said.items():
+        found = value if many else [value]
+        if not isinstance(found, list) or not all(type(number) is int and 0 <= number < pieces for number in found):
+            raise CheckpointError(
+                f"`{source.folder / file}` says `{name}: {json.dumps(value)}`, "
+                f"where {'a list of ids' if many else 'an id'} from 0 to {pieces - 1} is needed: the model has no other pieces",
+                "bring back the file that the model came with, or correct it",
+            )
 
 
 def _write(kind: type[Tokenizer], source: Source, files: Mapping[str, str], card: Mapping[str, Any], folder: Path) -> Tokenizer:

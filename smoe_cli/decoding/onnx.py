@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from smoe_cli.config import FRAMES_PER_S
 from smoe_cli.errors import CheckpointError, ConfigError, DataError
 from smoe_cli.layout import EXPORT_CARD
-from smoe_cli.records import Export
+from smoe_cli.records import Export, Graph, file_digest
 from smoe_cli.tokenizer import open_tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -49,7 +49,7 @@ class OnnxModel:
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         self.card, self.tokenizer = read_card(folder), open_tokenizer(folder)
-        self._encoder, self._decoder = (_session(folder / graph.file, threads) for graph in (self.card.encoder, self.card.decoder))
+        self._encoder, self._decoder = (_session(folder, graph, threads) for graph in (self.card.encoder, self.card.decoder))
         caches = [tensor for tensor in self.card.decoder.inputs if tensor.name.startswith(("keys.", "values."))]
         # (N, B, heads, tokens so far, width)
         self._caches = {tensor.name: (int(tensor.shape[2]), int(tensor.shape[4])) for tensor in caches}
@@ -58,9 +58,15 @@ class OnnxModel:
         """Memory for the decoder, and `ctc_log_probs` (N,S,V) if there is a CTC head.
 
         Raises:
-            DataError: If there are more frames than the model takes.
+            DataError: If an utterance has no frames, or there are more than the model takes, or of another number of bins.
         """
-        window_s = self.card.front_end.window_s
+        window_s, bins = self.card.front_end.window_s, self.card.front_end.mel_bins
+        if features_NTF.shape[2] != bins or not lengths_N.all():
+            raise DataError(
+                f"features of {lengths_N.min()} to {lengths_N.max()} frames with {features_NTF.shape[2]} bins; the model takes frames with "
+                f"{bins} bins, at least one",
+                "compute them as `features` in `export.json` says, and leave out what is empty",
+            )
         if window_s is not None and features_NTF.shape[1] > round(window_s * FRAMES_PER_S):
             raise DataError(
                 f"features of {features_NTF.shape[1] / FRAMES_PER_S:.2f} s; the model takes {window_s:g} s", "split long audio at pauses"
@@ -80,17 +86,19 @@ class OnnxModel:
         logits, *extended = self._decoder.run(names, {"tokens": tokens_NB, **given, **caches})
         return logits, dict(zip(caches, extended, strict=True))
 
-    def greedy(self, features: Sequence[Floats], max_tokens: Sequence[int] | None = None) -> list[list[int]]:
+    def greedy(self, features: Sequence[Floats], max_tokens: Sequence[int]) -> list[list[int]]:
         """The likeliest token at every step, as beam search with one beam and without CTC scores.
 
         Args:
             features: (T,F) of each utterance, as smoe's `FrontEnd` gives them.
-            max_tokens: Length limit of each; None: what the model's settings allow for its duration.
+            max_tokens: Length limit of each, as of `limits`.
 
         Returns:
             Token ids without guiding tokens and end.
         """
-        limits = np.array(self._limits([len(item) for item in features]) if max_tokens is None else max_tokens)
+        if not features:
+            return []
+        limits = np.array(max_tokens)
         memory, caches, logits = self._begin(features, 1)
         written: list[list[int]] = [[] for _ in features]
         ended = np.zeros(len(features), bool)
@@ -106,11 +114,21 @@ class OnnxModel:
             logits, caches = self.step(tokens[:, None], memory, caches)
         return written
 
-    def texts(self, features: Sequence[Floats]) -> list[str]:
-        """What is said in each utterance, or its translation, or the likeliest label; arguments as of `greedy`."""
-        if self.card.labels:
+    def limits(self, seconds: Sequence[float]) -> list[int]:
+        """How many tokens the model's settings allow for utterances that last so long."""
+        wanted = [max(self.card.min_max_tokens, round(duration * self.card.max_tokens_per_s)) for duration in seconds]
+        return wanted if self.card.max_tokens is None else [min(limit, self.card.max_tokens) for limit in wanted]
+
+    def texts(self, features: Sequence[Floats], seconds: Sequence[float]) -> list[str]:
+        """What is said in each utterance, or its translation, or the likeliest label.
+
+        Args:
+            features: As of `greedy`.
+            seconds: How long each utterance's audio lasts. Features do not tell: a front end may pad them.
+        """
+        if self.card.labels and features:
             return [self.card.labels[best] for best in self.label_scores(features).argmax(-1)]
-        return [self.tokenizer.decode(tokens) for tokens in self.greedy(features)]
+        return [self.tokenizer.decode(tokens) for tokens in self.greedy(features, self.limits(seconds))]
 
     def label_scores(self, features: Sequence[Floats]) -> Floats:
         """Log probability of each label of the card as the whole answer, (N, labels): all labels are written at once, as beams are."""
@@ -137,18 +155,17 @@ class OnnxModel:
             logits, caches = self.step(np.full((len(features), beams), token, np.int64), memory, caches)
         return memory, caches, logits
 
-    def _limits(self, lengths: Sequence[int]) -> list[int]:
-        shift_s = float(self.card.features["frame_shift"] or 0.0)
-        wanted = [max(self.card.min_max_tokens, round(length * shift_s * self.card.max_tokens_per_s)) for length in lengths]
-        return wanted if self.card.max_tokens is None else [min(limit, self.card.max_tokens) for limit in wanted]
 
-
-def _session(path: Path, threads: int) -> Any:
-    """An onnxruntime session on the CPU."""
+def _session(folder: Path, graph: Graph, threads: int) -> Any:
+    """An onnxruntime session on the CPU, of a graph that is as it was written."""
     try:
         import onnxruntime
     except ImportError as error:
         raise ConfigError(f"onnxruntime is not installed: {error}", "pip install 'smoe[onnx]'") from error
+    path = folder / graph.file
+    if not path.is_file() or file_digest(path) != graph.sha256:
+        matter = f"is not the one that `{EXPORT_CARD}` names: damaged, or of another export" if path.exists() else "is missing"
+        raise CheckpointError(f"exported model `{folder}` is damaged: `{graph.file}` {matter}", "export the model again")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:

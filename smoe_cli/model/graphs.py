@@ -97,7 +97,9 @@ def one_expert_only(model: SpeechToText) -> SpeechToText:
 
 def export_encoder(model: SpeechToText, path: Path) -> None:
     """Write the graph of `EncoderGraph`; sizes N and T are free. The model is one of `one_expert_only`."""
-    examples = (torch.randn(2, 64, model.dims.mel_bins), torch.tensor([64, 41]))
+    dims = model.dims
+    frames = min(64, dims.encoder_positions * dims.subsampling or 64)
+    examples = (torch.randn(2, frames, dims.mel_bins), torch.tensor([frames, frames * 2 // 3]))
     outputs = [MEMORY_MASK, *memory_names(len(model.decoder.layers)), *(["ctc_log_probs"] if model.ctc is not None else [])]
     shapes = ({0: "N", 1: "T"}, {0: "N"})
     _export(EncoderGraph(model), examples, shapes, ["features", "lengths"], outputs, path)
