@@ -28,7 +28,9 @@ LONGEST_PATH = 1000
 """Characters of a path or an id that are printed; a text in the wrong column can have thousands."""
 BLOCK = 2**20
 """Samples, of all channels together, that are decoded at once, whatever a header claims."""
-FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
+FULL_SCALE, FULL_SCALES = 0.9999, {"ULAW": 32124 / 2**15, "ALAW": 32256 / 2**15}
+"""What counts as full scale, and what decoders put out at most where that is less: libsndfile's name of the codec -> sample."""
+MOST_CLIPPED = 0.001
 """Share of samples at full scale above which a recording counts as clipped: one in a thousand is heard as a crackle."""
 SOUNDFILE_RAISES = (soundfile.LibsndfileError, OSError, TypeError, UnicodeError)
 """What it raises on files that are no audio; a `TypeError` for any `.raw`, of which it wants to be told the rate, and a `UnicodeError`
@@ -292,9 +294,10 @@ def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int]]:
     clipped_C, lowest_C, highest_C = np.zeros(1, dtype=int), np.full(1, np.inf, np.float32), np.full(1, -np.inf, np.float32)
     try:
         with soundfile.SoundFile(source.source) as file:
+            full = FULL_SCALES.get(file.subtype, FULL_SCALE)
             while len(block := file.read(BLOCK // file.channels, dtype="float32", always_2d=True)):
                 frames += len(block)
-                clipped_C = clipped_C + (np.abs(block) >= FULL_SCALE).sum(axis=0)
+                clipped_C = clipped_C + (np.abs(block) >= full).sum(axis=0)
                 lowest_C, highest_C = np.minimum(lowest_C, block.min(axis=0)), np.maximum(highest_C, block.max(axis=0))
                 finite &= bool(np.isfinite(block).all())
             promised, rate = file.frames, file.samplerate

@@ -193,3 +193,16 @@ def test_each_channel_is_listened_to_for_itself(tmp_path):
     assert "channel 2 of audio" in problems[2].message and "nothing but silence: one value" in problems[2].message
     soundfile.write(tmp_path / "call.wav", np.stack((np.zeros(16000), np.full(16000, 0.25)), 1), 16000)
     assert "nothing but silence" in listen(describe(tmp_path / "call.wav", "call", None)).problem.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "ULAW"), ("WAV", "ALAW"), ("WAV", "GSM610"), ("NIST", "ULAW"), ("NIST", "ALAW"), ("AU", "ULAW")],
+)
+def test_clipping_is_found_at_the_most_that_a_codec_decodes_to(tmp_path, kind, subtype):
+    tone = np.sin(np.arange(16000) * 0.2)
+    soundfile.write(tmp_path / "loud.wav", np.clip(2 * tone, -1, 1), 8000, format=kind, subtype=subtype)
+    soundfile.write(tmp_path / "fair.wav", 0.9 * tone, 8000, format=kind, subtype=subtype)
+    (note,) = listen(describe(tmp_path / "loud.wav", "loud")).notes
+    assert "is clipped: " in note and "% of its samples are at full scale" in note
+    assert listen(describe(tmp_path / "fair.wav", "fair")) == audio.SOUND
