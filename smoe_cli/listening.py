@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from lhotse import Recording
 
-from smoe_cli.audio import SOUND, Heard, listen, read_samples, state_of
+from smoe_cli.audio import SOUND, Heard, listen, packed, read_samples, state_of
 from smoe_cli.bandwidth import Estimate, estimate_bandwidth
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
@@ -59,7 +59,8 @@ class Listener:
                 self._estimates[bytes.fromhex(key)] = Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"]))
             else:
                 notes, dead = (tuple(one for one in said if isinstance(one, str)), tuple(one for one in said if isinstance(one, int)))
-                self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead) if said else SOUND
+                still = packed(one for one in said if isinstance(one, list))
+                self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead, still=still) if said else SOUND
         except (ValueError, TypeError, KeyError):
             pass  # the line that was being written when the machine stopped
 
@@ -88,8 +89,8 @@ class Listener:
         for part, heard in zip(parts, self._pool.map(_listen_to_all, [[one for _, one in part] for part in parts]), strict=True):
             some = {key: SOUND if one == SOUND else one for (key, _), one in zip(part, heard, strict=True)}
             self._known |= some
-            # Numbers among the notes are channels.
-            self._remember((key, (*one.notes, *one.dead)) for key, one in some.items() if one.problem is None)
+            # Numbers among the notes are channels, lists are stretches.
+            self._remember((key, (*one.notes, *one.dead, *one.stretches)) for key, one in some.items() if one.problem is None)
         return [self._known[key] for key in keys]
 
     def estimate(self, channels: Sequence[tuple[Recording, int]]) -> Iterator[Estimate | DataError]:
