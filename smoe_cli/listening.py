@@ -43,6 +43,8 @@ class Listener:
         self._pool, self.readers, self._log = pool, readers, log
         self._known: dict[bytes, Heard] = {}
         self._estimates: dict[bytes, Estimate] = {}
+        # One object for all that are equal: there are a few thousand different ones, however many channels.
+        self._different: dict[Estimate, Estimate] = {}
         if not log.exists():
             return
         try:
@@ -56,13 +58,16 @@ class Listener:
         try:
             key, said = json.loads(line)
             if isinstance(said, dict):
-                self._estimates[bytes.fromhex(key)] = Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"]))
+                self._keep(bytes.fromhex(key), Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"])))
             else:
                 notes, dead = (tuple(one for one in said if isinstance(one, str)), tuple(one for one in said if isinstance(one, int)))
                 still = packed(one for one in said if isinstance(one, list))
                 self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead, still=still) if said else SOUND
         except (ValueError, TypeError, KeyError):
             pass  # the line that was being written when the machine stopped
+
+    def _keep(self, key: bytes, said: Estimate) -> None:
+        self._estimates[key] = self._different.setdefault(said, said)
 
     @property
     def remembered(self) -> int:
@@ -109,7 +114,8 @@ class Listener:
                 some = {name: said for (name, _), said in zip(next(waiting), next(results), strict=True)}
                 failed |= {name: said for name, said in some.items() if isinstance(said, DataError)}
                 good = {name: said for name, said in some.items() if isinstance(said, Estimate)}
-                self._estimates |= good
+                for name, one in good.items():
+                    self._keep(name, one)
                 self._remember(
                     (name, {"hz": said.bandwidth_hz, "band": said.band, "confidence": said.confidence}) for name, said in good.items()
                 )
