@@ -4,11 +4,11 @@
     python benchmarks/scale.py --cuts 10000 30000       less
     python benchmarks/scale.py --json
 
-Each step is a process of its own, as a user would call it; memory is its largest resident set. By default the cuts lie in 200 recordings
-of 30 s, as in a corpus of a few long ones: what grows is the manifest. `--recordings N` spreads them over so many files, as many as there
-are cuts for a corpus of one file each, which is what most are: then what is remembered of files grows too, and reading them takes its
-time. More than 200 are as long as the longest cut and share their bytes (hard links). How fast audio is read is another benchmark's
-business (`benchmarks/data.py`).
+Each step is a process of its own, as a user would call it, `validate` with `--no-audio`; memory is its largest resident set, in MiB
+(2^20 bytes). By default the cuts lie in 200 recordings of 30 s, as in a corpus of a few long ones: what grows is the manifest.
+`--recordings N` spreads them over so many files, as many as there are cuts for a corpus of one file each, which is what most are: then what
+is remembered of files grows too, and reading them takes its time. More than 200 are as long as the longest cut and share their bytes (hard
+links). How fast audio is read is another benchmark's business (`benchmarks/data.py`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def write_corpus(folder: Path, count: int, files: int) -> None:
 
 
 def run(folder: Path, words: Sequence[str]) -> tuple[float, float]:
-    """(seconds, peak memory in MB) of a command.
+    """(seconds, peak memory in MiB) of a command.
 
     Raises:
         RuntimeError: If it fails.
@@ -101,7 +101,7 @@ def run(folder: Path, words: Sequence[str]) -> tuple[float, float]:
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {said.read().decode()[-2000:]}")
-    return time.perf_counter() - started, used.ru_maxrss / 1024
+    return time.perf_counter() - started, used.ru_maxrss / 1024  # of KiB
 
 
 def measure(counts: Sequence[int], steps: Sequence[str], files: int) -> list[dict[str, Any]]:
@@ -110,14 +110,14 @@ def measure(counts: Sequence[int], steps: Sequence[str], files: int) -> list[dic
         with tempfile.TemporaryDirectory(prefix="smoe-scale-") as name:
             write_corpus(Path(name), count, files)
             for step in steps:
-                seconds, memory_mb = run(Path(name), STEPS[step])
+                seconds, memory_mib = run(Path(name), STEPS[step])
                 rows.append(
                     {
                         "cuts": count,
                         "recordings": min(files, count),
                         "step": step,
                         "seconds": round(seconds, 1),
-                        "memory_mb": round(memory_mb),
+                        "memory_mib": round(memory_mib),
                     }
                 )
                 print(rows[-1], file=sys.stderr, flush=True)
@@ -126,10 +126,11 @@ def measure(counts: Sequence[int], steps: Sequence[str], files: int) -> list[dic
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of docs/benchmarks.md."""
-    lines = ["| step | cuts | seconds | microseconds per cut | memory, MB |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| step | cuts | seconds | microseconds per cut | memory, MiB |", "| --- | ---: | ---: | ---: | ---: |"]
     for step in dict.fromkeys(row["step"] for row in rows):
+        name = " ".join([step, *STEPS[step][1:]])
         lines += [
-            f"| {step} | {row['cuts']:,} | {row['seconds']:,.1f} | {1e6 * row['seconds'] / row['cuts']:,.0f} | {row['memory_mb']:,} |"
+            f"| {name} | {row['cuts']:,} | {row['seconds']:,.1f} | {1e6 * row['seconds'] / row['cuts']:,.0f} | {row['memory_mib']:,} |"
             for row in rows
             if row["step"] == step
         ]

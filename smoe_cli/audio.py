@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +31,19 @@ LONGEST_PATH = 1000
 """Characters of a path or an id that are printed; a text in the wrong column can have thousands."""
 BLOCK = 2**20
 """Samples, of all channels together, that are decoded at once, whatever a header claims."""
-FULL_SCALE, MOST_CLIPPED = 0.9999, 0.001
+FULL_SCALE, FULL_SCALES = 0.9999, {"ULAW": 32124 / 2**15, "ALAW": 32256 / 2**15}
+"""What counts as full scale, and what decoders put out at most where that is less: libsndfile's name of the codec -> sample."""
+MOST_CLIPPED = 0.001
 """Share of samples at full scale above which a recording counts as clipped: one in a thousand is heard as a crackle."""
 SOUNDFILE_RAISES = (soundfile.LibsndfileError, OSError, TypeError, UnicodeError)
 """What it raises on files that are no audio; a `TypeError` for any `.raw`, of which it wants to be told the rate, and a `UnicodeError`
 for names that are not UTF-8."""
 FAINT = 0.001
 """Half the way from the lowest to the highest sample (-60 dBFS), below which speech is lost in the noise of 16 bits."""
+STILL, FRAME_S = 2.0**-16, 0.01
+"""From lowest to highest sample, half a step of 16 bits: a frame of no more is one value, also where a lossy codec decodes zeros."""
+LONG_S, MOST_STRETCHES = 0.5, 1000
+"""A stretch of such frames is remembered from this length on; of a file the longest ones."""
 
 
 def describe(path: Path, recording_id: str, channels: int | None = 1) -> Recording:
@@ -179,7 +188,7 @@ def _check_whole(path: Path, where: str) -> None:
         raise DataError(f"{where} breaks off: {how}", "bring back the whole file, or remove it")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Heard:
     """What reading a recording to its end showed.
 
@@ -188,19 +197,45 @@ class Heard:
         notes: What to know of it all the same.
         whole: Whether it was read; what is not as promised is not.
         dead: Channels that are nothing but one value, zero or another, where others are not.
+        still: Stretches of other channels that are, as `packed`: there can be some in each of a million recordings.
     """
 
     problem: DataError | None = None
     notes: tuple[str, ...] = ()
     whole: bool = False
     dead: tuple[int, ...] = ()
+    still: bytes = b""
 
-    def problem_of(self, recording: Recording, channel: int) -> DataError | None:
-        """Why a channel of the recording cannot be used; None: it can."""
-        if self.problem is None and channel in self.dead:
-            audio = next(source.source for source in recording.sources if channel in source.channels)
-            return _silent(f"channel {channel} of audio `{audio}` (recording `{recording.id}`)")
-        return self.problem
+    @property
+    def stretches(self) -> list[list[float]]:
+        """The stretches that are still: channel, from and to, in seconds of the file."""
+        return [list(map(float, one)) for one in np.frombuffer(self.still, np.float32).reshape(-1, 3)]
+
+    def problem_of(self, recording: Recording, channel: int, start_s: float, duration_s: float | None) -> DataError | None:
+        """Why a part of a channel of the recording cannot be used; None: it can.
+
+        Args:
+            duration_s: Of the part; None: to the end.
+        """
+        if self.problem is not None or not (self.dead or self.still):
+            return self.problem
+        end_s, speed = recording.duration if duration_s is None else start_s + duration_s, chain_of(recording).speed
+        # Where a stretch begins and ends is known to a frame.
+        first_s, last_s = start_s * speed + 2 * FRAME_S, end_s * speed - 2 * FRAME_S
+        inside = any(one == channel and from_s <= first_s and last_s <= to_s for one, from_s, to_s in self.stretches)
+        if not inside and channel not in self.dead:
+            return None
+        audio, several = next((one.source, len(one.channels) > 1) for one in recording.sources if channel in one.channels)
+        where = f"audio `{audio}` (recording `{recording.id}`)"
+        if inside:
+            what = f"channel {channel} of {where}" if several else where
+            return _silent(what, f"{start_s:.2f} to {end_s:.2f} s", "correct the times or the channel of this part, or leave it out")
+        return _silent(f"channel {channel} of {where}")
+
+
+def packed(stretches: Iterable[Sequence[float]]) -> bytes:
+    """What `Heard.stretches` unpacks."""
+    return np.array(list(stretches), np.float32).tobytes()
 
 
 SOUND = Heard(whole=True)
@@ -211,7 +246,7 @@ def listen(recording: Recording, before: Heard | None = None) -> Heard:
     """Read a recording to its end, in blocks; nothing is raised, so that others can be read too.
 
     What is found: a file that is missing, unreadable, broken off or not as promised; values that are not finite, or nothing
-    but one value. To be noted of each channel: clipping, and a swing below -60 dBFS.
+    but one value, in all of it or in long stretches. To be noted of each channel: clipping, and a swing below -60 dBFS.
 
     Args:
         before: What was heard of the same files; they are then not read again, but only compared with what is promised.
@@ -226,15 +261,16 @@ def listen(recording: Recording, before: Heard | None = None) -> Heard:
         return before
     notes: list[str] = []
     dead: list[int] = []
+    still: list[tuple[int, float, float]] = []
     try:
         for where, source in named.items():
-            more, silent = _listen(source, where)
-            notes, dead = notes + more, dead + silent
+            more, silent, stretches = _listen(source, where)
+            notes, dead, still = notes + more, dead + silent, still + stretches
         if len(dead) == sum(len(source.channels) for source in recording.sources):
             raise _silent(next(iter(named)))
     except DataError as error:
         return Heard(error, whole=True)
-    return Heard(notes=tuple(notes), whole=True, dead=tuple(dead))
+    return Heard(notes=tuple(notes), whole=True, dead=tuple(dead), still=packed(still))
 
 
 def check_readable(recording: Recording) -> None:
@@ -286,17 +322,24 @@ def _check_promise(recording: Recording, source: AudioSource, where: str) -> Non
     _check_whole(Path(source.source), where)
 
 
-def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int]]:
-    """What to note of a file's channels, and which of them are nothing but one value."""
-    frames, finite = 0, True
+def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int], list[tuple[int, float, float]]]:
+    """What to note of a file's channels, which of them are nothing but one value, and long stretches of others that are."""
+    frames, finite, still = 0, True, list[tuple[int, int, int]]()
     clipped_C, lowest_C, highest_C = np.zeros(1, dtype=int), np.full(1, np.inf, np.float32), np.full(1, -np.inf, np.float32)
     try:
         with soundfile.SoundFile(source.source) as file:
-            while len(block := file.read(BLOCK // file.channels, dtype="float32", always_2d=True)):
-                frames += len(block)
-                clipped_C = clipped_C + (np.abs(block) >= FULL_SCALE).sum(axis=0)
-                lowest_C, highest_C = np.minimum(lowest_C, block.min(axis=0)), np.maximum(highest_C, block.max(axis=0))
+            full, step, moved_C = FULL_SCALES.get(file.subtype, FULL_SCALE), ceil(FRAME_S * file.samplerate), np.full(file.channels, -1)
+            size = max(1, BLOCK // file.channels // step) * step
+            while len(block := file.read(size, dtype="float32", always_2d=True)):
+                # Channel by channel in memory, which is the faster way through it.
+                block_CN = np.ascontiguousarray(block.T)
+                steps_CTN = np.pad(block_CN, ((0, 0), (0, -len(block) % step)), "edge").reshape(file.channels, -1, step)
+                clipped_C = clipped_C + (np.abs(block_CN) >= full).sum(axis=1)
+                low_CT, high_CT = steps_CTN.min(axis=2), steps_CTN.max(axis=2)
+                still = _longest(still, high_CT > low_CT + STILL, frames // step, moved_C)
+                lowest_C, highest_C = np.minimum(lowest_C, low_CT.min(axis=1)), np.maximum(highest_C, high_CT.max(axis=1))
                 finite &= bool(np.isfinite(block).all())
+                frames += len(block)
             promised, rate = file.frames, file.samplerate
     except SOUNDFILE_RAISES as error:
         raise DataError(f"{where} cannot be read to its end: {error}", "bring back the whole file, or remove it") from error
@@ -318,11 +361,33 @@ def _listen(source: AudioSource, where: str) -> tuple[list[str], list[int]]:
             notes.append(f"{what} is clipped: {100 * clipped / frames:.1f} % of its samples are at full scale")
         if swing < FAINT:
             notes.append(f"{what} is nearly silent: its peak is {20 * np.log10(swing):.0f} dBFS")
-    return notes, dead
+    # The end of the file moves.
+    still, channels = _longest(still, np.ones((len(moved_C), 1), bool), ceil(frames / step), moved_C), dict(enumerate(source.channels))
+    found = [(channels[place], first * step / rate, last * step / rate) for place, first, last in still if place in channels]
+    return notes, dead, [one for one in found if one[0] not in dead]
 
 
-def _silent(what: str) -> DataError:
-    return DataError(f"{what} is nothing but silence: one value from its beginning to its end", "remove it, or bring back the right file")
+def _longest(
+    still: Iterable[tuple[int, int, int]], moving_CT: NDArray[np.bool_], before: int, moved_C: NDArray[np.int_]
+) -> list[tuple[int, int, int]]:
+    """The longest stretches that are still: channel, first frame and the one after the last.
+
+    Args:
+        still: Those that were found before.
+        moving_CT: Which frames are not still.
+        before: How many came before these.
+        moved_C: The last of those that was not, in each channel; brought up to date.
+    """
+    found = list(still)
+    for channel, moving_T in enumerate(moving_CT):
+        moved = np.append(moved_C[channel], before + np.flatnonzero(moving_T))
+        found += [(channel, int(moved[i]) + 1, int(moved[i + 1])) for i in np.flatnonzero(np.diff(moved) >= LONG_S / FRAME_S)]
+        moved_C[channel] = moved[-1]
+    return nlargest(MOST_STRETCHES, found, key=lambda one: one[2] - one[1])
+
+
+def _silent(what: str, part: str = "its beginning to its end", cure: str = "remove it, or bring back the right file") -> DataError:
+    return DataError(f"{what} is nothing but silence: one value from {part}", cure)
 
 
 def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:

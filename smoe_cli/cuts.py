@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -115,7 +116,7 @@ def make_cuts(utterance: Utterance, corpus: str, config: Config) -> Iterator[Mon
             check_rate(f"cut `{cut.id}`", cut.sampling_rate, rate)
         yield cut if cut.sampling_rate == rate else cut.resample(rate)
         return
-    native, bands, duration_s = _uses(utterance, corpus, config)
+    utterance, native, bands, duration_s = _uses(utterance, corpus, config)
     for band in bands:
         heard, line = (utterance, None) if band is native else send(utterance, corpus, duration_s, config)
         for route, target, references in _targets(heard, band, config):
@@ -130,13 +131,13 @@ def lines_to_write(utterance: Utterance, corpus: str, config: Config) -> list[To
     """
     if utterance.prepared is not None:
         return []
-    native, bands, duration_s = _uses(utterance, corpus, config)
+    utterance, native, bands, duration_s = _uses(utterance, corpus, config)
     sent = native is Bandwidth.WB and Bandwidth.NB in bands
     return to_write(utterance, corpus, duration_s, config) if sent else []
 
 
-def _uses(utterance: Utterance, corpus: str, config: Config) -> tuple[Bandwidth, list[Bandwidth], float]:
-    """What a recording carries, the bands in which the utterance is used, and how long it is at the model's rate."""
+def _uses(utterance: Utterance, corpus: str, config: Config) -> tuple[Utterance, Bandwidth, list[Bandwidth], float]:
+    """An utterance as it is cut, what its recording carries, the bands in which it is used, and how long it is at the model's rate."""
     rate_hz, of = config.features.sample_rate_hz, (utterance.recording, utterance.bandwidth, utterance.estimate)
     # What the model hears at 8 kHz comes out of a line too, if it was wideband.
     native = native_bandwidth(*of) if config.data.nb_downsample else band_of(*of, rate_hz)
@@ -144,9 +145,11 @@ def _uses(utterance: Utterance, corpus: str, config: Config) -> tuple[Bandwidth,
     if native is Bandwidth.WB and config.data.nb_downsample:
         both = Bandwidth.WB in config.bands()
         bands = bands_of(config.data.nb_simulation, f"{corpus}/{utterance.id}", utterance.split) if both else [Bandwidth.NB]
+        # Lhotse would round the start on the way to 8 kHz, and so move the twin alone.
+        utterance = replace(utterance, start_s=round(utterance.start_s * TELEPHONE_HZ) / TELEPHONE_HZ)
     # Of the recording as it is: on the way to 8 kHz and back, an odd length is rounded.
     rest_s = resampled(utterance.recording, rate_hz).duration - utterance.start_s
-    return native, bands, rest_s if utterance.duration_s is None else min(utterance.duration_s, rest_s)
+    return utterance, native, bands, rest_s if utterance.duration_s is None else min(utterance.duration_s, rest_s)
 
 
 def check_utterance(utterance: Utterance, corpus: str, config: Config) -> None:

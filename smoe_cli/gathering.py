@@ -289,7 +289,8 @@ def _heard(utterances: Sequence[Utterance], work: Work, listener: Listener, gath
     """Yield those whose recording is sound; what is to be noted of a recording is noted once."""
     recordings = [utterance.recording for utterance in utterances]
     for utterance, heard in zip(utterances, listener.hear(recordings), strict=True):
-        if (problem := heard.problem_of(utterance.recording, utterance.channel)) is not None:
+        part = utterance.start_s, utterance.duration_s
+        if (problem := heard.problem_of(utterance.recording, utterance.channel, *part)) is not None:
             # What is wrong with a recording of several utterances is said once, where it is named first.
             first = gathered.places.setdefault(problem.message, utterance.source)
             work.unfit(problem, utterance.source if utterance.duration_s is None else first)

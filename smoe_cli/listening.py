@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from lhotse import Recording
 
-from smoe_cli.audio import SOUND, Heard, listen, read_samples, state_of
+from smoe_cli.audio import SOUND, Heard, listen, packed, read_samples, state_of
 from smoe_cli.bandwidth import Estimate, estimate_bandwidth
 from smoe_cli.errors import DataError
 from smoe_cli.tags import Bandwidth
@@ -43,6 +43,8 @@ class Listener:
         self._pool, self.readers, self._log = pool, readers, log
         self._known: dict[bytes, Heard] = {}
         self._estimates: dict[bytes, Estimate] = {}
+        # One object for all that are equal: there are a few thousand different ones, however many channels.
+        self._different: dict[Estimate, Estimate] = {}
         if not log.exists():
             return
         try:
@@ -56,12 +58,16 @@ class Listener:
         try:
             key, said = json.loads(line)
             if isinstance(said, dict):
-                self._estimates[bytes.fromhex(key)] = Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"]))
+                self._keep(bytes.fromhex(key), Estimate(int(said["hz"]), Bandwidth(said["band"]), float(said["confidence"])))
             else:
                 notes, dead = (tuple(one for one in said if isinstance(one, str)), tuple(one for one in said if isinstance(one, int)))
-                self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead) if said else SOUND
+                still = packed(one for one in said if isinstance(one, list))
+                self._known[bytes.fromhex(key)] = Heard(notes=notes, whole=True, dead=dead, still=still) if said else SOUND
         except (ValueError, TypeError, KeyError):
             pass  # the line that was being written when the machine stopped
+
+    def _keep(self, key: bytes, said: Estimate) -> None:
+        self._estimates[key] = self._different.setdefault(said, said)
 
     @property
     def remembered(self) -> int:
@@ -88,8 +94,8 @@ class Listener:
         for part, heard in zip(parts, self._pool.map(_listen_to_all, [[one for _, one in part] for part in parts]), strict=True):
             some = {key: SOUND if one == SOUND else one for (key, _), one in zip(part, heard, strict=True)}
             self._known |= some
-            # Numbers among the notes are channels.
-            self._remember((key, (*one.notes, *one.dead)) for key, one in some.items() if one.problem is None)
+            # Numbers among the notes are channels, lists are stretches.
+            self._remember((key, (*one.notes, *one.dead, *one.stretches)) for key, one in some.items() if one.problem is None)
         return [self._known[key] for key in keys]
 
     def estimate(self, channels: Sequence[tuple[Recording, int]]) -> Iterator[Estimate | DataError]:
@@ -108,7 +114,8 @@ class Listener:
                 some = {name: said for (name, _), said in zip(next(waiting), next(results), strict=True)}
                 failed |= {name: said for name, said in some.items() if isinstance(said, DataError)}
                 good = {name: said for name, said in some.items() if isinstance(said, Estimate)}
-                self._estimates |= good
+                for name, one in good.items():
+                    self._keep(name, one)
                 self._remember(
                     (name, {"hz": said.bandwidth_hz, "band": said.band, "confidence": said.confidence}) for name, said in good.items()
                 )

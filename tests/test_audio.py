@@ -89,9 +89,10 @@ def test_many_channels_are_not_decoded_at_once(tmp_path, monkeypatch):
         return block
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
-    monkeypatch.setattr(audio, "BLOCK", 5000)
+    # Whole frames of 10 ms.
+    monkeypatch.setattr(audio, "BLOCK", 2 * 160 * 50)
     assert listen(recording) == audio.SOUND
-    assert max(sizes) == 5000 and sum(sizes) == 50_000
+    assert max(sizes) == 16_000 and sum(sizes) == 50_000
 
 
 CONTAINERS = {
@@ -188,8 +189,58 @@ def test_each_channel_is_listened_to_for_itself(tmp_path):
     heard = listen(describe(tmp_path / "call.wav", "call", None))
     assert [(note[:11], note.partition("is ")[2][:10]) for note in heard.notes[:1]] == [("channel 1 o", "clipped: 0")]
     assert [note[:11] for note in heard.notes] == ["channel 1 o", "channel 3 o"]
-    problems = [heard.problem_of(describe(tmp_path / "call.wav", "call", None), channel) for channel in range(4)]
+    problems = [heard.problem_of(describe(tmp_path / "call.wav", "call", None), channel, 0.0, None) for channel in range(4)]
     assert [channel for channel, problem in enumerate(problems) if problem is not None] == [2]
     assert "channel 2 of audio" in problems[2].message and "nothing but silence: one value" in problems[2].message
     soundfile.write(tmp_path / "call.wav", np.stack((np.zeros(16000), np.full(16000, 0.25)), 1), 16000)
     assert "nothing but silence" in listen(describe(tmp_path / "call.wav", "call", None)).problem.message
+
+
+@pytest.mark.parametrize(("rate", "subtype"), [(8000, "ULAW"), (8000, "ALAW"), (16000, "PCM_16"), (44100, "PCM_24"), (22050, "FLOAT")])
+def test_a_part_that_lies_in_silence_is_no_speech_whatever_is_around_it(tmp_path, monkeypatch, rate, subtype):
+    # Stretches that go over blocks, and blocks without any.
+    monkeypatch.setattr(audio, "BLOCK", 4 * rate)
+    samples = np.random.default_rng(0).normal(scale=0.1, size=(30 * rate, 2))
+    samples[round(10.0037 * rate) : 20 * rate, 1] = 0.0
+    samples[25 * rate : round(25.4 * rate), 0] = samples[29 * rate :, 0] = 0.25
+    soundfile.write(tmp_path / "talk.wav", samples, rate, subtype=subtype)
+    recording = describe(tmp_path / "talk.wav", "talk", None)
+    heard = listen(recording)
+    assert (heard.problem, heard.notes, heard.dead) == (None, (), ())
+    assert len(heard.still) == 24, "two stretches: a million recordings have some"
+
+    def wrong(channel: int, start_s: float, duration_s: float | None) -> bool:
+        return heard.problem_of(recording, channel, start_s, duration_s) is not None
+
+    assert wrong(1, 12.0, 5.0) and wrong(1, 10.0037, 9.9963) and wrong(1, 19.5, 0.3) and wrong(0, 29.0, None)
+    assert not any(wrong(1, *part) for part in [(0.0, None), (9.5, 5.0), (18.0, 5.0), (9.0, 12.0), (25.0, 0.4)])
+    assert not any(wrong(0, *part) for part in [(12.0, 5.0), (25.0, 0.4), (28.5, None)])
+    assert "channel 1 of audio" in (said := str(heard.problem_of(recording, 1, 12.0, 5.0)))
+    assert "nothing but silence: one value from 12.00 to 17.00 s" in said
+    # A manifest's times are those after its transforms.
+    fast = recording.perturb_speed(1.25)
+    assert listen(fast, heard) is heard
+    assert heard.problem_of(fast, 1, 8.2, 7.7) and not heard.problem_of(fast, 1, 12.0, 5.0)
+
+
+def test_of_many_stretches_of_silence_the_longest_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MOST_STRETCHES", 3)
+    monkeypatch.setattr(audio, "BLOCK", 16000)
+    samples = np.random.default_rng(0).normal(scale=0.1, size=8 * 16000)
+    for second, lasts in enumerate((0.6, 0.9, 0.5, 0.8, 0.6, 0.5, 0.7, 0.5)):
+        samples[second * 16000 : second * 16000 + round(lasts * 16000)] = 0.0
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    assert sorted(round(first, 2) for _, first, _ in listen(describe(tmp_path / "a.wav", "a")).stretches) == [1.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "ULAW"), ("WAV", "ALAW"), ("WAV", "GSM610"), ("NIST", "ULAW"), ("NIST", "ALAW"), ("AU", "ULAW")],
+)
+def test_clipping_is_found_at_the_most_that_a_codec_decodes_to(tmp_path, kind, subtype):
+    tone = np.sin(np.arange(16000) * 0.2)
+    soundfile.write(tmp_path / "loud.wav", np.clip(2 * tone, -1, 1), 8000, format=kind, subtype=subtype)
+    soundfile.write(tmp_path / "fair.wav", 0.9 * tone, 8000, format=kind, subtype=subtype)
+    (note,) = listen(describe(tmp_path / "loud.wav", "loud")).notes
+    assert "is clipped: " in note and "% of its samples are at full scale" in note
+    assert listen(describe(tmp_path / "fair.wav", "fair")) == audio.SOUND

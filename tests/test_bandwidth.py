@@ -18,7 +18,7 @@ from lhotse.augmentation import Resample
 
 from smoe_cli import pipeline
 from smoe_cli.band_check import estimated
-from smoe_cli.bandwidth import estimate_bandwidth
+from smoe_cli.bandwidth import Estimate, estimate_bandwidth
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import Tags, read_cuts, tags_of
@@ -187,6 +187,25 @@ def test_a_channel_is_estimated_once_in_a_run_and_after_an_interruption_not_agai
             assert said.estimate == good
             assert one.remembered == 0, "a recording that was estimated was not read to its end"
             one.forget()
+
+
+def test_the_estimates_of_many_channels_take_little_memory(tmp_path, monkeypatch):
+    def said(recording: Recording, channel: int) -> Estimate:
+        return Estimate(500 * (channel % 4), Bandwidth.WB, (channel % 25) / 100)
+
+    monkeypatch.setattr("smoe_cli.listening.spectrum_of", said)
+    recording = Recording("r", [AudioSource("file", [0], str(tmp_path / "a.wav"))], RATE, RATE, 1.0)
+    channels = [(recording, channel) for channel in range(2000)]
+    with ThreadPoolExecutor(1) as pool:
+        # Estimated, which also fills caches, then recalled: what is freed with the listener was its own.
+        for _ in range(2):
+            tracemalloc.start()
+            listener = Listener(pool, 1, tmp_path / "heard.jsonl")
+            assert all(one == said(*channel) for one, channel in zip(listener.estimate(channels), channels, strict=True))
+            whole = tracemalloc.get_traced_memory()[0]
+            del listener
+            assert whole - tracemalloc.get_traced_memory()[0] < 120 * len(channels)
+            tracemalloc.stop()
 
 
 def test_what_was_heard_is_written_down_as_it_comes(tmp_path):

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import soundfile
 
 from smoe_cli.audio import listen
@@ -65,13 +67,26 @@ def script(name: str, *words: str, **env: str) -> list[dict]:
 def test_the_benchmark_of_scale_measures_every_step_it_is_asked_for():
     rows = script("scale.py", "--cuts", "40", "--recordings", "300", "--steps", "prepare", "validate")
     assert [(row["cuts"], row["recordings"], row["step"]) for row in rows] == [(40, 40, "prepare"), (40, 40, "validate")]
-    assert all(row["seconds"] > 0 and row["memory_mb"] > 0 for row in rows)
+    assert all(row["seconds"] > 0 and row["memory_mib"] > 0 for row in rows)
 
 
-def test_the_recordings_of_the_benchmark_of_scale_are_as_many_as_asked_for_and_sound(tmp_path):
+@pytest.fixture
+def scale() -> ModuleType:
     spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_table_of_the_benchmark_of_scale_names_flags_and_units(scale):
+    row = {"cuts": 40, "recordings": 40, "seconds": 1.0, "memory_mib": 1234}
+    header, _, first, second = scale.markdown([row | {"step": "validate"}, row | {"step": "first batch"}]).splitlines()
+    assert header.endswith("| memory, MiB |")
+    assert first == "| validate --no-audio | 40 | 1.0 | 25,000 | 1,234 |"
+    assert second.startswith("| first batch | 40 |")
+
+
+def test_the_recordings_of_the_benchmark_of_scale_are_as_many_as_asked_for_and_sound(scale, tmp_path):
     scale.RECORDINGS = 3
     some = scale.recordings(tmp_path, 7)
     assert len({one.sources[0].source for one in some}) == 7

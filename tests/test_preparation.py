@@ -245,6 +245,27 @@ def test_a_dead_channel_is_an_error_for_the_utterances_that_use_it_alone(corpus,
     pipeline.prepare(lhotse_config(tmp_path, [cut for cut in cuts if cut.channel != dead]))
 
 
+def test_a_part_in_the_silence_of_a_sound_recording_is_an_error_of_its_cuts_alone(corpus, tmp_path, monkeypatch):
+    samples = np.random.default_rng(0).normal(scale=0.1, size=30 * 16000)
+    soundfile.write(corpus / "talk.wav", samples, 16000)
+    talk = Recording.from_file(corpus / "talk.wav", recording_id="talk")
+    cuts = [spoken("c0", talk, 2.0, 5.0), spoken("c1", talk, 12.0, 5.0), spoken("c2", talk, 8.0, 5.0)]
+    config = lhotse_config(tmp_path, cuts)
+    assert pipeline.prepare(config).findings == []
+    # An offset that is wrong leads a talk's segments there, and those of a call to its other side.
+    samples[10 * 16000 : 20 * 16000] = 0.0
+    soundfile.write(corpus / "talk.wav", samples, 16000)
+    said = r"audio `[^`]*talk.wav` \(recording `talk`\) is nothing but silence: one value from 12.00 to 17.00 s"
+    (finding,) = pipeline.validate(config).findings
+    assert re.fullmatch(said, finding.message)
+    assert (finding.check, finding.severity, finding.cuts) == ("audio", "error", 2), "two tasks of one utterance"
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"1 of 3 utterances are not fit for use:\n.*{said}"):
+            pipeline.prepare(config)
+        # What was heard outlives an interruption.
+        monkeypatch.setattr("smoe_cli.listening.listen", Mock(side_effect=AssertionError("read again")))
+
+
 def test_a_stopped_preparation_goes_on_where_it_was_and_ends_as_one_that_was_not_stopped(corpus, config, tmp_path, monkeypatch):
     pipeline.prepare(config)
     whole = {split: Layout.of(config).cuts(split).read_bytes() for split in ("train", "dev")}

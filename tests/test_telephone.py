@@ -19,6 +19,7 @@ from smoe_cli.layout import Layout
 from smoe_cli.tags import Bandwidth, Route
 from smoe_cli.telephone import SUBTYPES, TelephoneLine, line_of, telephone_band, through_codec
 from tests.conftest import tiny_config
+from tests.test_preparation import lhotse_config, spoken
 from tests.test_training import write_corpus
 
 LINES = [TelephoneLine(codec, band) for codec in SUBTYPES for band in (False, True)]
@@ -66,17 +67,21 @@ def through(recording: Recording, line: TelephoneLine) -> Recording:
     return down.resample(16000)
 
 
+def shift(sent: np.ndarray, received: np.ndarray) -> float:
+    """Samples between two signals, to 1/64: the cross-spectrum, padded with zeros."""
+    size = 1 << 17
+    cross = np.fft.rfft(received, size) * np.conj(np.fft.rfft(sent, size))
+    fine = np.fft.irfft(np.pad(cross, (0, 32 * size - size // 2)))
+    place = int(np.argmax(fine))
+    return min(place, len(fine) - place) / 64
+
+
 @pytest.mark.parametrize("line", LINES, ids=str)
 def test_a_line_shifts_nothing_by_a_fraction_of_a_sample(line, tmp_path):
     recording = recording_of(speech_like(2.0), tmp_path)
     sent, received = recording.resample(8000).resample(16000).load_audio()[0], through(recording, line).load_audio()[0]
     assert sent.shape == received.shape
-    # 64 times finer than a sample: the cross-spectrum, padded with zeros.
-    size = 1 << 17
-    cross = np.fft.rfft(received, size) * np.conj(np.fft.rfft(sent, size))
-    fine = np.fft.irfft(np.pad(cross, (0, 32 * size - size // 2)))
-    shift = int(np.argmax(fine))
-    assert min(shift, len(fine) - shift) / 64 < 0.25
+    assert shift(sent, received) < 0.25
     # And where it starts is as right as where it ends: no part is another one's.
     for part in (slice(0, 8000), slice(-8000, None)):
         assert np.corrcoef(sent[part], received[part])[0, 1] > 0.5
@@ -191,6 +196,27 @@ def test_a_twin_is_exactly_as_long_as_its_original(tmp_path, rate, write):
     for bands in found.values():
         assert len(bands["nb"]) == len(bands["wb"])
         assert np.corrcoef(bands["nb"][-4000:], bands["wb"][-4000:])[0, 1] > 0.3
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+def test_the_twin_of_a_part_begins_where_its_original_does_wherever_that_is(tmp_path, rate, write):
+    (tmp_path / "corpus").mkdir()
+    recording = recording_of(speech_like(4.0, rate), tmp_path / "corpus", rate)
+    starts = (12345 / 16000, 20001 / 16000, 0.7654321, 1.999969, 2.000031)
+    parts = [spoken(f"p{number}", recording, start_s, recording.duration - start_s) for number, start_s in enumerate(starts)]
+    config = lhotse_config(tmp_path, parts, nb_downsample=True, nb_simulation={"codecs": ["mulaw"], "write": write})
+    pipeline.prepare(config)
+    found: dict[str, dict[str, MonoCut]] = {}
+    for cut in read_cuts(Layout.of(config).cuts("train")):
+        found.setdefault(tags_of(cut).utterance, {})[tags_of(cut).bandwidth] = cut
+    assert len(found) == len(starts)
+    for start_s, twins in zip(starts, found.values(), strict=True):
+        wide, narrow = (twins[band].load_audio()[0] for band in ("wb", "nb"))
+        assert len(wide) == len(narrow)
+        assert shift(wide, narrow) <= 1 / 64
+        assert abs(twins["wb"].start - start_s) <= 0.5 / 8000 + 1e-9
+        assert twins["wb"].end <= recording.duration
 
 
 def test_written_audio_is_named_by_what_it_was_made_from_and_made_once(corpus, tmp_path):

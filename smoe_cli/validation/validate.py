@@ -232,7 +232,7 @@ def _judge(path: Path, split: str, item: Item, heard: dict[str, Heard], tally: _
         findings.add(path, item, fault, tags.utterance)
     if heard:
         found = heard[promise_of(cut.recording)]
-        if (wrong := found.problem_of(cut.recording, cut.channel)) is not None:
+        if (wrong := found.problem_of(cut.recording, cut.channel, cut.start, cut.duration)) is not None:
             faults.append(Fault("audio", "error", wrong.message, wrong.hint))
             findings.add(path, item, faults[-1], "")
         for note in found.notes:
