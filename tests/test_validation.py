@@ -116,7 +116,12 @@ ERRORS = {
         "comes at 32000 Hz",
     ),
     "leaves its recording": (lambda cut: cut.update(duration=9.0), "duration", "goes from 0.00 to 9.00 s"),
-    "no such channel": (lambda cut: cut.update(channel=1), "audio", "is channel 1 of a recording"),
+    "no such channel": (
+        lambda cut: (cut.update(channel=1), cut["supervisions"][0].update(channel=1)),
+        "audio",
+        "is channel 1 of a recording",
+    ),
+    "a text of another channel": (lambda cut: cut.update(channel=1), "manifest", "its supervision `.*` is of channel 0, the cut of 1"),
     "longer than its audio": (
         lambda cut: cut["recording"].update(num_samples=80000, duration=5.0),
         "audio",
