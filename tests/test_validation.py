@@ -260,6 +260,16 @@ def test_a_line_that_is_no_json_is_kept_among_the_rejects_byte_for_byte(folder):
     assert kept["no_json"].encode("latin-1") == raw
 
 
+def test_a_byte_order_mark_is_not_carried_into_a_line_of_the_rejects(folder):
+    change(folder, text(""))
+    whole = gzip.decompress(manifest(folder).read_bytes())
+    manifest(folder).write_bytes(gzip.compress(b"\xef\xbb\xbf" + whole))
+    assert [r.cuts for r in pipeline.validate(None, cuts=[manifest(folder)], fix=True, audio=False).rejects] == [1]
+    rejected = gzip.decompress((folder / "exp" / "cuts" / "rejected.train.jsonl.gz").read_bytes())
+    assert rejected.endswith(b'"cut": ' + whole.splitlines()[0] + b"}\n")
+    assert json.loads(rejected)["cut"] == json.loads(whole.splitlines()[0])
+
+
 def test_a_manifest_is_never_emptied(folder):
     cuts = lines(manifest(folder))
     for number in range(len(cuts)):
