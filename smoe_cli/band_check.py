@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from smoe_cli.bandwidth import Estimate
+from smoe_cli.bandwidth import UNSURE, Estimate, contradicts
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import native_bandwidth, rate_of
 from smoe_cli.errors import DataError
@@ -91,10 +91,10 @@ class Bands:
             with suppress(DataError):
                 native = native_bandwidth(item.recording, item.bandwidth, item.estimate)
                 tagged = native if native in bands else Bandwidth.NB
-                key = corpus, *_known(item), _said(item.estimate), str(tagged)
+                key = corpus, *_known(item), item.estimate.says if item.estimate is not None else UNSURE, str(tagged)
                 self._count[key] += 1
                 self._example.setdefault(key, item.id)
-                if key[3] not in ("unsure", key[2]) and len(self._disagreeing[key]) < MOST_LISTED:
+                if contradicts(key[3], key[2]) and len(self._disagreeing[key]) < MOST_LISTED:
                     self._disagreeing[key][item.recording.sources[0].source] = None
             yield item
 
@@ -121,20 +121,16 @@ def _known(item: Utterance) -> tuple[str, str]:
     return item.bandwidth_by or f"{rate_of(item.recording)} Hz", band
 
 
-def _said(estimate: Estimate | None) -> str:
-    return str(estimate.band) if estimate is not None and estimate.reliable else "unsure"
-
-
 def contradictions(rows: Sequence[BandwidthRow]) -> list[str]:
     """What the spectrum says against rates and recipe, or cannot say."""
     notes = []
     for row in rows:
-        if row.estimated == "unsure":
+        if row.estimated == UNSURE:
             notes.append(
                 f"the spectrum of {row.utterances} utterances of `{row.corpus}` does not tell their band: "
                 f"tagged {row.tagged} as the {row.known_by if row.known_by in SAYING else 'sampling rate'} says"
             )
-        elif row.estimated != row.known:
+        elif contradicts(row.estimated, row.known):
             rate = f"a sampling rate of {row.known_by}"
             says = {"recipe": f"`data.corpora.{row.corpus}.bandwidth`", "corpus": "the corpus's own word"}.get(row.known_by, rate)
             notes.append(

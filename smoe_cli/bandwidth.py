@@ -38,6 +38,7 @@ STATIONARY, RISE = 30.0, 4.0
 MIRRORED = 0.8
 """Correlation with the spectrum mirrored at 4 kHz; above it, what is there is an image that a poor resampler left."""
 TINY = 1e-20
+UNSURE = "unsure"
 MOST_FRAMES, FRAMES_AT_ONCE = 20_000, 1024
 """Frames that are looked at, the same number of seconds apart where there are more: five minutes have 18,750."""
 KEPT_BINS = 256
@@ -57,10 +58,25 @@ class Estimate(NamedTuple):
     band: Bandwidth
     confidence: float
 
+    @classmethod
+    def kept(cls, bandwidth_hz: int, confidence: float) -> Estimate:
+        """The estimate that a cut keeps as these two."""
+        return cls(bandwidth_hz, Bandwidth.WB if bandwidth_hz > 500 * JUDGED_B.start else Bandwidth.NB, confidence)
+
     @property
     def reliable(self) -> bool:
         """Whether it may overrule a sampling rate."""
         return self.confidence >= RELIABLE
+
+    @property
+    def says(self) -> str:
+        """The band, or `unsure`."""
+        return str(self.band) if self.reliable else UNSURE
+
+
+def contradicts(says: str, known: str) -> bool:
+    """Whether what an estimate says is another band than is known; one that is unsure contradicts nothing."""
+    return says not in (UNSURE, known)
 
 
 def estimate_bandwidth(samples_N: NDArray[np.float32] | Sequence[NDArray[np.float32]], rate_hz: int) -> Estimate:

@@ -84,6 +84,16 @@ class DataSettings(Settings):
     min_duration_s: float = Field(0.1, gt=0, description="Shorter recordings are errors.")
     max_duration_s: float = Field(30.0, gt=0, description="Longer recordings are errors.")
 
+    @field_validator("corpora", mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if not re.fullmatch(TAG_PATTERN, str(name)):
+                raise ValueError(
+                    f"`{name}` cannot name a corpus, as files are named by it; take a small letter, then such, digits, `_` and `-`"
+                )
+        return value
+
 
 # --- the parts of the system -----------------------------------------------------------------------------
 

@@ -55,6 +55,13 @@ class Tags(BaseModel):
     bandwidth_hz: int | None = None
     bandwidth_confidence: float | None = None
 
+    @property
+    def estimate(self) -> Estimate | None:
+        """What the spectrum of the recording says, if that was asked for."""
+        if self.bandwidth_hz is None or self.bandwidth_confidence is None:
+            return None
+        return Estimate.kept(self.bandwidth_hz, self.bandwidth_confidence)
+
 
 def rate_of(recording: Recording) -> int:
     """The lowest sampling rate between a recording's file and its end: what comes after it brings nothing back."""

@@ -40,6 +40,10 @@ HINT = "prepare the manifest with `smoe prepare`"
 
 
 class _Supervision(BaseModel):
+    recording_id: str
+    start: FiniteFloat
+    duration: FiniteFloat = Field(gt=0)
+    channel: int | list[int] = 0
     text: str | None = None
     language: str | None = None
     speaker: str | None = None
@@ -224,12 +228,36 @@ def make_cut(tree: dict[str, Any], where: str, within: Path | None, archives: bo
     _check_recordings(tree, where, archives, lambda source: _check_source(source, where, within, start))
     try:
         _Cut.model_validate(tree, strict=True)
-        return MonoCut.from_dict(tree)
+        cut = MonoCut.from_dict(tree)
     except ValidationError as error:
         wrong = "; ".join(f"`{'.'.join(map(str, item['loc']))}`: {item['msg'].lower()}" for item in error.errors())
         raise DataError(f"{where} is no sound cut: {wrong}", "correct or remove the line") from None
     except LHOTSE_RAISES as error:
         raise DataError(f"{where} is no cut of Lhotse: {type(error).__name__}: {error}", "correct or remove the line") from error
+    _check_supervisions(cut, where)
+    return cut
+
+
+def _check_supervisions(cut: MonoCut, where: str) -> None:
+    """Refuse supervisions of something else than the cut. As in Lhotse, they may begin before it and end after it.
+
+    Raises:
+        DataError: If there is one.
+    """
+    recording = cut.recording
+    # Lhotse's `save_audios` makes a recording of each cut, under the cut's id; the supervisions still name what it was cut from.
+    saved = recording.id == cut.id and sum(len(source.channels) for source in recording.sources) == 1
+    for one in cut.supervisions:
+        channels = one.channel if isinstance(one.channel, list) else [one.channel]
+        if not saved and one.recording_id != recording.id:
+            wrong = f"is of recording `{one.recording_id}`, the cut of `{recording.id}`"
+        elif not saved and cut.channel not in channels:
+            wrong = f"is of channel {', '.join(map(str, channels))}, the cut of {cut.channel}"
+        elif one.start >= cut.duration or one.end <= 0:
+            wrong = f"goes from {one.start:.2f} to {one.end:.2f} s of the cut, which lasts {cut.duration:.2f} s"
+        else:
+            continue
+        raise DataError(f"{where}: its supervision `{one.id}` {wrong}", "correct or remove the line")
 
 
 def _check_recordings(tree: dict[str, Any], where: str, archives: bool, check_source: Callable[[object], None]) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from smoe_cli.audio import describe, read_samples, resampled, state_of, write_flac
 from smoe_cli.config import Config, LineCodec, NarrowbandSettings
+from smoe_cli.corpora.files import LONGEST_NAME
 from smoe_cli.corpora.utterance import Utterance
 from smoe_cli.errors import DataError
 from smoe_cli.layout import Layout
@@ -169,7 +170,8 @@ def _through_line(utterance: Utterance, corpus: str, settings: NarrowbandSetting
 
 
 def _path(heard: Utterance, corpus: str, duration_s: float, config: Config) -> Path:
-    name = re.sub(r"[^\w.-]", "_", heard.id)
+    # An id may be longer than a name; the digest tells apart what begins alike.
+    name = re.sub(r"[^\w.-]", "_", heard.id).encode()[:LONGEST_NAME].decode(errors="ignore")
     return Layout.of(config).audio / "narrowband" / corpus / f"{name}.{_digest(heard, f'{corpus}/{heard.id}', duration_s)}.flac"
 
 

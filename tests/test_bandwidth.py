@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -18,7 +19,7 @@ from lhotse.augmentation import Resample
 
 from smoe_cli import pipeline
 from smoe_cli.band_check import estimated
-from smoe_cli.bandwidth import Estimate, estimate_bandwidth
+from smoe_cli.bandwidth import Estimate, contradicts, estimate_bandwidth
 from smoe_cli.config import Config
 from smoe_cli.corpora.utterance import Utterance, Work
 from smoe_cli.cuts import Tags, read_cuts, tags_of
@@ -289,6 +290,26 @@ def test_the_users_word_stays_and_is_contradicted_aloud(tmp_path):
     report = pipeline.prepare(recipe(tmp_path / "c", bandwidth="auto", table={"bandwidth": "wb"}))
     assert {row.bandwidth for row in report.rows} == {"wb"}
     assert any("2 utterances of `calls` are wb by `data.corpora.calls.bandwidth`, but nb" in note for note in report.notes)
+    again = pipeline.validate(None, cuts=[report.cuts_dir / f"cuts.{split}.jsonl.gz" for split in ("train", "dev")], audio=False)
+    for findings in (report.findings, again.findings):
+        found = [finding for finding in findings if finding.check == "bandwidth"]
+        assert [(finding.severity, finding.cuts, finding.where.split("`")[3]) for finding in found] == [
+            ("note", 2, f"calls-{name}-transcribe-en-wb") for name in ("a2", "a3")
+        ]
+        assert all(re.fullmatch(r"is tagged `wb`, but is `nb` by its spectrum: \d+ Hz", finding.message) for finding in found)
+
+
+@pytest.mark.parametrize("samples", [speech(), by_telephone(speech(), "alaw", True), by_telephone(speech(), "plain", False)])
+@pytest.mark.parametrize("rate", [8000, RATE])
+def test_what_a_cut_keeps_of_an_estimate_is_the_estimate(samples, rate):
+    said = estimate_bandwidth(samples, rate)
+    assert said.reliable and Estimate.kept(said.bandwidth_hz, said.confidence) == said
+
+
+def test_only_a_reliable_estimate_contradicts():
+    assert contradicts(Estimate.kept(4000, 1.0).says, "wb") and contradicts(Estimate.kept(8000, 1.0).says, "nb")
+    assert contradicts(Estimate.kept(4000, 1.0).says, "neither")
+    assert not contradicts(Estimate.kept(4000, 1.0).says, "nb") and not contradicts(Estimate.kept(4000, 0.3).says, "wb")
 
 
 def test_without_auto_nothing_is_estimated(tmp_path):

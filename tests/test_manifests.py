@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
 from smoe_cli import manifests, pipeline
 from smoe_cli.audio import listen
@@ -283,6 +283,54 @@ def test_a_manifest_in_utf_16_is_one_error(tmp_path):
     nemo = {"type": "nemo", "manifests": {"train": "cuts.jsonl"}}
     with pytest.raises(DataError, match=r"cuts.jsonl` is UTF-16\n\nhint: convert the file to UTF-8"):
         pipeline.prepare(tiny_config(tmp_path / "exp", data={"root": str(tmp_path), "corpora": {"theirs": nemo}}))
+
+
+OTHERS = {
+    "another recording": ({"recording_id": "q"}, "its supervision `c` is of recording `q`, the cut of `r`"),
+    "another channel": ({"channel": 1}, "its supervision `c` is of channel 1, the cut of 0"),
+    "other channels": ({"channel": [1, 2]}, "its supervision `c` is of channel 1, 2, the cut of 0"),
+    "behind the cut": ({"start": 100.0}, "its supervision `c` goes from 100.00 to 101.00 s of the cut, which lasts 1.00 s"),
+    "before the cut": ({"start": -1.0}, "its supervision `c` goes from -1.00 to 0.00 s of the cut"),
+    "backwards": ({"duration": -1.0}, "`supervisions.0.duration`: input should be greater than 0"),
+    "without length": ({"duration": 0.0}, "`supervisions.0.duration`: input should be greater than 0"),
+    "at no time": ({"start": float("nan")}, "`supervisions.0.start`: input should be a finite number"),
+}
+"""What a supervision says of itself -> what is said of its cut."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_supervision_of_something_else_than_its_cut_is_refused(folder, name):
+    other, said = OTHERS[name]
+    tree = entry(folder)
+    tree["supervisions"][0] |= other
+    with pytest.raises(DataError, match=f"line 1: cut `c`.*{re.escape(said)}"):
+        pipeline.prepare(config_of(folder, tree))
+    (finding,) = pipeline.validate(None, cuts=[folder / "cuts.jsonl"], audio=False).findings
+    assert (finding.check, finding.severity) == ("manifest", "error")
+    assert said in finding.message and "cut `c`" in finding.message
+
+
+def test_a_supervision_may_leave_its_cut_and_there_may_be_several(folder):
+    tree = entry(folder)
+    (one,) = tree["supervisions"]
+    tree["supervisions"] = [one | span for span in ({"start": -0.5}, {"start": 0.9, "duration": 3.0}, {"channel": [0, 1]})]
+    (folder / "cuts.jsonl").write_text(json.dumps(tree), encoding="utf-8")
+    (item,) = read_manifest(folder / "cuts.jsonl")
+    assert item.problem is None and len(item.cut.supervisions) == 3
+
+
+def test_cuts_that_lhotse_saved_as_audio_are_read_though_their_supervisions_name_the_audio_before(tmp_path):
+    wave = np.sin(np.arange(32000) / 5)
+    soundfile.write(tmp_path / "call.wav", np.stack([0.3 * wave, 0.6 * wave], axis=1), 16000)
+    call = Recording.from_file(tmp_path / "call.wav")
+    segment = SupervisionSegment("s", call.id, 0.0, 1.0, 1, "one")
+    cuts = CutSet.from_cuts([MonoCut("luis-1.0", 0.5, 1.0, 1, supervisions=[segment], recording=call)])
+    (saved,) = cuts.save_audios(tmp_path / "saved")
+    (one,) = saved.supervisions
+    assert (saved.recording.id, saved.channel, one.recording_id, one.channel) == ("luis-1.0", 0, "call", 1)
+    CutSet.from_cuts([saved]).to_file(tmp_path / "cuts.jsonl")
+    (item,) = read_manifest(tmp_path / "cuts.jsonl")
+    assert item.problem is None
 
 
 @pytest.mark.parametrize("part", ["recordings", "supervisions"])

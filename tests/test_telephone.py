@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -235,6 +236,24 @@ def test_written_audio_is_named_by_what_it_was_made_from_and_made_once(corpus, t
     rewritten = soundfile.read(source)[0] / 2
     soundfile.write(source, rewritten, 16000)
     assert len(write() - first) in (0, 1), "one recording changed"
+
+
+def test_an_id_that_is_too_long_for_a_file_is_cut_and_its_audio_stays_apart(tmp_path):
+    """Ids that nobody gave are made from paths, which may be longer than the name of a file."""
+    folder, rows = Path(*["sprecherin-ä" * 4] * 6), []
+    for name in ("a", "b"):
+        path = tmp_path / "corpus" / folder / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, speech_like(1.0, seed=ord(name)), 16000)
+        rows.append(json.dumps({"audio_filepath": str(folder / path.name), "text": "one", "german": "eins"}))
+    (tmp_path / "corpus" / "train.json").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    nemo = {"type": "nemo", "language": "en", "manifests": {"train": "train.json"}, "translations": {"de": "german"}}
+    config = recipe(tmp_path / "corpus", tmp_path / "exp", corpora={"talks": nemo}, nb_simulation={"write": True})
+    pipeline.prepare(config)
+    cuts = [cut for cut in read_cuts(Layout.of(config).cuts("train")) if tags_of(cut).bandwidth == "nb"]
+    written = {Path(cut.recording.sources[0].source) for cut in cuts}
+    assert len(written) == len({path.read_bytes() for path in written}) == 2
+    assert all(path.name.startswith("sprecherin-ä") for path in written)
 
 
 def test_lines_are_written_by_those_who_read_to_the_same_bytes(corpus, tmp_path, monkeypatch):

@@ -116,7 +116,12 @@ ERRORS = {
         "comes at 32000 Hz",
     ),
     "leaves its recording": (lambda cut: cut.update(duration=9.0), "duration", "goes from 0.00 to 9.00 s"),
-    "no such channel": (lambda cut: cut.update(channel=1), "audio", "is channel 1 of a recording"),
+    "no such channel": (
+        lambda cut: (cut.update(channel=1), cut["supervisions"][0].update(channel=1)),
+        "audio",
+        "is channel 1 of a recording",
+    ),
+    "a text of another channel": (lambda cut: cut.update(channel=1), "manifest", "its supervision `.*` is of channel 0, the cut of 1"),
     "longer than its audio": (
         lambda cut: cut["recording"].update(num_samples=80000, duration=5.0),
         "audio",
@@ -253,6 +258,16 @@ def test_a_line_that_is_no_json_is_kept_among_the_rejects_byte_for_byte(folder):
     assert [r.cuts for r in pipeline.validate(None, cuts=[manifest(folder)], fix=True, audio=False).rejects] == [1]
     (kept,) = lines(folder / "exp" / "cuts" / "rejected.train.jsonl.gz")
     assert kept["no_json"].encode("latin-1") == raw
+
+
+def test_a_byte_order_mark_is_not_carried_into_a_line_of_the_rejects(folder):
+    change(folder, text(""))
+    whole = gzip.decompress(manifest(folder).read_bytes())
+    manifest(folder).write_bytes(gzip.compress(b"\xef\xbb\xbf" + whole))
+    assert [r.cuts for r in pipeline.validate(None, cuts=[manifest(folder)], fix=True, audio=False).rejects] == [1]
+    rejected = gzip.decompress((folder / "exp" / "cuts" / "rejected.train.jsonl.gz").read_bytes())
+    assert rejected.endswith(b'"cut": ' + whole.splitlines()[0] + b"}\n")
+    assert json.loads(rejected)["cut"] == json.loads(whole.splitlines()[0])
 
 
 def test_a_manifest_is_never_emptied(folder):

@@ -19,8 +19,8 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
     """Yield one utterance per clip that has a translation, with its translations into all target languages.
 
     Raises:
-        DataError: If the folder of Common Voice, a table or a column is missing. Damaged lines, and translations of clips that
-            `validated.tsv` does not have, go to `work.unfit`.
+        DataError: If the folder of Common Voice, a table or a column is missing. Damaged lines, a clip that a table has twice, and
+            translations of clips that `validated.tsv` does not have, go to `work.unfit`.
     """
     source = Source(settings, work)
     folder = source.folder(settings.path)
@@ -35,8 +35,10 @@ def read(settings: CovostCorpus, work: Work) -> Iterator[Utterance]:
             work.left_out[f"translations into `{target}` that say `{STRUCK_OUT}`"] += 1
         elif splits.setdefault(name, split) != split:
             work.unfit(DataError(f"{where}: clip `{name}` is in split `{split}`, and elsewhere in `{splits[name]}`", PUBLISHED))
+        elif target in translations.get(name, {}):
+            work.unfit(DataError(f"{where}: clip `{name}` occurs before", PUBLISHED))
         elif settings.split_of(split) is not None:
-            translations.setdefault(name, {}).setdefault(target, []).append(row["translation"])
+            translations.setdefault(name, {})[target] = [row["translation"]]
             places.setdefault(name, where)
     validated = folder / "validated.tsv"
     spoken: dict[str, tuple[str, str]] = {}

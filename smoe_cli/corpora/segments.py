@@ -282,19 +282,24 @@ class Source:
 def merged(source: Source, segments: Iterable[Segment]) -> Iterator[Segment]:
     """One segment where several language pairs have the same part of the same recording with the same transcript.
 
-    Where their transcripts differ, each stays, the later ones with the target language at the end of their ids.
+    Where their transcripts differ, each stays, the later ones with the target language at the end of their ids. A segment that one pair
+    has twice goes to `work.unfit`, whatever its texts: it would be learned twice, or have two right answers.
     """
     found: dict[tuple[object, ...], Segment] = {}
     ids: set[str] = set()
+    pairs: set[tuple[str, ...]] = set()
     for segment in segments:
-        key: tuple[object, ...] = (segment.split, segment.audio.stem, segment.span_s, segment.transcript)
-        same = found.get(key)
-        if same is not None and not same.translations.keys() & segment.translations.keys():
+        pair = (segment.id, *segment.translations)
+        if pair in pairs:
+            source.work.unfit(DataError(f"{segment.where}: segment `{segment.id}` occurs before", PUBLISHED))
+            continue
+        pairs.add(pair)
+        key = (segment.split, segment.audio.stem, segment.span_s, segment.transcript)
+        if (same := found.get(key)) is not None:
             found[key] = replace(same, translations={**same.translations, **segment.translations})
             continue
         if segment.id in ids:
-            segment = replace(segment, id="-".join([segment.id, *segment.translations]))
-            key = (*key, segment.id, len(found))
+            segment = replace(segment, id="-".join(pair))
         ids.add(segment.id)
         found[key] = segment
     yield from source.follow(found.values(), "segments", len(found))

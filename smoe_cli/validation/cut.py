@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lhotse import MonoCut
 
 from smoe_cli.audio import TOLERANCE_S
+from smoe_cli.bandwidth import contradicts
 from smoe_cli.config import Config
 from smoe_cli.cuts import Tags, contradiction
 from smoe_cli.errors import DataError
@@ -89,6 +90,10 @@ def faults_of(cut: MonoCut, tags: Tags, route: Route, rules: Rules) -> Iterator[
     for wrong in (contradiction(cut, route), _against(tags, route, kind, text)):
         if wrong:
             yield Fault("tags", "error", wrong)
+    if (heard := tags.estimate) is not None and contradicts(heard.says, route.bandwidth):
+        yield Fault(
+            "bandwidth", "note", f"is tagged `{route.bandwidth}`, but is `{heard.says}` by its spectrum: {heard.bandwidth_hz} Hz", LOOK
+        )
     try:
         check_span("it", recording.sources[0].source, (cut.start, cut.duration), recording.duration, config)
     except DataError as error:

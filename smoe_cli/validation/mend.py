@@ -67,10 +67,13 @@ def _digest(line: bytes) -> bytes:
 
 
 def _reject(manifest: Path, number: int, raw: bytes, why: list[str]) -> bytes:
-    """One line of the rejects: where it was, why it is there, and the line itself, byte for byte if it is JSON."""
+    """One line of the rejects: where it was, why it is there, and the line itself, byte for byte if it is JSON.
+
+    A byte order mark is not kept: inside a line of JSON there is none.
+    """
     try:
-        json.loads(raw)
-        line = b'"cut": ' + raw.strip()
+        json.loads(text := raw.decode("utf-8-sig"))
+        line = b'"cut": ' + text.strip().encode()
     except (ValueError, RecursionError):
         line = b'"no_json": ' + json.dumps(raw.decode("latin-1")).encode()
     about = {"manifest": manifest.name, "line": number, "reasons": why}

@@ -45,9 +45,15 @@ def latin(path: str) -> Harm:
     return lambda root: (root / path).write_bytes((root / path).read_bytes()[:-2] + b"\xfc\n")
 
 
-def twice(path: str) -> Harm:
-    """The last line occurs again."""
-    return lambda root: (root / path).write_bytes((root / path).read_bytes() + (root / path).read_bytes().splitlines(True)[-1])
+def twice(*paths: str, line: int = -1) -> Harm:
+    """A line, by default the last one, occurs again in each of these files."""
+
+    def harm(root: Path) -> None:
+        for path in paths:
+            before = (root / path).read_bytes()
+            (root / path).write_bytes(before + before.split(b"\n")[:-1][line] + b"\n")
+
+    return harm
 
 
 def write(path: str, *lines: str) -> Harm:
@@ -104,12 +110,27 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
         ("nested", edit(MUSTC + "/txt/train.yaml", "0.250000", "[0.25]"), r"train.yaml` is no list of segments from line 1 on"),
         ("no YAML", edit(MUSTC + "/txt/train.yaml", "}", ""), r"train.yaml` line \d is not YAML"),
         ("latin-1", lambda r: (r / MUSTC / "txt/train.de").write_bytes(b"a\n\xfcber\nc\n"), r"train.de` line 2 is not UTF-8: byte 0xfc"),
+        (
+            "one segment twice",
+            twice(*(f"{MUSTC}/txt/train.{kind}" for kind in ("yaml", "en", "de")), line=0),
+            r"en-de/.*train.yaml` segment 4: segment `train-ted_1-00000250-00001750` occurs before",
+        ),
     ],
     "mtedx": [
         ("missing text", lose(TEDX + "/txt/train.en"), r"no file `.*es-en/data/train/txt/train.en`"),
         ("missing list", lose(TEDX + "/txt/train.yaml"), r"no file `.*es-en/data/train/txt/train.yaml`"),
         ("broken audio", break_off("mtedx/es-es/data/test/wav/xYz.flac"), r"2 of 6 .*xYz.flac"),
         ("latin-1", latin(TEDX + "/txt/train.en"), r"train.en` line 1 is not UTF-8: byte 0xfc"),
+        (
+            "one segment twice",
+            twice(*(f"{TEDX}/txt/train.{kind}" for kind in ("yaml", "es", "en"))),
+            r"es-en/.*train.yaml` segment 2: segment `train-0123e5-00000500-00001500` occurs before",
+        ),
+        (
+            "one transcript twice",
+            twice(*(f"mtedx/es-es/data/train/txt/train.{kind}" for kind in ("yaml", "es")), line=0),
+            r"es-es/.*train.yaml` segment 3: segment `train-0123e5-00000500-00001500` occurs before",
+        ),
     ],
     "covost": [
         ("missing clip", lose(CLIPS + "/clips/common_voice_en_2.mp3"), r"1 of 4 .*no audio file `.*common_voice_en_2.mp3`"),
@@ -120,6 +141,12 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
         ("missing table", lose(COVOST), r"no file `.*covost_v2.en_de.tsv`"),
         ("latin-1", latin(COVOST), r"covost_v2.en_de.tsv` line \d+ is not UTF-8: byte 0xfc"),
         ("one clip twice", edit(CLIPS + "/validated.tsv", "en_99.mp3", "en_0.mp3"), r"validated.tsv` line 7: clip .*_0.mp3` occurs before"),
+        ("one row twice", twice(COVOST, line=1), r"covost_v2.en_de.tsv` line 8: clip `common_voice_en_0.mp3` occurs before"),
+        (
+            "two translations",
+            edit(COVOST, "common_voice_en_1.mp3\tEr", "common_voice_en_0.mp3\tSie"),
+            r"covost_v2.en_de.tsv` line 3: clip `common_voice_en_0.mp3` occurs before",
+        ),
     ],
     "fleurs": [
         ("missing audio", lose("fleurs/en_us/audio/dev/200.wav"), r"1 of 9 .*no audio file `.*audio/dev/200.wav`"),
@@ -162,6 +189,11 @@ DAMAGES: dict[str, list[tuple[str, Harm, str]]] = {
         ),
         ("outside", edit(PARL + "/de/test/segments.lst", "2.75", "3.75"), r"from 1.25 to 3.75 s, but audio"),
         ("latin-1", latin(PARL + "/de/dev/segments.de"), r"segments.de` line 2 is not UTF-8: byte 0xfc"),
+        (
+            "one segment twice",
+            twice(*(f"{PARL}/de/train/segments.{kind}" for kind in ("lst", "en", "de")), line=0),
+            r"de/train/segments.lst` line 3: segment `train-en.20080924.31.3-001-00000000-00001250` occurs before",
+        ),
     ],
     "voxpopuli": [
         ("missing table", lose(VOX + "/asr_dev.tsv"), r"no file `.*de/asr_dev.tsv`"),

@@ -70,6 +70,20 @@ def test_transcripts_that_differ_stay_apart():
     assert [(item.id, sorted(item.translations)) for item in found] == [("t-1", ["de", "fr"]), ("t-1-it", ["it"])]
 
 
+def test_of_a_segment_that_one_pair_has_twice_the_first_stays_wherever_the_second_comes():
+    def one(target: str, said: str = "one", wrote: str = "x") -> Segment:
+        translations = {target: [wrote]} if target else {}
+        return Segment("t-1", target or "own", "train", Path("t.wav"), said, "en", translations, span_s=(0.0, 1.0))
+
+    work = Work("talks", Path(), Path())
+    found = merged(
+        Source(MustcCorpus(targets=["de", "fr"]), work),
+        [one(""), one("de"), one("de", wrote="y"), one("fr"), one("de", "two"), one("")],
+    )
+    assert [(item.id, item.transcript, item.translations) for item in found] == [("t-1", "one", {"de": ["x"], "fr": ["x"]})]
+    assert [problem.message for problem in work.problems] == [f"{where}: segment `t-1` occurs before" for where in ("de", "de", "own")]
+
+
 def test_multilingual_tedx_takes_transcripts_from_all_talks_and_translations_where_they_are(tmp_path):
     TREES["mtedx"](tmp_path)
     _, cuts = prepared("mtedx", tmp_path)
