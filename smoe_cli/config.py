@@ -32,6 +32,7 @@ SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
 LOWEST_HZ, HIGHEST_HZ = 4000, 192_000
 """Sampling rates of audio: below is no speech, above no microphone."""
+CORPUS_PATTERN = r"[A-Za-z][A-Za-z0-9_-]*"
 LineCodec = Literal["plain", "mulaw", "alaw", "gsm"]
 """Codecs of simulated telephone lines."""
 Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
@@ -88,9 +89,9 @@ class DataSettings(Settings):
     @classmethod
     def _check_names(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
-            if not re.fullmatch(TAG_PATTERN, str(name)):
+            if not (isinstance(name, str) and re.fullmatch(CORPUS_PATTERN, name)):
                 raise ValueError(
-                    f"`{name}` cannot name a corpus, as files are named by it; take a small letter, then such, digits, `_` and `-`"
+                    f"`{name}` cannot name a corpus, as files are named by it; take a letter, then letters, digits, `_` and `-`"
                 )
         return value
 
