@@ -9,11 +9,13 @@ RECIPE := recipes/quickstart
 step = @printf '== %s\n' '$(1)'; $(2) || { status=$$?; printf 'error: make: "%s" failed with exit status %s; what it said is above\n' '$(1)' $$status >&2; exit $$status; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help install demo test lint clean
 
 help: ## Show what can be made.
 	@printf 'usage: make TARGET [PYTHON=python3.12]\n\n'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
+
+install: $(STAMP) ## Install into .venv, and no more.
 
 demo: $(STAMP) ## Install, then prepare, train, decode, score and audit the quickstart recipe.
 	@printf '== smoe run in $(RECIPE)\n'

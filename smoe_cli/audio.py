@@ -209,7 +209,11 @@ class Heard:
     @property
     def stretches(self) -> list[list[float]]:
         """The stretches that are still: channel, from and to, in seconds of the file."""
-        return [list(map(float, one)) for one in np.frombuffer(self.still, np.float32).reshape(-1, 3)]
+        return [list(map(float, one)) for one in self._table]
+
+    @property
+    def _table(self) -> NDArray[np.float32]:
+        return np.frombuffer(self.still, np.float32).reshape(-1, 3)
 
     def problem_of(self, recording: Recording, channel: int, start_s: float, duration_s: float | None) -> DataError | None:
         """Why a part of a channel of the recording cannot be used; None: it can.
@@ -222,14 +226,19 @@ class Heard:
         end_s, speed = recording.duration if duration_s is None else start_s + duration_s, chain_of(recording).speed
         # Where a stretch begins and ends is known to a frame.
         first_s, last_s = start_s * speed + 2 * FRAME_S, end_s * speed - 2 * FRAME_S
-        inside = any(one == channel and from_s <= first_s and last_s <= to_s for one, from_s, to_s in self.stretches)
+        one_N, from_N, to_N = self._table.T
+        inside = bool(((one_N == channel) & (from_N <= first_s) & (last_s <= to_N)).any())
         if not inside and channel not in self.dead:
             return None
         audio, several = next((one.source, len(one.channels) > 1) for one in recording.sources if channel in one.channels)
         where = f"audio `{audio}` (recording `{recording.id}`)"
         if inside:
             what = f"channel {channel} of {where}" if several else where
-            return _silent(what, f"{start_s:.2f} to {end_s:.2f} s", "correct the times or the channel of this part, or leave it out")
+            return _silent(
+                what,
+                f"or hardly more than one from {start_s:.2f} to {end_s:.2f} s",
+                "correct the times or the channel of this part, or leave it out",
+            )
         return _silent(f"channel {channel} of {where}")
 
 
@@ -386,8 +395,8 @@ def _longest(
     return nlargest(MOST_STRETCHES, found, key=lambda one: one[2] - one[1])
 
 
-def _silent(what: str, part: str = "its beginning to its end", cure: str = "remove it, or bring back the right file") -> DataError:
-    return DataError(f"{what} is nothing but silence: one value from {part}", cure)
+def _silent(what: str, part: str = "from its beginning to its end", cure: str = "remove it, or bring back the right file") -> DataError:
+    return DataError(f"{what} is nothing but silence: one value {part}", cure)
 
 
 def write_flac(path: Path, samples_N: NDArray[np.int16], rate_hz: int) -> None:

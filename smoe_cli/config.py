@@ -32,7 +32,6 @@ SPLITS = ("train", "dev", "test")
 CONFORMER_KERNEL = 31
 LOWEST_HZ, HIGHEST_HZ = 4000, 192_000
 """Sampling rates of audio: below is no speech, above no microphone."""
-CORPUS_PATTERN = r"[A-Za-z][A-Za-z0-9_-]*"
 LineCodec = Literal["plain", "mulaw", "alaw", "gsm"]
 """Codecs of simulated telephone lines."""
 Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
@@ -82,18 +81,13 @@ class DataSettings(Settings):
     strip_punctuation: bool = Field(
         False, description="Remove punctuation except inside words (`it's`, `rendez-vous`), wherever `lowercase` would lower-case."
     )
+    foreign_texts: Literal["error", "note"] = Field(
+        "error",
+        description="What it is when more than a tenth of the texts of a task and language read like another language; `note` where names, "
+        "jargon or mixed speech do.",
+    )
     min_duration_s: float = Field(0.1, gt=0, description="Shorter recordings are errors.")
     max_duration_s: float = Field(30.0, gt=0, description="Longer recordings are errors.")
-
-    @field_validator("corpora", mode="before")
-    @classmethod
-    def _check_names(cls, value: Any) -> Any:
-        for name in value if isinstance(value, dict) else ():
-            if not (isinstance(name, str) and re.fullmatch(CORPUS_PATTERN, name)):
-                raise ValueError(
-                    f"`{name}` cannot name a corpus, as files are named by it; take a letter, then letters, digits, `_` and `-`"
-                )
-        return value
 
 
 # --- the parts of the system -----------------------------------------------------------------------------
@@ -424,6 +418,10 @@ class Config(Settings):
     def label(self, task: str) -> str:
         """Which label of the utterances a task of kind `classify` asks for."""
         return self.tasks[task].label or task
+
+    def transcribed(self) -> set[str]:
+        """Languages whose transcripts a task writes."""
+        return {lang for task, lang in self.targets() if self.kind(task).target == "transcript"}
 
     def text_policy(self, task: str | None = None) -> TextPolicy:
         """What is done to the texts that a task writes; without a task, to those whose task says nothing of its own."""

@@ -32,6 +32,7 @@ GZIP = 16 + zlib.MAX_WBITS
 LONGEST_MEMBER = 64 * LONGEST_LINE
 CURE = "bring back the whole file, or prepare it again"
 MOST_BYTES = 2**16 - 1
+ACCOUNTS = json.JSONEncoder(default=AudioTransform.to_dict)
 KEPT_MEMBERS = 256
 """Of the manifest's members, unpacked: 20 MB."""
 
@@ -263,13 +264,12 @@ def labels_of(some: Iterable[MonoCut], config: Config) -> dict[str, list[str]]:
 
 
 def account_of(cut: MonoCut) -> bytes:
-    """What makes a training cut the same as another: what is heard and what is written. Its audio may lie in another folder."""
-    said, sources, lines = cut.supervisions[0], [], None
-    if cut.has_recording:
-        sources = [Path(source.source).name for source in cut.recording.sources if source.type == "file"]
-        lines = cut.recording.transforms
-    heard = [cut.id, cut.start, cut.duration, cut.channel, sources, lines]
-    return json.dumps([*heard, said.text, (said.custom or {}).get("transcript")], default=AudioTransform.to_dict).encode()
+    """What makes a training cut the same as another: what is heard and what is written. Its audio may lie in another file."""
+    said, audio = cut.supervisions[0], cut.recording if cut.has_recording else None
+    custom = said.custom or {}
+    heard = [cut.id, cut.start, cut.duration, cut.channel, custom.get("line")]
+    heard += [audio.id, audio.num_samples, audio.transforms] if audio is not None else []
+    return ACCOUNTS.encode([*heard, said.text, custom.get("transcript")]).encode()
 
 
 def digest_of(route: Route, some: CutSet) -> str:

@@ -60,6 +60,8 @@ class Gathered:
         assumed: Corpus -> utterances whose language nobody named.
         spoken: Languages.
         unserved: Language -> utterances that serve no task.
+        untranscribed: Language -> utterances that serve other tasks, and whose transcript none writes.
+        translated: (corpus, target language) pairs of which there is a translation.
         notes: What there is to note of corpora, such as what they left out by their own rules, or the recipe's.
         unfit: Corpus -> what is wrong with the utterances that were left out, as its `max_unfit` allows.
         lines: Simulated telephone line -> utterances.
@@ -78,6 +80,8 @@ class Gathered:
     assumed: Counter[str] = field(default_factory=Counter)
     spoken: set[str] = field(default_factory=set)
     unserved: Counter[str] = field(default_factory=Counter)
+    untranscribed: Counter[str] = field(default_factory=Counter)
+    translated: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     unfit: dict[str, list[str]] = field(default_factory=dict)
     lines: Counter[str] = field(default_factory=Counter)
@@ -110,6 +114,7 @@ class Gathered:
             )
         self._cut_ids.update(ids)
         self.assumed[corpus] += utterance.language_assumed
+        self.translated |= {(corpus, lang) for lang in utterance.translations}
         self._count(utterance, made, config)
         return made
 
@@ -146,6 +151,8 @@ class Gathered:
         self.spoken.add(utterance.language)
         if not made:
             self.unserved[utterance.language] += 1
+        elif utterance.prepared is None and utterance.transcript.strip() and utterance.language not in config.transcribed():
+            self.untranscribed[utterance.language] += 1
         for task, lang in config.targets() if utterance.prepared is None else ():
             if config.kind(task).target == "label" and (task, lang) not in served:
                 self.lacking[f"label `{config.label(task)}` for {task}"] += 1

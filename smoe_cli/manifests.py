@@ -245,9 +245,10 @@ def _check_supervisions(cut: MonoCut, where: str) -> None:
         DataError: If there is one.
     """
     recording = cut.recording
-    # Lhotse's `save_audios` makes a recording of each cut, under the cut's id; the supervisions still name what it was cut from.
-    saved = recording.id == cut.id and sum(len(source.channels) for source in recording.sources) == 1
+    several = sum(len(source.channels) for source in recording.sources) > 1
     for one in cut.supervisions:
+        # Where Lhotse saves cuts as audio, of one channel, their supervisions still name the recording and the channel of before.
+        saved = not several and one.recording_id != recording.id
         channels = one.channel if isinstance(one.channel, list) else [one.channel]
         if not saved and one.recording_id != recording.id:
             wrong = f"is of recording `{one.recording_id}`, the cut of `{recording.id}`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -77,7 +77,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
                 gather(gathered, config, work, listener, put)
             except Refused as error:
                 refused.append(error)
-        _account_for(refused, corpora, layout)
+        _account_for(refused, corpora, config)
         _check_served(config, gathered, corpora)
     written = [split for split in SPLITS if gathered.cuts[split]]
     for split in SPLITS:
@@ -101,7 +101,7 @@ def prepare(config: Config, corpora: Sequence[str] | None, jobs: int, watcher: W
         lines=dict(sorted(gathered.lines.items())),
         bandwidths=gathered.bands.rows(),
         notes=[
-            *_notes(config, gathered),
+            *_notes(config, gathered, corpora),
             *(f"`{name}`: {len(lines):,} unfit utterances left out: `{layout.unfit(name)}`" for name, lines in gathered.unfit.items()),
         ],
         findings=validation.findings,
@@ -125,7 +125,7 @@ def check(config: Config, corpora: Sequence[str] | None) -> None:
             look(config, replace(_work(config, name, 1, Silent()), dry_run=True))
         except Refused as error:
             refused.append(error)
-    _refuse(refused, [error.hint for error in refused])
+    _refuse(config, refused, [error.hint for error in refused])
 
 
 def _work(config: Config, name: str, jobs: int, watcher: Watcher) -> Work:
@@ -134,18 +134,21 @@ def _work(config: Config, name: str, jobs: int, watcher: Watcher) -> Work:
     return Work(name, root, Layout.of(config).audio / name, jobs, lambda done, total, what: watcher.progress(what, done, total))
 
 
-def _refuse(refused: Sequence[Refused], hints: Sequence[str]) -> None:
+def _refuse(config: Config, refused: Sequence[Refused], hints: Sequence[str]) -> None:
+    root = config.data.root
+    if refused and root is not None and not root.is_dir() and all(str(root) in error.message for error in refused):
+        raise DataError(f"`data.root` names `{root}`, which is no folder", "correct it, or use --set data.root=FOLDER")
     if refused:
         raise DataError("\n".join(dict.fromkeys(error.message for error in refused)), "\n".join(dict.fromkeys(hints)))
 
 
-def _account_for(refused: Sequence[Refused], corpora: Sequence[str], layout: Layout) -> None:
+def _account_for(refused: Sequence[Refused], corpora: Sequence[str], config: Config) -> None:
     """Write down all that is wrong with corpora, beyond what a message can hold.
 
     Raises:
         DataError: If any was refused; it says what is wrong with all of them.
     """
-    hints = []
+    layout, hints = Layout.of(config), list[str]()
     for name in corpora:
         with suppress(OSError):
             layout.refused(name).unlink(missing_ok=True)
@@ -157,7 +160,7 @@ def _account_for(refused: Sequence[Refused], corpora: Sequence[str], layout: Lay
                 write_text_atomically(layout.refused(error.corpus), "\n".join(error.lines) + "\n")
                 hint += f"; `{layout.refused(error.corpus)}` has a line for each"
         hints.append(hint)
-    _refuse(refused, hints)
+    _refuse(config, refused, hints)
 
 
 class _Manifests:
@@ -194,7 +197,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _notes(config: Config, gathered: Gathered) -> list[str]:
+def _notes(config: Config, gathered: Gathered, corpora: Sequence[str]) -> list[str]:
     """What is no error, and not to be seen in the manifests."""
     notes = [f"{count} utterances have no {what}; they serve the other tasks" for what, count in sorted(gathered.lacking.items())]
     notes += [
@@ -206,12 +209,26 @@ def _notes(config: Config, gathered: Gathered) -> list[str]:
     for language, count in sorted(gathered.unserved.items()):
         cure = _renaming(config, [language])
         notes.append(f"{count} utterances in `{language}` serve no task: no cut was written" + (f"; {cure}" if cure else ""))
+    for language, count in sorted(gathered.untranscribed.items()) if config.transcribed() else ():
+        cure = _renaming(config, [language]) or f"if the recipe has another name for it: `data.corpora.*.languages: {{{language}: NAME}}`"
+        notes.append(f"{count} utterances in `{language}` have a transcript that no task writes; they serve the other tasks; {cure}")
+    notes += [
+        f"no utterance of `{name}` has a text where `data.corpora.{name}.translations` says of `{lang}`: `{where}`"
+        for name, lang, where in _never_translated(config, gathered, corpora)
+    ]
     notes += gathered.notes
     notes += contradictions(gathered.bands.rows())
     notes += [f"no {split} split: `smoe train` needs one" for split in ("train", "dev") if not gathered.cuts[split]]
     notes += _unheard(config, gathered)
     spoken, utterances = gathered.synthetic, gathered.utterances.total()
     return notes + ([f"synthetic speech: a machine spoke {spoken:,} of {utterances:,} utterances"] if spoken else [])
+
+
+def _never_translated(config: Config, gathered: Gathered, corpora: Sequence[str]) -> Iterator[tuple[str, str, object]]:
+    """Corpus, target language, and where its texts should be, where a corpus has none: the name may be wrong."""
+    for name in corpora:
+        named = getattr(config.data.corpora[name], "translations", {})
+        yield from ((name, lang, where) for lang, where in named.items() if (name, lang) not in gathered.translated)
 
 
 def _check_served(config: Config, gathered: Gathered, corpora: Sequence[str]) -> None:

@@ -35,6 +35,10 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 UNSET_VARIABLE = re.compile(r"\$\{?(\w+)")
 """What is left of a variable that the environment does not have."""
+FORM = re.compile(r"(constrained-)?(float|int|str|bool)|[\w-]+\[.*\]")
+"""A form that a value may have, which pydantic counts among the names of a setting that may have several."""
+SHOULD_BE = " should be "
+CORPUS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 CORPORA: dict[str, type[BaseModel]] = {kind.model_fields["type"].default: kind for kind in get_args(get_args(Corpus)[0])}
 """What `type` of a corpus says -> the class of its settings."""
@@ -90,6 +94,7 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
         ConfigError: Naming each setting that is unknown or impossible.
     """
     tree = dict(tree)
+    _check_names(tree, where)
     if base is not None:
         exp_dir = os.path.expandvars(os.path.expanduser(str(tree.get("exp_dir") or "exp")))
         if unset := UNSET_VARIABLE.search(exp_dir):
@@ -112,6 +117,22 @@ def parse_config(tree: dict[str, Any], where: str, base: Path | None = None) -> 
     return config
 
 
+def _check_names(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse names of corpora that files cannot be named by. Not asked of a checkpoint's recipe: its model is as it is.
+
+    Raises:
+        ConfigError: Naming one.
+    """
+    data = tree.get("data")
+    corpora = data.get("corpora") if isinstance(data, dict) else None
+    for name in corpora if isinstance(corpora, dict) else ():
+        if not (isinstance(name, str) and CORPUS_NAME.fullmatch(name)):
+            raise ConfigError(
+                f"`data.corpora`: `{name}` cannot name a corpus, as files are named by it; in `{where}`",
+                "take a letter, then letters, digits, `_` and `-`",
+            )
+
+
 def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", where: str = "") -> S:
     """Check one group of settings.
 
@@ -127,8 +148,16 @@ def parse_settings(kind: type[S], tree: Mapping[str, Any], group: str = "", wher
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        problems = [_problem(item, group, kind) for item in error.errors()]
-        raise ConfigError("; ".join(problems) + where, "docs/reference/config.md lists every setting") from None
+        problems: dict[str, list[str]] = {}
+        for item in error.errors():
+            named, wrong = _problem(item, group, kind)
+            problems.setdefault(named, []).append(wrong)
+        # Of several forms that a value may have, none fits.
+        said = [
+            named + " or ".join([wrongs[0], *(wrong.rpartition(SHOULD_BE)[2] for wrong in wrongs[1:])])
+            for named, wrongs in problems.items()
+        ]
+        raise ConfigError("; ".join(said) + where, "docs/reference/config.md lists every setting") from None
 
 
 def _inherit(tree: dict[str, Any]) -> None:
@@ -172,8 +201,11 @@ def _near(kind: type[BaseModel], names: Sequence[Any]) -> str:
     return f"; near it: {', '.join(f'`{name}`' for name in near)}" if near else ""
 
 
-def _problem(item: Any, group: str, kind: type[BaseModel]) -> str:
+def _problem(item: Any, group: str, kind: type[BaseModel]) -> tuple[str, str]:
+    """Which setting is wrong, and what of it."""
     names = [*item["loc"]]
+    if FORM.fullmatch(str(names[-1] if names else "")):
+        names.pop()
     corpus = names.index("corpora") + 1 if "corpora" in names[:2] else len(names)
     below = names[corpus + 1 :]
     if below:
@@ -181,29 +213,32 @@ def _problem(item: Any, group: str, kind: type[BaseModel]) -> str:
         kind, below = CORPORA[names.pop(corpus + 1)], below[1:]
     key = ".".join([*group.split(".")[:-1], *map(str, names)])
     if item["type"] == "extra_forbidden":
-        return f"unknown setting `{key}`{_near(kind, below or names)}"
+        return f"unknown setting `{key}`", _near(kind, below or names)
     if item["type"] in ("union_tag_not_found", "union_tag_invalid"):
         given = item["input"].get("type") if isinstance(item["input"], dict) else None
         if given is None:
-            return f"`{key}` has no `type`, which says what kind of corpus it is; known: {', '.join(CORPORA)}"
+            return f"`{key}`", f" has no `type`, which says what kind of corpus it is; known: {', '.join(CORPORA)}"
         near = "".join(f"; near it: `{name}`" for name in get_close_matches(str(given), CORPORA, n=1))
-        return f"unknown `{key}.type` `{given}`{near}; known: {', '.join(CORPORA)}"
+        return f"unknown `{key}.type` `{given}`", f"{near}; known: {', '.join(CORPORA)}"
     message = re.sub(r"^Value error, ", "", item["msg"])
-    return f"`{key}`: {message}" if key else message
+    if not key:
+        return "", message
+    if found := re.fullmatch(r"Input should be (.*?)(?:, unable to parse .*)?", message):
+        given = item["input"]
+        return f"`{key}`", f"{f' is `{given}`, and' if isinstance(given, str | int | float) else ''}{SHOULD_BE}{found[1]}"
+    return f"`{key}`", f": {message}"
 
 
 def data_root(config: Config) -> Path:
     """The folder that corpora lie in; asked for only where they are read, so that a trained model does not need it.
 
     Raises:
-        ConfigError: If `data.root` names an environment variable that is not set, or no folder.
+        ConfigError: If `data.root` names an environment variable that is not set.
     """
     root = config.data.root or Path()
     unset = UNSET_VARIABLE.search(str(root))
     if unset and not root.exists():  # a folder's own name may hold a `$`
         raise ConfigError(f"`data.root` names `${unset[1]}`, which is not set", f"export {unset[1]}=FOLDER, or use --set data.root=FOLDER")
-    if not root.is_dir():
-        raise ConfigError(f"`data.root` names `{root}`, which is no folder", "correct it, or use --set data.root=FOLDER")
     return root
 
 

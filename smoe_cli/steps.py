@@ -77,9 +77,10 @@ def _train_settings(config: Config) -> dict[str, Any]:
     # Where the checkpoint lies does not count, and how corpora are blended only where they are.
     init = {"init_from"} if _given(config) else {"init_from", "init_noise", "init_experts"}
     unset = {"corpus_temperature"} if config.train.corpus_temperature == 1.0 else set()
+    means = MEANS - {"memory_share"} if config.train.batch_s == "auto" else MEANS
     return {
         "model": config.model.model_dump(),
-        "train": ({"init_from": A_CHECKPOINT} if _given(config) else {}) | config.train.model_dump(exclude=WATCHING | MEANS | init | unset),
+        "train": ({"init_from": A_CHECKPOINT} if _given(config) else {}) | config.train.model_dump(exclude=WATCHING | means | init | unset),
         "features": config.features.model_dump(exclude=FEATURE_HANDLING),
         "tasks": _tasks(config),
         "axes": config.axes,

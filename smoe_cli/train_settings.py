@@ -20,7 +20,7 @@ LENGTH = {"max_steps", "validate_every", "validation_utterances", "patience"}
 """Settings of when a run ends and when it is validated: neither how a step computes, nor its memory, depends on them."""
 MEANS = {"threads", "shard", "loss_chunk", "activation_checkpointing", "compile", "memory_share"}
 """Settings of the means: time and memory of a step depend on them, and of what it computes the last digits at most (and with `compile`, on
-CPUs, what dropout draws)."""
+CPUs, what dropout draws). Only before the first step does `memory_share` decide more, with `batch_s: auto`: how large batches are."""
 
 
 def value_at(value: float | str, step: int) -> float:

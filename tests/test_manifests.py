@@ -301,7 +301,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_supervision_of_something_else_than_its_cut_is_refused(folder, name):
     other, said = OTHERS[name]
-    tree = entry(folder)
+    tree = entry(folder, channel_ids=[0, 1], sources=[{"type": "file", "channels": [0, 1], "source": "a.flac"}])
     tree["supervisions"][0] |= other
     with pytest.raises(DataError, match=f"line 1: cut `c`.*{re.escape(said)}"):
         pipeline.prepare(config_of(folder, tree))
@@ -328,9 +328,12 @@ def test_cuts_that_lhotse_saved_as_audio_are_read_though_their_supervisions_name
     (saved,) = cuts.save_audios(tmp_path / "saved")
     (one,) = saved.supervisions
     assert (saved.recording.id, saved.channel, one.recording_id, one.channel) == ("luis-1.0", 0, "call", 1)
+    CutSet.from_cuts([saved, *CutSet.from_cuts([saved]).trim_to_supervisions(), saved.with_id("other")]).to_file(tmp_path / "cuts.jsonl")
+    assert [item.problem for item in read_manifest(tmp_path / "cuts.jsonl")] == [None] * 3
+    saved.supervisions[0].recording_id = saved.recording.id
     CutSet.from_cuts([saved]).to_file(tmp_path / "cuts.jsonl")
     (item,) = read_manifest(tmp_path / "cuts.jsonl")
-    assert item.problem is None
+    assert "is of channel 1, the cut of 0" in item.problem.message
 
 
 @pytest.mark.parametrize("part", ["recordings", "supervisions"])

@@ -491,7 +491,10 @@ def test_a_text_in_another_language_is_noted_and_many_are_an_error(folder):
         change(folder, german, number)
     report = pipeline.validate(config_of(folder), audio=False)
     (error,) = (finding for finding in report.findings if finding.check == "language" and finding.severity == "error")
-    assert re.fullmatch(r"9 of \d+ texts of transcribe/en read like another language", error.message)
+    assert re.fullmatch(r"the texts of 9 of \d+ cuts of transcribe/en read like another language", error.message)
+    config = config_of(folder)
+    right = config.model_copy(update={"data": config.data.model_copy(update={"foreign_texts": "note"})})
+    assert pipeline.validate(right, audio=False).errors == 0
     fixed = pipeline.validate(config_of(folder), audio=False, fix=True)
     assert (fixed.errors, [reject.cuts for reject in fixed.rejects]) == (0, [9])
     rejected = lines(folder / "exp" / "cuts" / "rejected.train.jsonl.gz")

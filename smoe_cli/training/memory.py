@@ -163,7 +163,8 @@ def _left_in_groups() -> Iterator[int]:
         for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
             limit, now = (folder / name for name in names[:2])
             if limit.exists() and now.exists() and (text := limit.read_text().strip()) != "max":
-                dropped = re.search(rf"^{names[2]} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+                stat = folder / "memory.stat"
+                dropped = re.search(rf"^{names[2]} (\d+)", stat.read_text() if stat.exists() else "", re.MULTILINE)
                 yield int(text) - int(now.read_text()) + (int(dropped[1]) if dropped else 0)
 
 

@@ -287,11 +287,13 @@ def _check_ratios(paths: Sequence[Path], tally: _Tally, findings: Findings) -> N
 
 def _check_languages(tally: _Tally, findings: Findings) -> None:
     """A few texts in another language are to be looked at; where many are, the tag is wrong."""
+    if tally.rules.config is not None and tally.rules.config.data.foreign_texts == "note":
+        return
     for (task, lang), foreign in tally.foreign.items():
         cuts = sum(count for (_, _, route), count in tally.cuts.items() if (route.task, route.lang) == (task, lang))
         if len(foreign) >= FOREIGN and len(foreign) > FOREIGN_SHARE * cuts:
-            message = f"{len(foreign):,} of {cuts:,} texts of {task}/{lang} read like another language"
-            hint = "correct the tag, or take these texts out: `smoe validate --fix`; each has a note of its own"
+            message = f"the texts of {len(foreign):,} of {cuts:,} cuts of {task}/{lang} read like another language"
+            hint = "correct the tag, or take them out: `smoe validate --fix`; if they are right, `data.foreign_texts: note` lets them be"
             for path, item, fault in foreign:
                 findings.add(path, item, Fault("language", "error", message, hint), f"{task}/{lang}")
                 # The rejects say of each what it reads like.
