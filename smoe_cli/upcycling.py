@@ -112,7 +112,8 @@ def differences(origin: Origin | None, settings: TrainSettings) -> list[str]:
     folder = settings.init_from
     began = None if origin is None or origin.how != "init" else origin
     if began is None or folder is None:
-        return [] if began is None and folder is None else [f"train.init_from: {_told(began)} -> {f'`{folder}`' if folder else 'null'}"]
+        again = f"`{folder}`" if folder else "null (which it was given with `train.init_from` or --init-from)"
+        return [] if began is None and folder is None else [f"train.init_from: {_told(began)} -> {again}"]
     found = []
     if folder.is_dir() and model_digest(folder) != began.model:
         found.append(f"train.init_from: {_told(began)} -> `{folder}`, which is model {model_digest(folder)}")

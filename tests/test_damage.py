@@ -157,7 +157,7 @@ DAMAGES = {
         lambda at: replace_in_manifest(at / TEST, '"task": "translate"', '"task": "summarise"'),
         "decode",
         "cut `tones-a5-translate-de-wb`: the model has no route `summarise/de/wb`; it has: .*transcribe/en/nb",
-        "correct its tags in the manifest",
+        "choose one of these with --task, .*; or correct the cut's tags, if they are wrong",
     ),
     "unknown task on the command line": Damage(
         lambda at: None,

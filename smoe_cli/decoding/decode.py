@@ -19,11 +19,11 @@ from smoe_cli.cuts import BARE, UNDETERMINED, Tags, band_of, route_of, tags_of
 from smoe_cli.decoding.beam import beam_search
 from smoe_cli.decoding.labels import label_log_probs
 from smoe_cli.decoding.part import Header, open_part
-from smoe_cli.errors import DataError
+from smoe_cli.errors import DataError, RouteError
 from smoe_cli.features import FrontEnd
 from smoe_cli.model.speech_to_text import Memory
 from smoe_cli.records import Hypothesis
-from smoe_cli.tags import Bandwidth, Route
+from smoe_cli.tags import HOW_TO_CHOOSE, Bandwidth, Route
 from smoe_cli.watch import Silent, Watcher
 
 
@@ -68,7 +68,10 @@ class Decoder:
             if cut.id in ids:
                 raise DataError(f"cut `{cut.id}` occurs twice", "name each input once, and decode manifests that share cuts apart")
             ids.add(cut.id)
-            route_of(cut, self.system.plan)
+            try:
+                route_of(cut, self.system.plan)
+            except RouteError as error:
+                raise RouteError(error.message, f"{HOW_TO_CHOOSE}; or correct the cut's tags, if they are wrong") from None
         batches = list(self.batches(ordered))
         with open_part(part, self._header(batches), watcher) as done:
             # The same arithmetic as before, or the result would depend on where it was stopped.
