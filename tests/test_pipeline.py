@@ -223,7 +223,7 @@ def test_unknown_settings_are_named(tmp_path):
         "type: kladi": r"unknown `data.corpora.calls.type` `kladi`; near it: `kaldi`; known: tsv, ",
         "type: kaldi, tetx: x": r"unknown setting `data.corpora.calls.tetx`; near it: `text`",
         "path: x": r"`data.corpora.calls` has no `type`, which says what kind of corpus it is; known: tsv, ",
-        "type: kaldi, weight: heavy": r"`data.corpora.calls.weight`: ",
+        "type: kaldi, weight: heavy": r"`data.corpora.calls.weight` is `heavy`, and should be a valid number; ",
     }
     for given, said in corpora.items():
         with pytest.raises(ConfigError, match=said):
