@@ -138,7 +138,7 @@ class Memory:
         if self.device.type == "cuda":
             cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             return torch.cuda.mem_get_info(self.device)[0] + cached
-        return min(_kilobytes(MACHINE, "MemAvailable"), *_left_in_groups()) // self.sharers
+        return min([_kilobytes(MACHINE, "MemAvailable"), *_left_in_groups()]) // self.sharers
 
 
 def _kilobytes(path: Path, name: str) -> int:
@@ -151,7 +151,6 @@ def _kilobytes(path: Path, name: str) -> int:
 
 def _left_in_groups() -> Iterator[int]:
     """Bytes left in each group of processes that has a limit, of those that this one is in: a container's, a job's of a cluster."""
-    yield 2**63
     membership = PROCESS / "cgroup"
     for line in membership.read_text().splitlines() if membership.exists() else ():
         _, controllers, path = line.split(":", 2)
